@@ -1,0 +1,57 @@
+# Needs make and Python 3.11 or newer with venv; everything else is installed into .venv.
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMP := $(VENV)/.installed
+SOURCES := $(wildcard lightning_subnet tests examples benchmarks docs)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types docs bench clean
+
+help: ## Show this help
+	@echo "Usage: make TARGET [PYTHON=python3.12]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+	  | while IFS='|' read -r name text; do printf '  %-8s %s\n' "$$name" "$$text"; done
+
+install: $(STAMP) ## Create .venv with the package and its development tools (pinned)
+
+demo: $(STAMP) ## Search a small elastic network on real handwritten digits, into demo_output/
+	$(PY) examples/digits_search.py
+
+test: $(STAMP) ## Run the tests and the doctests
+	$(PY) -m pytest
+
+lint: $(STAMP) ## Check style and formatting
+	$(PY) -m ruff check $(SOURCES)
+	$(PY) -m ruff format --check $(SOURCES)
+
+types: $(STAMP) ## Check types (mypy, strict)
+	$(PY) -m mypy
+
+docs: $(STAMP) ## Build the documentation into docs/_build/html and run its examples
+	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(PY) -m sphinx -W --keep-going -b doctest docs docs/_build/doctest
+
+bench: $(STAMP) ## Run the search efficiency benchmark (long)
+	$(PY) -m benchmarks.search_efficiency
+
+clean: ## Remove what the targets wrote, .venv excepted
+	rm -rf build dist demo_output docs/_build lightning_logs htmlcov .coverage
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp goes first and comes back last, so that an interrupted install is repeated.
+# A .venv without a working pip, left by an interruption or another Python, is built anew.
+$(STAMP): pyproject.toml constraints.txt
+	@rm -f $@
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: no '$(PYTHON)' found; install Python 3.11 or newer, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $$($(PYTHON) --version) is too old; Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: '$(PYTHON)' has no working venv module; install it (on Debian and Ubuntu: the package python3-venv)" >&2; exit 1; }
+	@$(PY) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs,cli]'
+	@touch $@

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find the best sub-networks of any elastic super-network, inside an ordinary Lightning project.
+
+Names are loaded on first use, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_subnet.choices import Choice
+    from lightning_subnet.comparison import Comparison, compare
+    from lightning_subnet.elasticity.protocol import SubnetMixin
+    from lightning_subnet.errors import NoFeasibleSubnet, SpaceExhausted, SubnetError
+    from lightning_subnet.evaluators import Evaluator, FunctionEvaluator, TableEvaluator
+    from lightning_subnet.history import Evaluation, History
+    from lightning_subnet.measures import Measure, measure
+    from lightning_subnet.objectives import Constraint, Objective
+    from lightning_subnet.problem import Problem
+    from lightning_subnet.profiling import Profile
+    from lightning_subnet.result import SearchResult
+    from lightning_subnet.search import SubnetSearch, VersionWarning
+    from lightning_subnet.session import Budget
+    from lightning_subnet.space import SearchSpace
+    from lightning_subnet.strategies.base import Strategy
+    from lightning_subnet.subnet import Subnet
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Budget": "session",
+    "Choice": "choices",
+    "Comparison": "comparison",
+    "Constraint": "objectives",
+    "Evaluation": "history",
+    "Evaluator": "evaluators",
+    "FunctionEvaluator": "evaluators",
+    "History": "history",
+    "Measure": "measures",
+    "NoFeasibleSubnet": "errors",
+    "Objective": "objectives",
+    "Problem": "problem",
+    "Profile": "profiling",
+    "SearchResult": "result",
+    "SearchSpace": "space",
+    "SpaceExhausted": "errors",
+    "Strategy": "strategies.base",
+    "Subnet": "subnet",
+    "SubnetError": "errors",
+    "SubnetMixin": "elasticity.protocol",
+    "SubnetSearch": "search",
+    "TableEvaluator": "evaluators",
+    "VersionWarning": "search",
+    "compare": "comparison",
+    "measure": "measures",
+}
+
+__all__ = [
+    "Budget",
+    "Choice",
+    "Comparison",
+    "Constraint",
+    "Evaluation",
+    "Evaluator",
+    "FunctionEvaluator",
+    "History",
+    "Measure",
+    "NoFeasibleSubnet",
+    "Objective",
+    "Problem",
+    "Profile",
+    "SearchResult",
+    "SearchSpace",
+    "SpaceExhausted",
+    "Strategy",
+    "Subnet",
+    "SubnetError",
+    "SubnetMixin",
+    "SubnetSearch",
+    "TableEvaluator",
+    "VersionWarning",
+    "compare",
+    "measure",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only file that imports Lightning: its classes and the facts about them that we rely on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lightning_subnet.errors import SearchError
+
+__all__ = ["LightningDataModule", "LightningModule", "Trainer", "is_overridden"]
+
+
+def default_trainer() -> Trainer:
+    """Return a Trainer that validates on one device and leaves no traces."""
+    return Trainer(
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def check(model: Any, datamodule: Any, trainer: Any) -> None:
+    """Raise `SearchError` where the parts are not what Lightning would take."""
+    if not isinstance(model, LightningModule):
+        foreign = type(model).__mro__[-2 if len(type(model).__mro__) > 1 else 0].__module__
+        hint = (
+            "It comes from `pytorch_lightning`: import it from `lightning` throughout."
+            if any(cls.__module__.startswith("pytorch_lightning") for cls in type(model).__mro__)
+            else "Wrap the network in a LightningModule whose validation_step logs the metrics."
+        )
+        msg = f"fit() got a {type(model).__name__} ({foreign}), which is no LightningModule. {hint}"
+        raise SearchError(msg)
+    if datamodule is not None and not isinstance(datamodule, LightningDataModule):
+        msg = (
+            f"datamodule= is a {type(datamodule).__name__}, no LightningDataModule. "
+            "Pass dataloaders by dataloaders=."
+        )
+        raise SearchError(msg)
+    if not isinstance(trainer, Trainer):
+        msg = f"trainer= is a {type(trainer).__name__}, no lightning.pytorch.Trainer."
+        raise SearchError(msg)
+    if not is_overridden("validation_step", model):
+        msg = f"{type(model).__name__} has no validation_step, so nothing can be validated. Add one that logs the metrics."
+        raise SearchError(msg)
+    if trainer.num_devices * trainer.num_nodes > 1:
+        msg = (
+            f"The trainer uses {trainer.num_devices * trainer.num_nodes} devices; a search validates on one so "
+            "far. Pass trainer=Trainer(devices=1, ...)."
+        )
+        raise SearchError(msg)
+
+
+@contextmanager
+def quiet(trainer: Trainer) -> Iterator[None]:
+    """Take the user's loggers and callbacks away from a Trainer while it validates subnets."""
+    callbacks, loggers = trainer.callbacks, trainer.loggers
+    trainer.callbacks, trainer.loggers = [], []
+    try:
+        with warnings.catch_warnings():
+            # Batches in memory need no workers, which Lightning cannot know.
+            warnings.simplefilter("ignore", PossibleUserWarning)
+            yield
+    finally:
+        trainer.callbacks, trainer.loggers = callbacks, loggers
+
+
+def attached_trainer(module: LightningModule) -> Trainer | None:
+    """Return the Trainer of a module, or None; `module.trainer` raises where there is none."""
+    trainer: Trainer | None = module._trainer
+    return trainer

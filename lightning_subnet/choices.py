@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choices: what may vary, in which order, and under which conditions it exists at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_subnet.errors import InvalidSubnetError, SpaceError, did_you_mean, listed
+
+Value = str | int | float | bool | None
+Indices = npt.NDArray[np.int64]
+
+_MAX_VALUES = 2**16
+
+
+def plain(value: object) -> Value:
+    """Return a JSON scalar for a value (NumPy scalars are unpacked), or raise `SpaceError`."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        msg = f"The value {value!r} is not finite. Values of a choice are finite JSON scalars."
+        raise SpaceError(msg)
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    msg = (
+        f"The value {value!r} is a {type(value).__name__}. Values of a choice are str, int, float, "
+        "bool or None: name a structured value by a string and look it up in `activate`."
+    )
+    raise SpaceError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One thing that varies between subnets.
+
+    Args:
+        values: The values it may take. For an ordered choice from the smallest network to the
+            largest; `space.smallest` and `space.largest` are taken from its ends.
+        ordered: Whether the order of the values means something (3 < 5 < 7). A categorical choice
+            (operators, say) has `ordered=False`.
+        when: The choice exists only while every named earlier choice exists and has one of the
+            listed values: `{"depth": [3, 4]}`.
+        same: Groups of values that mean the same network, as the first two depths of OFA's
+            ResNet50 stem do: `[(0, 1)]`. Each group counts as one value, its first.
+
+    Raises:
+        SpaceError: No values, a repeated value, or a value that is not a JSON scalar.
+
+    Example:
+        >>> Choice([3, 5, 7], when={"depth": [3, 4]}).values
+        (3, 5, 7)
+        >>> Choice([0, 1, 2], same=[(0, 1)]).representative(1)
+        0
+    """
+
+    values: Sequence[Value]
+    ordered: bool = field(default=True, kw_only=True)
+    when: Mapping[str, Sequence[Value]] = field(default_factory=dict, kw_only=True)
+    same: Sequence[Sequence[Value]] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.values, (str, bytes)) or not isinstance(self.values, Iterable):
+            msg = f"The values of a choice are a list, not {self.values!r}. Write [{self.values!r}, ...]."
+            raise SpaceError(msg)
+        values = tuple(plain(value) for value in self.values)
+        if not values:
+            msg = "A choice has no values. Give the list of values it may take."
+            raise SpaceError(msg)
+        if len(values) > _MAX_VALUES:
+            msg = f"A choice has {len(values)} values; at most {_MAX_VALUES} are supported."
+            raise SpaceError(msg)
+        if repeated := [v for i, v in enumerate(values) if v in values[:i]]:
+            msg = f"The value {repeated[0]!r} stands twice in {list(values)}. List each value once."
+            raise SpaceError(msg)
+        when = {}
+        for name, allowed in (self.when or {}).items():
+            scalar = isinstance(allowed, (str, bytes)) or not isinstance(allowed, Iterable)
+            when[name] = tuple(plain(v) for v in ([allowed] if scalar else allowed))
+        same = tuple(tuple(plain(v) for v in group) for group in self.same)
+        members = [v for group in same for v in group]
+        if any(v not in values for v in members) or len(set(members)) < len(members):
+            msg = (
+                f"same={[list(group) for group in same]} must name values of {list(values)}, each once: "
+                "same=[(0, 1)] says that 0 and 1 mean the same network."
+            )
+            raise SpaceError(msg)
+        for name, value in (("values", values), ("when", when), ("same", same)):
+            object.__setattr__(self, name, value)
+
+    def representative(self, index: int) -> int:
+        """Return the index of the first value that means the same network as `values[index]`."""
+        for group in self.same:
+            if self.values[index] in group:
+                return min(self.values.index(v) for v in group)
+        return index
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the choice as JSON-able data, without defaults."""
+        data: dict[str, Any] = {"values": list(self.values)}
+        if not self.ordered:
+            data["ordered"] = False
+        if self.when:
+            data["when"] = {name: list(allowed) for name, allowed in self.when.items()}
+        if self.same:
+            data["same"] = [list(group) for group in self.same]
+        return data
+
+
+class Choices:
+    """The resolved choices of a space: names, value tables, conditions by index.
+
+    An assignment of n subnets is an integer array (n, n_choices) of value indices, in the order of
+    the choices. It is *canonical* if every inactive choice has index 0 and every active one the
+    first of the values that mean the same network.
+
+    Args:
+        choices: The choices by name; the order is the gene order.
+
+    Raises:
+        SpaceError: No choices, a bad name, or a condition that cannot be resolved.
+    """
+
+    def __init__(self, choices: Mapping[str, Choice]) -> None:
+        if not choices:
+            msg = 'A space needs at least one choice, e.g. SearchSpace({"depth": [2, 3, 4]}).'
+            raise SpaceError(msg)
+        self.by_name = dict(choices)
+        self.names = tuple(self.by_name)
+        self.position = {name: i for i, name in enumerate(self.names)}
+        self.values = tuple(choice.values for choice in self.by_name.values())
+        self.index_of = tuple({v: i for i, v in enumerate(values)} for values in self.values)
+        self.representatives = tuple(
+            np.array([choice.representative(i) for i in range(len(choice.values))])
+            for choice in self.by_name.values()
+        )
+        self.distinct = tuple(np.unique(reps) for reps in self.representatives)
+        self.conditions = tuple(self._resolve(name) for name in self.names)
+
+    def _resolve(self, name: str) -> tuple[tuple[int, npt.NDArray[np.bool_]], ...]:
+        """Return (position of the parent, allowed value indices as a mask) per condition."""
+        if not isinstance(name, str) or not name:
+            msg = f"The name {name!r} is not usable: names of choices are non-empty strings."
+            raise SpaceError(msg)
+        resolved = []
+        for parent, allowed in self.by_name[name].when.items():
+            if parent not in self.position:
+                msg = (
+                    f"Choice {name!r} exists when {parent!r} has some value, but the space has no such "
+                    f"choice.{did_you_mean(parent, self.names)} Its choices: {listed(self.names)}."
+                )
+                raise SpaceError(msg)
+            at = self.position[parent]
+            if at >= self.position[name]:
+                msg = (
+                    f"Choice {name!r} depends on {parent!r}, which does not stand before it. "
+                    f"Conditions look back: put {parent!r} before {name!r}."
+                )
+                raise SpaceError(msg)
+            unknown = [v for v in allowed if v not in self.index_of[at]]
+            if unknown or not allowed:
+                msg = (
+                    f"Choice {name!r} exists when {parent!r} is in {list(allowed)}, but {parent!r} takes "
+                    f"{list(self.values[at])}. List one or more of those values."
+                )
+                raise SpaceError(msg)
+            reps = self.representatives[at]
+            mask = np.isin(reps, [reps[self.index_of[at][v]] for v in allowed])
+            resolved.append((at, mask))
+        return tuple(resolved)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def active(self, X: Indices) -> npt.NDArray[np.bool_]:
+        """Return which choices exist, (n, n_choices), for assignments `X` (n, n_choices)."""
+        mask = np.ones(X.shape, dtype=bool)
+        for j, conditions in enumerate(self.conditions):
+            for parent, allowed in conditions:
+                mask[:, j] &= mask[:, parent] & allowed[X[:, parent]]
+        return mask
+
+    def canonical(self, X: Indices) -> Indices:
+        """Return `X` in canonical form, so that equal networks have equal rows."""
+        out = np.where(self.active(X), X, 0)
+        for j, reps in enumerate(self.representatives):
+            if len(self.distinct[j]) < len(reps):
+                out[:, j] = reps[out[:, j]]
+        return out
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[int, ...]]:
+        """Positions by group: `ks.0, ks.1` form the group `ks`, a name without a number itself."""
+        groups: dict[str, list[int]] = {}
+        for i, name in enumerate(self.names):
+            stem, dot, tail = name.rpartition(".")
+            groups.setdefault(stem if dot and stem and tail.isdigit() else name, []).append(i)
+        numbers = {stem: [self.names[i] for i in at] for stem, at in groups.items()}
+        result: dict[str, tuple[int, ...]] = {}
+        for stem, at in groups.items():
+            if numbers[stem] == [stem]:
+                result[stem] = tuple(at)
+            elif sorted(numbers[stem]) == sorted(f"{stem}.{k}" for k in range(len(at))):
+                result[stem] = tuple(
+                    sorted(at, key=lambda i: int(self.names[i].rpartition(".")[2]))
+                )
+            else:  # ks, ks.0 or ks.1, ks.3: no list can hold them, so each stands alone
+                result.update({self.names[i]: (i,) for i in at})
+        return result
+
+    def is_list(self, group: str) -> bool:
+        """Return whether the group is a numbered list, not a single choice."""
+        return self.groups[group] != (self.position.get(group),)
+
+    def flatten(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return values by name of choice from flat or grouped ones.
+
+        Raises:
+            InvalidSubnetError: An unknown name, or a list of the wrong length.
+        """
+        flat: dict[str, Any] = {}
+        for name, value in values.items():
+            if name in self.position:
+                flat[name] = value
+                continue
+            at = self.groups.get(name)
+            if at is None:
+                known = [*self.groups, *(n for n in self.names if n not in self.groups)]
+                msg = (
+                    f"{name!r} is not a choice of this space.{did_you_mean(name, known)} "
+                    f"Its choices: {listed(self.groups)}."
+                )
+                raise InvalidSubnetError(msg)
+            items = (
+                list(value) if isinstance(value, Iterable) and not isinstance(value, str) else None
+            )
+            if items is None or len(items) != len(at):
+                given = f"{len(items)} values" if items is not None else repr(value)
+                msg = f"{name!r} is a list of {len(at)} choices, but {given} came. Give a list of {len(at)}."
+                raise InvalidSubnetError(msg)
+            flat.update({self.names[i]: item for i, item in zip(at, items, strict=True)})
+        return flat
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the choices as JSON-able data."""
+        return {name: choice.to_json() for name, choice in self.by_name.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the choices that is the same in every process."""
+        return digest(self.to_json())
+
+
+def digest(data: object) -> str:
+    """Return a short stable hash of JSON-able data."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Costs: measures of a network that need no data."""

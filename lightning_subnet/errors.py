@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of the package: what is wrong, what was expected, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class SubnetError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class SpaceError(SubnetError, ValueError):
+    """A search space cannot be built from what was given."""
+
+
+class InvalidSubnetError(SubnetError, ValueError):
+    """An assignment is not a subnet of the space."""
+
+
+class ObjectiveError(SubnetError, ValueError):
+    """An objective, a constraint or a measure is not usable as given."""
+
+
+class TellError(SubnetError, ValueError):
+    """A told evaluation does not fit the search."""
+
+
+class MeasurementError(SubnetError, RuntimeError):
+    """A measure or an evaluator cannot work at all, for any subnet."""
+
+
+class SearchError(SubnetError, RuntimeError):
+    """A search cannot start or go on."""
+
+
+class StrategyError(SubnetError, ValueError):
+    """A strategy is unknown or set up wrongly."""
+
+
+class SpaceExhausted(SubnetError, RuntimeError):
+    """Every subnet of the space is measured or pending: the search ends normally."""
+
+
+class StorageError(SubnetError, RuntimeError):
+    """The storage cannot be read or written."""
+
+
+class StudyMismatchError(StorageError, ValueError):
+    """A stored study of this name was made with other settings."""
+
+
+class NoFeasibleSubnet(SubnetError, LookupError):
+    """No evaluated subnet satisfies the bounds; `nearest` violates them least.
+
+    Args:
+        message: What was asked for and what came nearest.
+        nearest: The evaluation with the least violation, or None if nothing was measured.
+    """
+
+    def __init__(self, message: str, nearest: Any = None) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+
+
+def did_you_mean(name: object, options: Iterable[object]) -> str:
+    """Return `" Did you mean 'x'?"` for the nearest option, or an empty string."""
+    near = difflib.get_close_matches(str(name), [str(option) for option in options], n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def listed(items: Iterable[object], limit: int = 8) -> str:
+    """Return the items as a short comma-separated list, for a message."""
+    items = list(items)
+    shown = ", ".join(repr(item) for item in items[:limit])
+    return f"{shown}, ... ({len(items)} in all)" if len(items) > limit else shown or "nothing"

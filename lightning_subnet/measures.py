@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures: what yields a number for a subnet, and whether that number is exact or expensive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_subnet.choices import Indices
+from lightning_subnet.errors import ObjectiveError
+from lightning_subnet.space import SearchSpace
+
+Takes = Literal["subnets", "indices"]
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """A named number of a subnet, computed by a function. `@measure` makes one.
+
+    Args:
+        name: Its name in objectives, constraints, histories and plots; units belong in it
+            (`latency_ms`).
+        fn: Called with a list of n subnets or, with `takes="indices"`, with value indices
+            (n, n_choices) in the space's order; returns n numbers, or n pairs (value, standard
+            error).
+        unit: The unit, for axes and tables.
+        exact: Free of noise and cheap: never predicted, never charged to the budget.
+        takes: What `fn` is called with. Inner searches call measures of indices in bulk.
+        fingerprint: Names what the value depends on besides the subnet (weights, data, device).
+            Values of equal fingerprint are reused between studies of one storage; None: never.
+    """
+
+    name: str
+    fn: Callable[[Any], Any]
+    unit: str = ""
+    exact: bool = False
+    takes: Takes = "subnets"
+    fingerprint: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            msg = f'A measure needs a name, not {self.name!r}: @measure("latency_ms", unit="ms").'
+            raise ObjectiveError(msg)
+        if self.takes not in ("subnets", "indices"):
+            msg = f"Measure {self.name!r}: takes= is 'subnets' or 'indices', not {self.takes!r}."
+            raise ObjectiveError(msg)
+
+    @property
+    def vectorised(self) -> bool:
+        """Whether thousands of subnets cost little more than one."""
+        return self.takes == "indices"
+
+    def __call__(self, subnets: Any) -> Any:
+        """Call the function itself, unchecked."""
+        return self.fn(subnets)
+
+    def evaluate(
+        self, space: SearchSpace, X: Indices
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return values (n,) and standard errors (n,; 0 where none was given) of index rows.
+
+        Raises:
+            ObjectiveError: The function returned something else than n numbers or pairs.
+        """
+        returned = self.fn(X if self.takes == "indices" else space.from_indices(X))
+        try:
+            array = np.asarray(returned, dtype=float)
+        except (TypeError, ValueError):
+            array = np.zeros(())
+        if array.shape == (len(X),):
+            return array, np.zeros(len(X))
+        if array.shape == (len(X), 2):
+            return array[:, 0], array[:, 1]
+        given = f"shape {array.shape}" if array.ndim else f"{returned!r:.60}"
+        msg = (
+            f"Measure {self.name!r} was asked for {len(X)} subnets and returned {given}. "
+            "Return one number, or one pair (value, standard error), for each."
+        )
+        raise ObjectiveError(msg)
+
+
+def measure(
+    name: str,
+    *,
+    unit: str = "",
+    exact: bool = False,
+    takes: Takes = "subnets",
+    fingerprint: str | None = None,
+) -> Callable[[Callable[[Any], Any]], Measure]:
+    """Make a `Measure` of the decorated function.
+
+    Args:
+        name: Its name in objectives, constraints, histories and plots.
+        unit: The unit, for axes and tables.
+        exact: Free of noise and cheap: never predicted, never charged to the budget.
+        takes: `"subnets"`: the function gets a list of subnets; `"indices"`: value indices
+            (n, n_choices), which is much faster for thousands of them.
+        fingerprint: Names what the value depends on besides the subnet; see `Measure`.
+
+    Raises:
+        ObjectiveError: No name, or another `takes`.
+
+    Example:
+        >>> from lightning_subnet import SearchSpace
+        >>> @measure("weights", exact=True)
+        ... def weights(subnets):
+        ...     return [subnet["width"] ** 2 * subnet["depth"] for subnet in subnets]
+        >>> space = SearchSpace(depth=[1, 2], width=[8, 16])
+        >>> weights([space.largest])
+        [512]
+    """
+
+    def decorate(fn: Callable[[Any], Any]) -> Measure:
+        return Measure(name, fn, unit=unit, exact=exact, takes=takes, fingerprint=fingerprint)
+
+    return decorate
+
+
+def by_name(measures: Sequence[Measure]) -> dict[str, Measure]:
+    """Return the measures by name.
+
+    Raises:
+        ObjectiveError: Not a measure, or two of one name.
+    """
+    found: dict[str, Measure] = {}
+    for item in measures:
+        if not isinstance(item, Measure):
+            msg = f"measures= holds {item!r}, which is no measure. Decorate a function with @measure(name)."
+            raise ObjectiveError(msg)
+        if item.name in found:
+            msg = f"measures= holds two measures of the name {item.name!r}. Give each its own name."
+            raise ObjectiveError(msg)
+        found[item.name] = item
+    return found

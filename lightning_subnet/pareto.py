@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fronts: non-dominated points, hypervolume and knee, with a rule for NaN, ties and infinities.
+
+Everywhere: a row with a NaN is not a measurement, so it is never on a front and dominates nothing.
+Exact ties stay together on the front. An infinity is a number like any other in a comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import moocore
+import numpy as np
+import numpy.typing as npt
+
+from lightning_subnet.errors import ObjectiveError
+
+Maximise = bool | Sequence[bool]
+
+
+def _points(points: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    array = np.asarray(points, dtype=float)
+    if array.ndim != 2 or array.shape[1] == 0:  # noqa: PLR2004 - a matrix
+        msg = f"Points have shape (n, m), one column an objective, not {array.shape}."
+        raise ObjectiveError(msg)
+    return array
+
+
+def nondominated(points: npt.ArrayLike, /, *, maximise: Maximise = False) -> npt.NDArray[np.bool_]:
+    """Return which points no other point dominates.
+
+    Args:
+        points: (n, m), one column an objective.
+        maximise: Whether larger is better, for all columns or for each.
+
+    Returns:
+        A mask (n,). Rows with a NaN are False; all of several equal points are True.
+
+    Example:
+        >>> nan = float("nan")
+        >>> nondominated([[nan, 2], [1, 2], [2, 1], [2, 1], [2, 2]]).tolist()
+        [False, True, True, True, False]
+    """
+    array = _points(points)
+    mask = ~np.isnan(array).any(axis=1)
+    if mask.any():
+        mask[mask] = moocore.is_nondominated(array[mask], maximise=maximise, keep_weakly=True)
+    return mask
+
+
+def nondominated_ranks(
+    points: npt.ArrayLike, /, *, maximise: Maximise = False
+) -> npt.NDArray[np.int64]:
+    """Return the number of the front that each point stands on, 0 for the best.
+
+    Args:
+        points: (n, m), one column an objective.
+        maximise: Whether larger is better, for all columns or for each.
+
+    Returns:
+        Ranks (n,). Rows with a NaN rank behind all others, together.
+
+    References:
+        Deb et al., NSGA-II, IEEE TEC 6(2), 2002, section III-A.
+
+    Example:
+        >>> nondominated_ranks([[1, 1], [2, 2], [1, 3], [1, 1]]).tolist()
+        [0, 1, 1, 0]
+    """
+    array = _points(points)
+    ranks = np.zeros(len(array), dtype=np.int64)
+    good = ~np.isnan(array).any(axis=1)
+    if good.any():
+        ranks[good] = moocore.pareto_rank(array[good], maximise=maximise)
+    ranks[~good] = ranks[good].max(initial=-1) + 1
+    return ranks
+
+
+def hypervolume(
+    points: npt.ArrayLike, /, reference: npt.ArrayLike, *, maximise: Maximise = False
+) -> float:
+    """Return the volume that the points dominate, up to the reference point.
+
+    Args:
+        points: (n, m), one column an objective.
+        reference: (m,), a point worse than all that should count.
+        maximise: Whether larger is better, for all columns or for each.
+
+    Returns:
+        The volume. Points that do not strictly dominate the reference and rows with a NaN add
+        nothing; a point that is infinitely good makes the volume infinite.
+
+    Raises:
+        ObjectiveError: A reference of another length or not finite.
+
+    Example:
+        >>> hypervolume([[1, 2], [2, 1]], reference=[3, 3])
+        3.0
+    """
+    array = _points(points)
+    ref = np.asarray(reference, dtype=float)
+    if ref.shape != (array.shape[1],) or not np.isfinite(ref).all():
+        msg = f"The reference point has {array.shape[1]} finite numbers, not {reference!r}."
+        raise ObjectiveError(msg)
+    sign = np.where(np.broadcast_to(maximise, ref.shape), -1.0, 1.0)
+    array, ref = array * sign, ref * sign
+    array = array[(array < ref).all(axis=1)]  # a NaN compares false
+    if not len(array):
+        return 0.0
+    if np.isinf(array).any():
+        return float("inf")
+    return float(moocore.hypervolume(array, ref=ref))
+
+
+def knee(points: npt.ArrayLike, /, *, maximise: Maximise = False) -> int:
+    """Return the row of the front where giving up one objective stops to buy much of another.
+
+    With the front scaled to the unit box this is the point farthest from the plane through its
+    extremes, on the side of the ideal point.
+
+    Args:
+        points: (n, m), one column an objective.
+        maximise: Whether larger is better, for all columns or for each.
+
+    Returns:
+        An index into `points`; the first of several equal ones.
+
+    Raises:
+        ObjectiveError: There is no finite non-dominated point.
+
+    References:
+        Das, On characterizing the "knee" of the Pareto curve, Structural Optimization 18, 1999.
+
+    Example:
+        >>> knee([[0, 10], [1, 2], [10, 0], [11, 11]])
+        1
+    """
+    array = _points(points)
+    rows = np.flatnonzero(nondominated(array, maximise=maximise) & np.isfinite(array).all(axis=1))
+    if not len(rows):
+        msg = "A knee needs at least one finite point, and there is none."
+        raise ObjectiveError(msg)
+    front = array[rows] * np.where(np.broadcast_to(maximise, array.shape[1]), -1.0, 1.0)
+    span = np.ptp(front, axis=0)
+    scaled = (front - front.min(axis=0)) / np.where(span > 0, span, 1.0)
+    return int(rows[np.argmin(scaled.sum(axis=1))])

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Problem: what a strategy is told, and what a history means under it: scores, feasibility, front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_subnet import pareto
+from lightning_subnet.choices import Indices
+from lightning_subnet.errors import ObjectiveError
+from lightning_subnet.history import Evaluation, History
+from lightning_subnet.measures import Measure
+from lightning_subnet.objectives import (
+    Constraint,
+    Objective,
+    check_consistent,
+    minimised,
+    violation,
+)
+from lightning_subnet.space import SearchSpace
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Space, objectives, constraints and exact measures of a search.
+
+    Args:
+        space: What may vary.
+        objectives: What to optimise, one or more.
+        constraints: What must hold; relative bounds refer to the largest subnet.
+        exact: Measures that are free of noise and cost, by name.
+    """
+
+    space: SearchSpace
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...] = ()
+    exact: Mapping[str, Measure] = field(default_factory=dict)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """All measures that objectives and constraints speak of."""
+        return tuple(
+            dict.fromkeys([o.name for o in self.objectives] + [c.name for c in self.constraints])
+        )
+
+    @cached_property
+    def needs_reference(self) -> tuple[str, ...]:
+        """Measures with a relative bound whose reference has to be measured on the largest subnet."""
+        return tuple(
+            {c.name: None for c in self.constraints if c.relative and c.name not in self.exact}
+        )
+
+    @cached_property
+    def exact_constraints(self) -> tuple[Constraint, ...]:
+        """The constraints that can be checked without a measurement, with absolute bounds."""
+        largest = self.space.indices([self.space.largest])
+        bounds = tuple(
+            c.absolute(
+                float(self.exact[c.name].evaluate(self.space, largest)[0][0]) if c.relative else 0.0
+            )
+            for c in self.constraints
+            if c.name in self.exact
+        )
+        check_consistent(bounds)
+        return bounds
+
+    def bounds(self, history: History) -> tuple[Constraint, ...]:
+        """Return all constraints with absolute bounds.
+
+        Raises:
+            ObjectiveError: A relative bound refers to the largest subnet, which is not measured.
+        """
+        if not self.needs_reference:
+            others = tuple(c for c in self.constraints if c.name not in self.exact)
+            return self.exact_constraints + others
+        largest = history.get(self.space.largest)
+        if largest is None or any(name not in largest.values for name in self.needs_reference):
+            msg = (
+                f"The bound on {self.needs_reference[0]!r} is relative to the largest subnet, which has no "
+                "successful evaluation yet. Measure and tell space.largest first, or give an absolute bound."
+            )
+            raise ObjectiveError(msg)
+        rest = (c for c in self.constraints if c.name not in self.exact)
+        bounds = self.exact_constraints + tuple(
+            c.absolute(largest.values.get(c.name, 0.0)) for c in rest
+        )
+        check_consistent(bounds)
+        return bounds
+
+    def exact_violation(self, X: Indices) -> npt.NDArray[np.float64]:
+        """Return the violation of the exact constraints of index rows, (n,); 0 is feasible."""
+        names = {c.name for c in self.exact_constraints}
+        columns = {name: self.exact[name].evaluate(self.space, X)[0] for name in sorted(names)}
+        return violation(self.exact_constraints, columns, len(X))
+
+    def scores(self, history: History) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return objectives to be minimised (n, m) and violations (n,) of the evaluations.
+
+        Failed evaluations have NaN objectives and infinite violation.
+        """
+        columns = {name: history.column(name) for name in self.names}
+        F = minimised(self.objectives, columns)
+        missed = violation(self.bounds(history), columns, len(history))
+        return F, np.where(np.isnan(F).any(axis=1), np.inf, missed)
+
+    def feasible(self, history: History) -> npt.NDArray[np.bool_]:
+        """Return which evaluations succeeded and satisfy every constraint, (n,)."""
+        return np.asarray(self.scores(history)[1] <= 0)
+
+    def front(self, history: History) -> list[Evaluation]:
+        """Return the non-dominated feasible evaluations, ordered by the first objective.
+
+        Exact ties all stay; ties of the first objective keep the order of measurement.
+        """
+        if not len(history):
+            return []
+        F, missed = self.scores(history)
+        F = np.where((missed > 0)[:, None], np.nan, F)
+        rows = np.flatnonzero(pareto.nondominated(F))
+        return [history[int(i)] for i in rows[np.argsort(F[rows, 0], kind="stable")]]

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leaving no trace: random states, module flags, buffers, device, trainers and the SIGINT handler come back."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_subnet._lightning import LightningModule, attached_trainer
+
+
+@contextmanager
+def random_state(seed: int | None = None) -> Iterator[None]:
+    """Restore the states of `random`, NumPy and torch on leaving; seed them on entering if asked."""
+    python, numpy_ = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's code may use it
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002 - the user's code may use it
+            torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_)  # noqa: NPY002 - as above
+
+
+@contextmanager
+def module_state(module: LightningModule, datamodule: Any = None) -> Iterator[None]:
+    """Restore what validating may change in a module, its datamodule and the process."""
+    training = {child: child.training for child in module.modules()}
+    wants_grad = {name: p.requires_grad for name, p in module.named_parameters()}
+    buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+    devices = {p.device for p in module.parameters()}
+    trainer = attached_trainer(module)
+    dm_trainer = getattr(datamodule, "trainer", None)
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        yield
+    finally:
+        if len(devices) == 1:
+            module.to(devices.pop())
+        for child, flag in training.items():
+            child.training = flag
+        for name, p in module.named_parameters():
+            p.requires_grad_(wants_grad[name])
+        with torch.no_grad():
+            for name, buffer in module.named_buffers():
+                if name in buffers and not torch.equal(buffer, buffers[name]):
+                    buffer.copy_(buffers[name])
+        module._trainer = trainer
+        if datamodule is not None:
+            datamodule.trainer = dm_trainer
+        if main and handler is not None:
+            signal.signal(signal.SIGINT, handler)

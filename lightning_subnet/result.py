@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SearchResult: the front, the best subnet under bounds, tables, plots, and a JSON file of it all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_subnet import pareto
+from lightning_subnet.errors import (
+    NoFeasibleSubnet,
+    ObjectiveError,
+    StorageError,
+    did_you_mean,
+    listed,
+)
+from lightning_subnet.history import Evaluation, History
+from lightning_subnet.objectives import (
+    Constraint,
+    Objective,
+    minimised,
+    parse_constraints,
+    violation,
+)
+from lightning_subnet.problem import Problem
+from lightning_subnet.space import SearchSpace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FORMAT = "lightning-subnet result 1"
+
+
+class SearchResult:
+    """What a search found.
+
+    Args:
+        problem: What was searched.
+        history: What was measured.
+        name: The study's name.
+
+    Example:
+        >>> from lightning_subnet import FunctionEvaluator, SearchSpace, SubnetSearch
+        >>> search = SubnetSearch(space=SearchSpace(depth=[1, 2, 3, 4]), storage=None, budget=4,
+        ...                       objectives={"error": "min", "depth_cost": "min"}, strategy="random")
+        >>> result = search.run(progress=False, evaluator=FunctionEvaluator(
+        ...     lambda s: {"error": 1 / s["depth"], "depth_cost": s["depth"]}))
+        >>> len(result.front), result.best("error", where={"depth_cost": "<= 2"}).subnet
+        (4, Subnet(depth=2))
+    """
+
+    def __init__(self, problem: Problem, history: History, *, name: str = "") -> None:
+        self.problem = problem
+        self.history = history
+        self.name = name
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What was optimised."""
+        return self.problem.objectives
+
+    @property
+    def front(self) -> History:
+        """The non-dominated, feasible evaluations, ordered by the first objective, best first."""
+        return History(self.history.space, self.problem.front(self.history))
+
+    @property
+    def knee(self) -> Evaluation:
+        """The evaluation of the front where giving up one objective stops to buy much of another.
+
+        Raises:
+            NoFeasibleSubnet: The front is empty.
+        """
+        front = self.front
+        if not len(front):
+            self._nothing("feasible", front)
+        columns = {o.name: front.column(o.name) for o in self.objectives}
+        return front[pareto.knee(minimised(self.objectives, columns))]
+
+    def best(
+        self, name: str, *, where: Mapping[str, str | Sequence[str]] | None = None
+    ) -> Evaluation:
+        """Return the best feasible evaluation by one measure.
+
+        Args:
+            name: An objective, or any recorded measure (then the smallest is the best).
+            where: Further bounds, as in `constraints=`: `{"latency_ms": "<= 12"}`.
+
+        Returns:
+            The evaluation; the first of several equal ones.
+
+        Raises:
+            NoFeasibleSubnet: Nothing satisfies the bounds; the error names the nearest.
+            ObjectiveError: A measure that was not recorded.
+        """
+        recorded = dict.fromkeys(key for e in self.history for key in e.values)
+        bounds = parse_constraints(where)
+        for key in [name, *(c.name for c in bounds)]:
+            if key not in recorded and len(self.history):
+                msg = f"{key!r} was not recorded.{did_you_mean(key, recorded)} Recorded: {listed(recorded)}."
+                raise ObjectiveError(msg)
+        sign = (
+            -1.0 if any(o.name == name and o.direction == "max" for o in self.objectives) else 1.0
+        )
+        extra = [self._absolute(c) for c in bounds]
+        columns = {c.name: self.history.column(c.name) for c in extra}
+        F, missed = (
+            self.problem.scores(self.history)
+            if len(self.history)
+            else (np.zeros((0, 1)), np.zeros(0))
+        )
+        missed = missed + violation(extra, columns, len(self.history))
+        values = sign * self.history.column(name)
+        usable = (missed <= 0) & np.isfinite(values)
+        if not usable.any():
+            nearest = None
+            if np.isfinite(missed).any():
+                nearest = self.history[
+                    int(np.argmin(np.where(np.isfinite(missed), missed, np.inf)))
+                ]
+            self._nothing(" and ".join(map(str, (*self.problem.constraints, *bounds))), nearest)
+        return self.history[int(np.argmin(np.where(usable, values, np.inf)))]
+
+    def _absolute(self, constraint: Constraint) -> Constraint:
+        if not constraint.relative:
+            return constraint
+        largest = self.history.get(self.history.space.largest)
+        return constraint.absolute(
+            np.nan if largest is None else largest.values.get(constraint.name, np.nan)
+        )
+
+    def _nothing(self, asked: str, nearest: Any) -> None:
+        failures = [e.reason for e in self.history if not e.ok]
+        if isinstance(nearest, Evaluation):
+            near = f"The nearest: {nearest}."
+        elif failures:
+            near = f"All {len(failures)} evaluations failed, the last with: {failures[-1]}."
+        else:
+            near = "Nothing was measured yet."
+        msg = f"None of {len(self.history)} evaluations is {asked or 'successful'}. {near}"
+        raise NoFeasibleSubnet(msg, nearest if isinstance(nearest, Evaluation) else None)
+
+    def minimised(self) -> npt.NDArray[np.float64]:
+        """Return the objectives of all evaluations, to be minimised, (n, m); NaN if infeasible or failed."""
+        if not len(self.history):
+            return np.zeros((0, len(self.objectives)))
+        F, missed = self.problem.scores(self.history)
+        return np.where((missed > 0)[:, None], np.nan, F)
+
+    def hypervolume(self, reference: Mapping[str, float]) -> float:
+        """Return the hypervolume of the front.
+
+        Args:
+            reference: A value of each objective that is worse than all that should count.
+
+        Raises:
+            ObjectiveError: An objective is missing from the reference.
+        """
+        if missing := [o.name for o in self.objectives if o.name not in reference]:
+            msg = f"The reference has no {missing[0]!r}. Give a value for each of {listed(o.name for o in self.objectives)}."
+            raise ObjectiveError(msg)
+        columns = {o.name: np.array([float(reference[o.name])]) for o in self.objectives}
+        return pareto.hypervolume(self.minimised(), minimised(self.objectives, columns)[0])
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return all evaluations, with a column `front` that marks those on the front."""
+        frame = self.history.to_dataframe()
+        on_front = {evaluation.number for evaluation in self.front}
+        frame["front"] = [number in on_front for number in frame.index]
+        return frame
+
+    def plot(self, x: str | None = None, y: str | None = None, ax: Any = None) -> tuple[Any, Any]:
+        """Draw the front and what else was measured; one objective is drawn over the evaluations.
+
+        Args:
+            x: The measure along x; by default the last objective.
+            y: The measure along y; by default the first objective.
+            ax: Matplotlib axes to draw on.
+
+        Returns:
+            `(fig, ax)`.
+        """
+        from lightning_subnet.plotting import draw_front
+
+        return draw_front(self, x=x, y=y, ax=ax)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything but the code of the measures as JSON; `load` reads it back."""
+        data = {
+            "format": _FORMAT,
+            "name": self.name,
+            "space": self.history.space.to_json(),
+            "objectives": {o.name: o.direction for o in self.objectives},
+            "constraints": [
+                {"name": c.name, "upper": c.upper, "bound": c.bound, "relative": c.relative}
+                for c in self._stored_constraints()
+            ],
+            "evaluations": [evaluation.to_json() for evaluation in self.history],
+        }
+        Path(path).write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+    def _stored_constraints(self) -> tuple[Constraint, ...]:
+        """Return the constraints with absolute bounds where an exact measure gave the reference."""
+        exact = self.problem.exact_constraints
+        return exact + tuple(
+            c for c in self.problem.constraints if c.name not in self.problem.exact
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> SearchResult:
+        """Read what `save` wrote.
+
+        Raises:
+            StorageError: Not such a file.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            if data["format"] != _FORMAT:
+                raise KeyError(data["format"])
+            space = SearchSpace.from_json(data["space"])
+            objectives = tuple(Objective(name, d) for name, d in data["objectives"].items())
+            constraints = tuple(Constraint(**c) for c in data["constraints"])
+            history = History(space, (Evaluation.from_json(e, space) for e in data["evaluations"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            msg = (
+                f"{path} holds no search result ({error!r:.80}). Write one with result.save(path)."
+            )
+            raise StorageError(msg) from error
+        return cls(Problem(space, objectives, constraints), history, name=data["name"])
+
+    def __str__(self) -> str:
+        front = self.front
+        failed = int((~self.history.ok).sum()) if len(self.history) else 0
+        head = (
+            f"{self.name}: {len(self.history)} evaluations, {failed} failed, {len(front)} on the front "
+            f"of {self.history.space.size:,} subnets"
+        )
+        if not len(front):
+            return head
+        names = list(dict.fromkeys([*self.problem.names, *(k for e in front for k in e.values)]))
+        shown = [
+            [f"{e.number}", *(f"{e.values.get(n, float('nan')):.6g}" for n in names)] for e in front
+        ]
+        rows = [["#", *names], *shown]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        subnets = ["subnet", *(repr(e.subnet)[7:-1] for e in front)]
+        table = [
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            + "  "
+            + subnet
+            for row, subnet in zip(rows, subnets, strict=True)
+        ]
+        return "\n".join([head, *table])
+
+    def __repr__(self) -> str:
+        return f"<SearchResult {self.name!r}: {len(self.history)} evaluations, {len(self.front)} on the front>"

@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SubnetSearch: the search as its user sees it. Settings here, the work in `Session`."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning_subnet import measures as measures_module
+from lightning_subnet.choices import digest
+from lightning_subnet.errors import SearchError, did_you_mean, listed
+from lightning_subnet.evaluators import Evaluator
+from lightning_subnet.history import Evaluation, History
+from lightning_subnet.measures import Measure
+from lightning_subnet.objectives import parse_constraints, parse_objectives
+from lightning_subnet.problem import Problem
+from lightning_subnet.profiling import Profile
+from lightning_subnet.progress import Progress
+from lightning_subnet.result import SearchResult
+from lightning_subnet.session import Budget, Session
+from lightning_subnet.space import SearchSpace
+from lightning_subnet.strategies import resolve
+from lightning_subnet.strategies.base import Strategy
+from lightning_subnet.subnet import Subnet
+
+if TYPE_CHECKING:
+    from lightning_subnet.storage import Storage
+
+Resume = Literal["auto", "must", "never"]
+
+_log = logging.getLogger(__name__)
+_RECORDED = ("lightning-subnet", "numpy", "pymoo", "torch", "lightning", "torchmetrics")
+
+
+class VersionWarning(UserWarning):
+    """A study is resumed with other versions than it was made with.
+
+    Silence it with `warnings.simplefilter("ignore", lightning_subnet.VersionWarning)`.
+    """
+
+
+class SubnetSearch:
+    """A search for the best subnets of a space.
+
+    Three ways to run it: `fit(model, datamodule)` drives a Lightning Trainer; `run(evaluator)` calls a
+    function or a table; `ask()` and `tell()` leave the loop to you. All of them commit every step
+    to `storage`, and a search of the same `name` goes on where the last one stopped, exactly.
+
+    Args:
+        objectives: What to optimise: `{"val_acc": "max", "macs": "min"}`, in any number.
+        constraints: What must hold: `{"macs": "<= 3e8"}`, or relative to the largest subnet
+            `{"params": "<= 60%"}`; several bounds on one measure as a list.
+        space: What may vary; `fit` takes it from the model.
+        measures: Measures that the search computes. Names that are not among them are told by you, or
+            measured by the evaluator.
+        strategy: A name (`lightning_subnet.strategies.names()`) or a `Strategy`.
+        budget: How many evaluations to make, or a `Budget`.
+        storage: A database URL; None keeps the study in memory.
+        name: The study's name, by which it is resumed. None makes a new name each time.
+        seed: The seed of all proposals.
+        resume: What to do with an existing study of that name: `"auto"` goes on with it, `"never"`
+            refuses, `"must"` refuses if there is none.
+        warm_start: Subnets to measure first, such as the front of another search.
+        trainer: The Trainer that `fit` validates with.
+
+    Raises:
+        SubnetError: Any argument that makes no sense; each says what was expected.
+        StudyMismatchError: A stored study of this name was made with other settings.
+
+    Example:
+        >>> from lightning_subnet import SearchSpace, SubnetSearch
+        >>> search = SubnetSearch(space=SearchSpace(depth=[1, 2, 3], width=[8, 16, 32]),
+        ...                       objectives={"error": "min", "cost": "min"}, strategy="random",
+        ...                       budget=5, storage=None)
+        >>> while subnets := search.ask(2):
+        ...     for subnet in subnets:
+        ...         cost = subnet["depth"] * subnet["width"]
+        ...         _ = search.tell(subnet, error=1 / cost, cost=cost)
+        >>> len(search.history), len(search.result().front)
+        (5, 5)
+    """
+
+    def __init__(  # noqa: PLR0913 - the settings of a search, each optional but the first
+        self,
+        *,
+        objectives: Mapping[str, str],
+        constraints: Mapping[str, str | Sequence[str]] | None = None,
+        space: SearchSpace | None = None,
+        measures: Sequence[Measure] = (),
+        strategy: str | Strategy = "nsga2",
+        budget: int | Budget = 250,
+        storage: str | None = "sqlite:///subnet_search.db",
+        name: str | None = None,
+        seed: int = 0,
+        resume: Resume = "auto",
+        warm_start: Iterable[Subnet] = (),
+        trainer: Any = None,
+    ) -> None:
+        self._settings = {
+            key: value for key, value in locals().items() if key not in ("self", "__class__")
+        }
+        self.objectives = parse_objectives(objectives)
+        self.constraints = parse_constraints(constraints)
+        self.measures = list(measures)
+        self.strategy = resolve(strategy)
+        self.budget = Budget.of(budget)
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            msg = f"seed={seed!r} must be a whole number from 0."
+            raise SearchError(msg)
+        if resume not in ("auto", "must", "never"):
+            msg = f"resume={resume!r} is 'auto', 'must' or 'never'."
+            raise SearchError(msg)
+        if space is not None and not isinstance(space, SearchSpace):
+            msg = f"space={space!r:.60} is no SearchSpace. Write space=SearchSpace({{...}})."
+            raise SearchError(msg)
+        if name is None and resume == "must":
+            msg = "resume='must' needs the name= of the study to go on with."
+            raise SearchError(msg)
+        self.seed = seed
+        self.name = name or f"search-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        self.warm_start = list(warm_start)
+        self.trainer = trainer
+        from lightning_subnet.storage import Storage
+
+        self._storage: Storage = Storage(storage)
+        self._session: Session | None = None
+        if space is not None:
+            self._problem = self._make_problem(space, self.measures)
+            self._load(space)
+
+    def replace(self, **changes: Any) -> SubnetSearch:
+        """Return a search with the same settings but for the given ones.
+
+        Example:
+            >>> from lightning_subnet import SearchSpace
+            >>> search = SubnetSearch(space=SearchSpace(depth=[1, 2]), objectives={"error": "min"},
+            ...                       storage=None)
+            >>> search.replace(seed=3).seed
+            3
+        """
+        if unknown := [key for key in changes if key not in self._settings]:
+            msg = f"{unknown[0]!r} is no setting of a search.{did_you_mean(unknown[0], self._settings)}"
+            raise SearchError(msg)
+        return SubnetSearch(**{**self._settings, **changes})
+
+    # Setting up
+
+    def _make_problem(self, space: SearchSpace, measures: Sequence[Measure]) -> Problem:
+        named = measures_module.by_name(measures)
+        exact = {name: measure for name, measure in named.items() if measure.exact}
+        problem = Problem(space, self.objectives, self.constraints, exact)
+        _ = problem.exact_constraints  # contradictions between relative and absolute bounds
+        return problem
+
+    def _load(self, space: SearchSpace) -> None:
+        """Load an existing study at once, so that `history` is there and a mismatch shows now."""
+        study = self._storage.find_study(self.name)
+        if study is not None or self._settings["resume"] == "must":
+            self._start(space, self.measures)
+
+    def _start(
+        self,
+        space: SearchSpace,
+        measures: Sequence[Measure],
+        *,
+        first: Sequence[Subnet] = (),
+        fingerprints: Mapping[str, str | None] | None = None,
+    ) -> Session:
+        """Open or create the study and the session over it."""
+        problem = self._make_problem(space, measures)
+        first = [*first, *([space.largest] if problem.needs_reference else []), *self.warm_start]
+        first = space.from_indices(space.indices(first)) if first else []
+        header = {
+            "space": space.to_json()["choices"],
+            "pool": digest(space.to_json()["pool"]) if space.is_pool else None,
+            "objectives": {o.name: o.direction for o in self.objectives},
+            "constraints": [str(c) for c in self.constraints],
+            "measures": {
+                m.name: {"exact": m.exact, "fingerprint": m.fingerprint} for m in measures
+            },
+            "evaluator": dict(fingerprints or {}),
+            "strategy": {"name": getattr(self.strategy, "name", type(self.strategy).__name__)}
+            | self.strategy.settings(),
+            "seed": self.seed,
+            "warm_start": [subnet.to_json() for subnet in first],
+        }
+        versions = {package: _version(package) for package in _RECORDED}
+        study = self._storage.find_study(self.name)
+        resume = self._settings["resume"]
+        if study is None:
+            if resume == "must":
+                names = self._storage.study_names()
+                msg = (
+                    f"There is no study {self.name!r} in {self._storage.url!r}, and resume='must'."
+                    f"{did_you_mean(self.name, names)} It holds: {listed(names)}."
+                )
+                raise SearchError(msg)
+            study = self._storage.create_study(self.name, header, space, versions)
+        elif resume == "never":
+            msg = (
+                f"Study {self.name!r} exists in {self._storage.url!r}, and resume='never'. "
+                "Give this search another name=."
+            )
+            raise SearchError(msg)
+        else:
+            study.check(header)
+            changed = [
+                f"{k} {v} -> {versions.get(k)}"
+                for k, v in study.versions.items()
+                if versions.get(k) != v
+            ]
+            if changed:
+                warnings.warn(
+                    f"Study {self.name!r} was made with other versions ({', '.join(changed)}); proposals may "
+                    "differ from an uninterrupted run. Silence: ignore lightning_subnet.VersionWarning.",
+                    VersionWarning,
+                    stacklevel=4,
+                )
+        self._problem = problem
+        self._session = Session(
+            problem,
+            self.strategy,
+            measures=measures_module.by_name(measures),
+            study=study,
+            budget=self.budget,
+            seed=self.seed,
+            first=first,
+        )
+        if len(self._session.history):
+            _log.info(
+                "Study %r goes on after %d evaluations.", self.name, len(self._session.history)
+            )
+        return self._session
+
+    def _opened(self) -> Session:
+        """Return the session, opening the study on first use."""
+        if self._session is None:
+            space = self._settings["space"]
+            if space is None:
+                msg = (
+                    "This search has no space. Give space=SearchSpace({...}) for ask/tell and run(), "
+                    "or call fit(model, datamodule), which takes it from the model."
+                )
+                raise SearchError(msg)
+            self._start(space, self.measures)
+        assert self._session is not None
+        return self._session
+
+    @property
+    def space(self) -> SearchSpace | None:
+        """What may vary; None before `fit` if the model brings it."""
+        return self._session.problem.space if self._session else self._settings["space"]
+
+    @property
+    def history(self) -> History:
+        """All evaluations so far, those of earlier runs of the study too."""
+        if self._session is None and self._settings["space"] is not None:
+            return History(self._settings["space"])
+        return self._opened().history
+
+    # Running
+
+    def ask(self, n: int = 1) -> list[Subnet]:
+        """Return 1 to n subnets to measure, or an empty list when the search is over.
+
+        They come from the open generation, so there may be fewer than n. A new process first gets those
+        that an earlier one was given and never told.
+
+        Args:
+            n: How many at most.
+
+        Raises:
+            SearchError: n is not positive, or the search has no space.
+        """
+        return self._opened().ask(n)
+
+    def tell(
+        self,
+        subnet: Subnet | Mapping[str, Any],
+        values: Mapping[str, Any] | None = None,
+        /,
+        **more: Any,
+    ) -> Evaluation:
+        """Record what was measured of a subnet.
+
+        A subnet that was not asked for is accepted as attached: it is part of the history and the
+        front, strategies learn from it, and it does not count towards the budget. A value that is
+        NaN or infinite makes the evaluation a failed one.
+
+        Args:
+            subnet: The subnet, or its values by name.
+            values: Numbers, or pairs (value, standard error), by name of measure.
+            **more: The same as keywords.
+
+        Returns:
+            The evaluation, with the measures that the search computed.
+
+        Raises:
+            TellError: The subnet was told before, or a value is missing, unknown or no number;
+                nothing is recorded then.
+        """
+        return self._opened().tell(subnet, {**(values or {}), **more})
+
+    def fail(self, subnet: Subnet | Mapping[str, Any], reason: str) -> Evaluation:
+        """Record that a subnet could not be measured, and why."""
+        return self._opened().fail(subnet, reason)
+
+    def run(self, evaluator: Evaluator | None = None, *, progress: bool = True) -> SearchResult:
+        """Measure subnets with an evaluator until the budget is spent or the space exhausted.
+
+        Args:
+            evaluator: Measures what `measures=` does not compute.
+            progress: Show progress.
+
+        Returns:
+            What was found.
+        """
+        return self._loop(self._opened(), evaluator, progress=progress)
+
+    def _loop(
+        self, session: Session, evaluator: Evaluator | None, *, progress: bool
+    ) -> SearchResult:
+        with Progress(session, enabled=progress) as shown:
+            while subnets := session.ask(1):
+                shown.update(session.measure(subnets[0], evaluator))
+        return self.result()
+
+    def fit(
+        self, model: Any, datamodule: Any = None, *, dataloaders: Any = None, progress: bool = True
+    ) -> SearchResult:
+        """Search the subnets of a trained model by validating them with a Lightning Trainer.
+
+        Evaluation 0 is the largest subnet, the reference of relative constraints. The model, the
+        datamodule and the trainer are left as they were, whatever happens.
+
+        Args:
+            model: A LightningModule with `search_space()` and `activate(subnet)` (`SubnetMixin`), whose
+                `validation_step` logs the objectives.
+            datamodule: The data; its `prepare_data` and `setup("fit")` run once.
+            dataloaders: Validation dataloaders, instead of a datamodule.
+            progress: Show progress.
+
+        Returns:
+            What was found.
+
+        Raises:
+            SearchError: The model is no super-network, or there is no data.
+            MeasurementError: An objective is never logged.
+        """
+        from lightning_subnet.trainer_evaluator import TrainerEvaluator
+
+        with TrainerEvaluator(
+            model, datamodule, dataloaders=dataloaders, trainer=self.trainer, seed=self.seed
+        ) as evaluator:
+            wanted = [*(o.name for o in self.objectives), *(c.name for c in self.constraints)]
+            measures = evaluator.bound_measures(self.measures, wanted)
+            own = {measure.name for measure in measures}
+            told = dict.fromkeys(name for name in wanted if name not in own)
+            session = self._start(
+                evaluator.space,
+                measures,
+                first=[evaluator.space.largest],
+                fingerprints={name: evaluator.fingerprint(name) for name in told},
+            )
+            return self._loop(session, evaluator, progress=progress)
+
+    def result(self) -> SearchResult:
+        """Return what was found so far."""
+        session = self._opened()
+        return SearchResult(session.problem, session.history, name=self.name)
+
+    def profile(self, model: Any = None, datamodule: Any = None) -> Profile:
+        """Say what the exact measures allow, before any budget is spent.
+
+        Args:
+            model: The model, where the space or an exact measure (`macs`) comes from it.
+            datamodule: The data, where the model has no `example_input_array`.
+
+        Returns:
+            The range of every exact measure, the share of feasible subnets and, if there are none, the
+            nearest.
+        """
+        space, measures = self._settings["space"], self.measures
+        if model is not None:
+            from lightning_subnet.trainer_evaluator import TrainerEvaluator
+
+            wanted = [*(o.name for o in self.objectives), *(c.name for c in self.constraints)]
+            with TrainerEvaluator(
+                model, datamodule, trainer=self.trainer, seed=self.seed
+            ) as evaluator:
+                measures = evaluator.bound_measures(self.measures, wanted)
+                return Profile.of(self._make_problem(evaluator.space, measures), seed=self.seed)
+        if space is None:
+            msg = "This search has no space: call profile(model, datamodule), or give space=."
+            raise SearchError(msg)
+        return Profile.of(self._make_problem(space, measures), seed=self.seed)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

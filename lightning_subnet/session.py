@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Session: the ask/tell engine. It opens generations, hands subnets out once and records what was measured.
+
+Every proposal is committed before it is handed out and every evaluation before the next starts, so
+a new process that opens the same study goes on where a killed one stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import numbers
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lightning_subnet.errors import (
+    MeasurementError,
+    ObjectiveError,
+    SearchError,
+    SpaceExhausted,
+    StrategyError,
+    SubnetError,
+    TellError,
+    did_you_mean,
+    listed,
+)
+from lightning_subnet.evaluators import Evaluator
+from lightning_subnet.history import Evaluation, History
+from lightning_subnet.measures import Measure
+from lightning_subnet.members import row_codes
+from lightning_subnet.problem import Problem
+from lightning_subnet.storage import Study
+from lightning_subnet.strategies.base import Strategy
+from lightning_subnet.subnet import Subnet
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """When a search stops: after so many evaluations, so many seconds of measuring, or either.
+
+    Args:
+        evaluations: Evaluations that the search asked for; failed and reused ones count.
+        seconds: Seconds spent in measurements, over all runs of the study.
+
+    Raises:
+        SearchError: Neither is given, or one is not positive.
+    """
+
+    evaluations: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [limit for limit in (self.evaluations, self.seconds) if limit is not None]
+        whole = self.evaluations is None or isinstance(self.evaluations, numbers.Integral)
+        usable = all(
+            isinstance(v, numbers.Real) and not isinstance(v, bool) and v > 0 for v in given
+        )
+        if not (given and whole and usable):
+            msg = (
+                f"A budget of evaluations={self.evaluations!r}, seconds={self.seconds!r} buys nothing. "
+                "Give a positive whole number of evaluations (budget=250), Budget(seconds=3600), or both."
+            )
+            raise SearchError(msg)
+
+    @classmethod
+    def of(cls, budget: Budget | int) -> Budget:
+        """Return the budget that `budget=` describes."""
+        return budget if isinstance(budget, cls) else cls(evaluations=budget)  # type: ignore[arg-type] # checked there
+
+
+class Session:
+    """One search over one study.
+
+    Args:
+        problem: What is searched.
+        strategy: Who proposes.
+        measures: The measures that are computed here, by name; all others are told.
+        study: Where generations and evaluations are committed.
+        budget: When to stop.
+        seed: Generation g draws from `default_rng([seed, g])`.
+        first: Subnets to measure before the strategy is asked, as generation 0.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        strategy: Strategy,
+        *,
+        measures: Mapping[str, Measure],
+        study: Study,
+        budget: Budget,
+        seed: int,
+        first: Sequence[Subnet] = (),
+    ) -> None:
+        self.problem = problem
+        self.strategy = strategy
+        self.measures = dict(measures)
+        self.study = study
+        self.budget = budget
+        self.seed = seed
+        self.exhausted = False
+        space = problem.space
+        self._generation: dict[bytes, int] = {}
+        self._waiting: list[Subnet] = []
+        self._pending: dict[bytes, tuple[Subnet, float]] = {}
+        self.history = History(space, study.evaluations(space))
+        generations = study.generations(space)
+        if not generations and first:
+            generations = [study.add_generation(0, list(dict.fromkeys(first)))]
+        self._n_generations = 0
+        for subnets in generations:
+            self._open(subnets)
+
+    # Handing out
+
+    @property
+    def told_names(self) -> tuple[str, ...]:
+        """The measures that are not computed here."""
+        return tuple(name for name in self.problem.names if name not in self.measures)
+
+    @property
+    def spent(self) -> int:
+        """Evaluations that count towards the budget: all but those that the user attached."""
+        return sum(evaluation.generation is not None for evaluation in self.history)
+
+    @property
+    def room(self) -> float:
+        """How many more subnets may be handed out."""
+        if self.budget.seconds is not None:
+            used = sum(evaluation.seconds for evaluation in self.history)
+            if used >= self.budget.seconds:
+                return 0
+        limit = math.inf if self.budget.evaluations is None else self.budget.evaluations
+        return max(limit - self.spent - len(self._pending), 0)
+
+    def ask(self, n: int = 1) -> list[Subnet]:
+        """Return 1 to n subnets to measure, or none if the search is over.
+
+        They come from the open generation; when that is used up the strategy opens the next one.
+        """
+        if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
+            msg = f"ask({n!r}): ask for a positive whole number of subnets."
+            raise SearchError(msg)
+        n = int(min(n, self.room))
+        if n < 1:
+            return []
+        if not self._waiting and not self._propose():
+            return []
+        served, self._waiting = self._waiting[:n], self._waiting[n:]
+        now = time.perf_counter()
+        for subnet in served:
+            self._pending[self._code(subnet)] = (subnet, now)
+        return served
+
+    def _propose(self) -> bool:
+        """Open the next generation; return False if the space is exhausted."""
+        if self.problem.needs_reference:
+            self.problem.bounds(self.history)  # raises where the largest subnet is still to be told
+        pending = [subnet for subnet, _ in self._pending.values()]
+        number = self._n_generations
+        rng = np.random.default_rng([self.seed, number])
+        try:
+            proposals = self.strategy.propose(
+                self.problem, self.history, self.strategy.batch_size, rng, pending
+            )
+        except SpaceExhausted as end:
+            _log.info("%s The search ends.", end)
+            self.exhausted = True
+            return False
+        self._check(proposals, pending)
+        self._open(self.study.add_generation(number, proposals))
+        return bool(self._waiting)
+
+    def _check(self, proposals: Iterable[Subnet], pending: Iterable[Subnet]) -> None:
+        """Hold a strategy (perhaps the user's own) to its contract."""
+        codes = [self._code(subnet) for subnet in proposals]
+        taken = self.history.codes | {self._code(subnet) for subnet in pending}
+        if not codes or len(set(codes)) < len(codes) or taken & set(codes):
+            msg = (
+                f"{self.strategy!r} proposed {len(codes)} subnets, {len(set(codes) - taken)} of them new. "
+                "A strategy returns one or more distinct subnets that are not in history or pending, "
+                "or raises SpaceExhausted: strategies.base.fill does that for any source of proposals."
+            )
+            raise StrategyError(msg)
+
+    def _open(self, subnets: Sequence[Subnet]) -> None:
+        for subnet in subnets:
+            code = self._code(subnet)
+            self._generation.setdefault(code, self._n_generations)
+            if subnet not in self.history and code not in self._pending:
+                self._waiting.append(subnet)
+        self._n_generations += 1
+
+    def _code(self, subnet: Subnet) -> bytes:
+        return row_codes(self.problem.space.indices([subnet]))[0]
+
+    # Taking in
+
+    def tell(self, subnet: Subnet | Mapping[str, Any], values: Mapping[str, Any]) -> Evaluation:
+        """Record the told values of a subnet, and compute the measures that are computed here."""
+        subnet = self._checked(subnet)
+        known = self._numbers(values)
+        if unknown := [name for name in known if name not in self.told_names]:
+            hint = (
+                "It is computed by the search: leave it out."
+                if unknown[0] in self.measures
+                else f"{did_you_mean(unknown[0], self.told_names)} Expected: {listed(self.told_names)}."
+            )
+            msg = f"{unknown[0]!r} is not a measure to be told. {hint.strip()}"
+            raise TellError(msg)
+        if missing := [name for name in self.told_names if name not in known]:
+            msg = (
+                f"The value of {missing[0]!r} is missing; {listed(known)} came. "
+                "Tell every measure of the objectives and constraints at once, or fail(subnet, reason)."
+            )
+            raise TellError(msg)
+        return self._complete(subnet, known, seconds=self._since_asked(subnet))
+
+    def fail(self, subnet: Subnet | Mapping[str, Any], reason: str) -> Evaluation:
+        """Record that a subnet could not be measured."""
+        subnet = self._checked(subnet)
+        return self._record(
+            subnet, {}, reason=str(reason) or "no reason given", seconds=self._since_asked(subnet)
+        )
+
+    def measure(self, subnet: Subnet, evaluator: Evaluator | None) -> Evaluation:
+        """Measure a subnet with an evaluator, reusing stored values, and record it."""
+        fingerprints = self._fingerprints(evaluator)
+        stored = self.study.storage.known_values(fingerprints, subnet)
+        needed = [name for name in self.told_names if name not in stored]
+        start = time.perf_counter()
+        values: dict[str, tuple[float, float]] = {}
+        if needed:
+            if evaluator is None:
+                msg = (
+                    f"Nothing measures {needed[0]!r}: pass an evaluator to run(), or a measure of that name "
+                    "in measures=."
+                )
+                raise SearchError(msg)
+            try:
+                measured = dict(evaluator.evaluate(subnet))
+            except MeasurementError:
+                raise
+            except Exception as error:
+                return self._record(
+                    subnet, {}, reason=_reason(error), seconds=time.perf_counter() - start
+                )
+            if missing := [name for name in needed if name not in measured]:
+                msg = (
+                    f"The evaluator gives no {missing[0]!r}.{did_you_mean(missing[0], measured)} "
+                    f"It gave: {listed(measured)}."
+                )
+                raise MeasurementError(msg)
+            values = self._numbers({k: v for k, v in measured.items() if k not in self.measures})
+        reused = {name: stored[name] for name in self.told_names if name in stored}
+        return self._complete(
+            subnet,
+            {**values, **reused},
+            seconds=time.perf_counter() - start if needed else 0.0,
+            stored=stored,
+            fingerprints=fingerprints,
+        )
+
+    def _fingerprints(self, evaluator: Evaluator | None) -> dict[str, str]:
+        own = {name: m.fingerprint for name, m in self.measures.items() if not m.exact}
+        told = {name: evaluator.fingerprint(name) for name in self.told_names} if evaluator else {}
+        return {name: print_ for name, print_ in {**told, **own}.items() if print_ is not None}
+
+    def _checked(self, subnet: Subnet | Mapping[str, Any]) -> Subnet:
+        """Return the told subnet as a member of the space that has no evaluation yet."""
+        space = self.problem.space
+        subnet = space.from_indices(space.indices([space.subnet(subnet)]))[0]
+        if (known := self.history.get(subnet)) is not None:
+            msg = (
+                f"{subnet} was told already, as evaluation {known.number}. "
+                "The first values stay; a subnet is measured once."
+            )
+            raise TellError(msg)
+        return subnet
+
+    def _since_asked(self, subnet: Subnet) -> float:
+        _, asked = self._pending.get(self._code(subnet), (subnet, None))
+        return 0.0 if asked is None else time.perf_counter() - asked
+
+    @staticmethod
+    def _numbers(values: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+        """Return (value, standard error) by name of measure; what is no number raises."""
+        numbers_ = {}
+        for name, given in values.items():
+            pair = given if isinstance(given, tuple) and len(given) == 2 else (given, 0.0)  # noqa: PLR2004 - a pair
+            try:
+                if any(isinstance(item, (str, bytes, bool)) for item in pair):
+                    raise TypeError
+                numbers_[name] = (float(pair[0]), float(pair[1]))
+            except (TypeError, ValueError):
+                msg = (
+                    f"The value of {name!r} is {given!r:.60}. Tell a number, or a pair (value, standard error); "
+                    "a measurement that failed is told by fail(subnet, reason)."
+                )
+                raise TellError(msg) from None
+        return numbers_
+
+    def _complete(
+        self,
+        subnet: Subnet,
+        known: Mapping[str, tuple[float, float]],
+        *,
+        seconds: float,
+        stored: Mapping[str, tuple[float, float]] | None = None,
+        fingerprints: Mapping[str, str] | None = None,
+    ) -> Evaluation:
+        """Compute the measures that are computed here, and record the evaluation."""
+        values = dict(known)
+        stored = stored or {}
+        X = self.problem.space.indices([subnet])
+        start = time.perf_counter()
+        reasons = []
+        for name, measure in self.measures.items():
+            if name in stored and not measure.exact:
+                values[name] = stored[name]
+                continue
+            try:
+                value, error = measure.evaluate(self.problem.space, X)
+                values[name] = (float(value[0]), float(error[0]))
+            except (ObjectiveError, MeasurementError):
+                raise
+            except Exception as error:
+                reasons.append(f"{name}: {_reason(error)}")
+        seconds += time.perf_counter() - start
+        wanted = {*self.problem.names, *self.measures}
+        for name in [name for name, (value, _) in values.items() if not math.isfinite(value)]:
+            value, _ = values.pop(name)
+            if name in wanted:
+                reasons.append(f"{name} is {value}")
+        return self._record(
+            subnet,
+            values,
+            reason="; ".join(reasons),
+            seconds=seconds,
+            reused=tuple(name for name in stored if name in wanted),
+            fingerprints=fingerprints,
+        )
+
+    def _record(
+        self,
+        subnet: Subnet,
+        values: Mapping[str, tuple[float, float]],
+        *,
+        reason: str,
+        seconds: float,
+        reused: tuple[str, ...] = (),
+        fingerprints: Mapping[str, str] | None = None,
+    ) -> Evaluation:
+        code = self._code(subnet)
+        evaluation = self.study.add_evaluation(
+            Evaluation(
+                number=len(self.history),
+                subnet=subnet,
+                values={name: value for name, (value, _) in values.items()},
+                errors={name: error for name, (_, error) in values.items() if error},
+                status="failed" if reason else "ok",
+                reason=reason,
+                seconds=seconds,
+                generation=self._generation.get(code),
+                reused=reused,
+            ),
+            fingerprints,
+        )
+        self._pending.pop(code, None)
+        self._waiting = [s for s in self._waiting if s != subnet]
+        missed = evaluation.number > len(self.history)  # another process wrote in between
+        new = (
+            self.study.evaluations(self.problem.space, start=len(self.history))
+            if missed
+            else [evaluation]
+        )
+        for item in new:
+            self.history.add(item)
+        return evaluation
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    name = type(error).__name__
+    if isinstance(error, SubnetError) and text:
+        return text[0]
+    return f"{name}: {text[0]}" if text else name

@@ -1,0 +1,418 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SearchSpace: what may vary between subnets, counted, sampled, encoded and validated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_subnet.choices import Choice, Choices, Indices, Value, digest, plain
+from lightning_subnet.errors import (
+    InvalidSubnetError,
+    SpaceError,
+    SpaceExhausted,
+    listed,
+)
+from lightning_subnet.members import AllMembers, Members, PoolMembers
+from lightning_subnet.subnet import CODE, Subnet
+
+Encoding = Literal["onehot", "ordinal"]
+Rng = np.random.Generator | int | None
+
+
+class SearchSpace:
+    """What may vary: named choices, some of which exist only under others.
+
+    Args:
+        choices: The choices by name, in gene order. A plain list is an ordered choice.
+        **more: The same as keywords.
+
+    Raises:
+        SpaceError: No choices, fewer than two distinct subnets, or a condition that makes no sense.
+
+    Example:
+        >>> space = SearchSpace({
+        ...     "depth": [2, 3, 4], "ks.0": [3, 5, 7], "ks.1": [3, 5, 7],
+        ...     "ks.2": Choice([3, 5, 7], when={"depth": [3, 4]}),
+        ...     "ks.3": Choice([3, 5, 7], when={"depth": [4]}),
+        ... })
+        >>> space.size  # 9 + 27 + 81
+        117
+        >>> space.largest
+        Subnet(depth=4, ks=[7, 7, 7, 7])
+        >>> space.encode(space.sample(10, rng=0)).shape
+        (10, 15)
+    """
+
+    def __init__(
+        self,
+        choices: Mapping[str, Choice | Sequence[Value]] | None = None,
+        /,
+        **more: Choice | Sequence[Value],
+    ) -> None:
+        if choices is not None and not isinstance(choices, Mapping):
+            msg = (
+                f"A space is made of choices by name, not of a {type(choices).__name__}. "
+                'Write SearchSpace({"depth": [2, 3, 4]}).'
+            )
+            raise SpaceError(msg)
+        given = {**(choices or {}), **more}
+        made = {}
+        for name, choice in given.items():
+            try:
+                made[name] = choice if isinstance(choice, Choice) else Choice(choice)
+            except SpaceError as error:
+                msg = f"Choice {name!r}: {error}"
+                raise SpaceError(msg) from None
+        self._choices = Choices(made)
+        self._members: Members = AllMembers(self._choices)
+        if self.size < 2:  # noqa: PLR2004 - a search needs an alternative
+            msg = (
+                f"The space has a single subnet, {self.smallest}, so there is nothing to search. "
+                "Give at least one choice two values or more."
+            )
+            raise SpaceError(msg)
+
+    # What it holds
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        """The choices by name, in gene order."""
+        return dict(self._choices.by_name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the choices, in gene order."""
+        return self._choices.names
+
+    @property
+    def size(self) -> int:
+        """The exact number of distinct subnets."""
+        return self._members.size
+
+    @property
+    def is_pool(self) -> bool:
+        """Whether this is a listed part of a space (`restricted_to`)."""
+        return isinstance(self._members, PoolMembers)
+
+    @cached_property
+    def smallest(self) -> Subnet:
+        """Every ordered choice at its first value; in a pool, the member nearest to that."""
+        return self._extreme(largest=False)
+
+    @cached_property
+    def largest(self) -> Subnet:
+        """Every ordered choice at its last value; in a pool, the member nearest to that.
+
+        Categorical choices stand at their first value. In a pool, the member with the greatest sum
+        of relative positions is taken.
+        """
+        return self._extreme(largest=True)
+
+    def _extreme(self, *, largest: bool) -> Subnet:
+        X: Indices = np.array(
+            [
+                [
+                    len(c.values) - 1 if largest and c.ordered else 0
+                    for c in self._choices.by_name.values()
+                ]
+            ]
+        )
+        X = self._choices.canonical(X)
+        if isinstance(self._members, PoolMembers) and not self._members.contains(X)[0]:
+            rows = self._members.rows
+            score = self.encode(rows, kind="ordinal").sum(axis=1)
+            X = rows[[int(np.argmax(score if largest else -score))]]
+        return self.from_indices(X)[0]
+
+    def __contains__(self, subnet: object) -> bool:
+        if not isinstance(subnet, Subnet):
+            return False
+        try:
+            X = self.indices([subnet])
+        except InvalidSubnetError:
+            return False
+        return bool(self._members.contains(X)[0])
+
+    def __iter__(self) -> Iterator[Subnet]:
+        """Yield every subnet once, in a fixed order."""
+        for X in self.index_blocks():
+            yield from self.from_indices(X)
+
+    def index_blocks(self) -> Iterator[Indices]:
+        """Yield all subnets as canonical index arrays of some thousand rows, in a fixed order.
+
+        Raises:
+            SpaceError: The space has 2**62 subnets or more.
+        """
+        if self.size >= 2**62:
+            msg = f"The space has {self.size} subnets, too many to enumerate. Use sample()."
+            raise SpaceError(msg)
+        return self._members.blocks()
+
+    # Subnets from values and back
+
+    def subnet(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> Subnet:
+        """Return the subnet with these values, checked and in canonical form.
+
+        Args:
+            values: Values by name, flat (`{"ks.0": 3}`) or grouped (`{"ks": [3, 5]}`). Choices that
+                do not exist under the others' values may be passed (and are ignored) or omitted.
+            **more: The same as keywords.
+
+        Returns:
+            The subnet.
+
+        Raises:
+            InvalidSubnetError: An unknown name or value, a missing choice, or not in the pool.
+
+        Example:
+            >>> space = SearchSpace({"ks.0": [3, 5], "ks.1": [3, 5]})
+            >>> space.subnet(ks=[3, 5]) == space.subnet({"ks.0": 3, "ks.1": 5})
+            True
+        """
+        flat = self._choices.flatten({**(values or {}), **more})
+        X = np.zeros((1, len(self.names)), dtype=np.int64)
+        unread = np.zeros(X.shape, dtype=bool)
+        problems: dict[int, str] = {}
+        for j, name in enumerate(self.names):
+            if name not in flat or (flat[name] is None and None not in self._choices.index_of[j]):
+                unread[0, j] = True
+                problems[j] = f"The value of {name!r} is missing."
+                continue
+            try:
+                X[0, j] = self._choices.index_of[j][plain(flat[name])]
+            except (KeyError, SpaceError):
+                unread[0, j] = True
+                problems[j] = f"{name!r} cannot be {flat[name]!r}."
+        if problems:
+            needed = np.flatnonzero(self._choices.active(X)[0] & unread[0])
+            if len(needed):
+                j = int(needed[0])
+                msg = f"{problems[j]} It takes one of {listed(self._choices.values[j])}."
+                raise InvalidSubnetError(msg)
+        X = self._choices.canonical(X)
+        if not self._members.contains(X)[0]:
+            msg = (
+                f"{self._wrap(X)[0]} is not among the {self.size} subnets of this pool. "
+                "Use a member (iterate over the space), or the space that the pool was made from."
+            )
+            raise InvalidSubnetError(msg)
+        return self._wrap(X)[0]
+
+    def _wrap(self, X: Indices) -> list[Subnet]:
+        width = CODE.itemsize * X.shape[1]
+        blob = np.ascontiguousarray(X, dtype=CODE).tobytes()
+        return [Subnet(self._choices, blob[i : i + width]) for i in range(0, len(blob), width)]
+
+    def from_indices(self, X: npt.ArrayLike) -> list[Subnet]:
+        """Return subnets from value indices (n, n_choices), brought into canonical form.
+
+        Raises:
+            InvalidSubnetError: Another shape, or an index out of range.
+        """
+        X = np.asarray(X)
+        if X.ndim != 2 or X.shape[1] != len(self.names):  # noqa: PLR2004 - a matrix
+            msg = f"Indices have shape (n, {len(self.names)}), one column a choice, not {X.shape}."
+            raise InvalidSubnetError(msg)
+        limits = np.array([len(values) for values in self._choices.values])
+        wrong = np.argwhere((limits <= X) | (X < 0))
+        if len(wrong):
+            row, j = wrong[0]
+            msg = (
+                f"Index {X[row, j]} of {self.names[j]!r} in row {row} is not in 0..{limits[j] - 1}."
+            )
+            raise InvalidSubnetError(msg)
+        return self._wrap(self._choices.canonical(X.astype(np.int64)))
+
+    def indices(self, subnets: Iterable[Subnet]) -> Indices:
+        """Return value indices (n, n_choices) of subnets, in the order of the choices.
+
+        Raises:
+            InvalidSubnetError: A subnet of another space whose values do not fit this one.
+        """
+        codes = [
+            s._code if s._choices is self._choices else self.subnet(s.active)._code for s in subnets
+        ]
+        return np.frombuffer(b"".join(codes), CODE).reshape(-1, len(self.names)).astype(np.int64)
+
+    def canonical(self, X: Indices) -> Indices:
+        """Return index rows in canonical form, so that equal networks have equal rows."""
+        return self._choices.canonical(X)
+
+    def active(self, X: Indices) -> npt.NDArray[np.bool_]:
+        """Return which choices exist in each index row, (n, n_choices)."""
+        return self._choices.active(X)
+
+    # Drawing and moving
+
+    def sample(self, n: int, rng: Rng = None) -> list[Subnet]:
+        """Return n distinct subnets, uniform over the distinct subnets of the space.
+
+        Args:
+            n: How many; drawn without replacement.
+            rng: A NumPy generator, or a seed for one.
+
+        Raises:
+            SpaceExhausted: n is more than `size`.
+        """
+        return self._wrap(self.sample_indices(n, rng))
+
+    def sample_indices(self, n: int, rng: Rng = None) -> Indices:
+        """Return n distinct subnets as canonical value indices (n, n_choices); see `sample`."""
+        if n > self.size:
+            msg = f"{n} distinct subnets were asked of a space of {self.size}. Ask for at most {self.size}."
+            raise SpaceExhausted(msg)
+        if n < 1:
+            return np.zeros((0, len(self.names)), dtype=np.int64)
+        return self._members.sample(n, np.random.default_rng(rng))
+
+    def neighbours(self, subnet: Subnet, *, distance: int = 1) -> list[Subnet]:
+        """Return the subnets that differ in 1 to `distance` choices, nearest first.
+
+        A choice that comes into existence by a change takes its first value and does not count as
+        a difference. In a pool the members within that Hamming distance are returned.
+        """
+        return self._wrap(self._members.neighbours(self.indices([subnet])[0], distance))
+
+    def restricted_to(self, subnets: Iterable[Subnet] | Indices) -> SearchSpace:
+        """Return the pool of the given subnets: a space with these members only.
+
+        Args:
+            subnets: Members, as subnets or as value indices (n, n_choices).
+
+        Raises:
+            SpaceError: Fewer than two distinct members.
+
+        Example:
+            >>> space = SearchSpace({"depth": [1, 2, 3], "width": [8, 16]})
+            >>> space.restricted_to(space.sample(4, rng=0)).size
+            4
+        """
+        X = self.indices(
+            self.from_indices(subnets) if isinstance(subnets, np.ndarray) else list(subnets)
+        )
+        pool = object.__new__(SearchSpace)
+        pool._choices = self._choices
+        pool._members = PoolMembers(self._choices, X)
+        if pool.size < 2:  # noqa: PLR2004 - a search needs an alternative
+            msg = f"A pool needs at least two distinct subnets; {pool.size} were given."
+            raise SpaceError(msg)
+        return pool
+
+    def nearest(self, X: Indices, taken: set[bytes]) -> Indices:
+        """Map rows that are no members to the nearest one not taken; drop those that find none.
+
+        Every returned row is distinct. Only a pool moves rows; elsewhere they come back as they are.
+        """
+        if not isinstance(self._members, PoolMembers):
+            return X
+        inside = self._members.contains(X)
+        taken = set(taken)
+        rows = []
+        for row, member in zip(X, inside, strict=True):
+            found = row if member else self._members.nearest(row, taken)
+            if found is not None:
+                taken.add(np.ascontiguousarray(found, dtype=CODE).tobytes())
+                rows.append(found)
+        return np.stack(rows) if rows else X[:0]
+
+    # Numbers for models
+
+    def encode(
+        self, subnets: Iterable[Subnet] | Indices, *, kind: Encoding = "onehot"
+    ) -> npt.NDArray[np.float64]:
+        """Return features (n, d) in which choices that do not exist are masked.
+
+        Args:
+            subnets: Subnets, or canonical value indices (n, n_choices).
+            kind: `"onehot"`: one column per distinct value, all 0 where the choice does not exist.
+                `"ordinal"`: one column per choice, the position of the value in (0, 1], 0 where the
+                choice does not exist.
+
+        Raises:
+            SpaceError: Another kind.
+        """
+        X = subnets if isinstance(subnets, np.ndarray) else self.indices(subnets)
+        if kind == "ordinal":
+            steps = np.array([len(values) for values in self._choices.values])
+            return np.asarray(np.where(self.active(X), (X + 1) / steps, 0.0))
+        if kind != "onehot":
+            msg = f"The encoding {kind!r} is unknown; it is 'onehot' or 'ordinal'."
+            raise SpaceError(msg)
+        starts = np.cumsum([0, *(len(d) for d in self._choices.distinct)])
+        features = np.zeros((len(X), starts[-1]))
+        mask = self.active(X)
+        for j, distinct in enumerate(self._choices.distinct):
+            at = np.flatnonzero(mask[:, j])
+            features[at, starts[j] + np.searchsorted(distinct, X[at, j])] = 1.0
+        return features
+
+    def feature_names(self, kind: Encoding = "onehot") -> list[str]:
+        """Return the names of the columns of `encode`."""
+        if kind == "ordinal":
+            return list(self.names)
+        return [
+            f"{name}={values[i]}"
+            for name, values, distinct in zip(
+                self.names, self._choices.values, self._choices.distinct, strict=True
+            )
+            for i in distinct
+        ]
+
+    # Keeping
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the space as JSON-able data; `from_json` reads it back."""
+        data: dict[str, Any] = {"choices": self._choices.to_json()}
+        if isinstance(self._members, PoolMembers):
+            data["pool"] = self._members.rows.tolist()
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | str) -> SearchSpace:
+        """Return the space that `to_json` (or `json.dumps` of it) described.
+
+        Raises:
+            SpaceError: Not the data of a space.
+        """
+        try:
+            data = json.loads(data) if isinstance(data, str) else data
+            choices = {
+                name: Choice(
+                    spec["values"],
+                    ordered=spec.get("ordered", True),
+                    when=spec.get("when", {}),
+                    same=spec.get("same", ()),
+                )
+                for name, spec in data["choices"].items()
+            }
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            msg = f"This is not the JSON of a search space ({error!r}). Write it with space.to_json()."
+            raise SpaceError(msg) from error
+        space = cls(choices)
+        return space.restricted_to(np.array(data["pool"])) if "pool" in data else space
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the space that is the same in every process."""
+        return digest(self.to_json())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SearchSpace) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return int(self.fingerprint[:15], 16)
+
+    def __repr__(self) -> str:
+        kind = "pool" if self.is_pool else "SearchSpace"
+        groups = ", ".join(
+            f"{group}[{len(at)}]" if self._choices.is_list(group) else group
+            for group, at in self._choices.groups.items()
+        )
+        return f"<{kind} of {self.size:,} subnets over {len(self.names)} choices: {groups}>"

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strategies: what proposes the next subnets from a history. A name, or an object of these classes."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from lightning_subnet.errors import StrategyError, did_you_mean
+from lightning_subnet.strategies.base import Strategy
+
+_CLASSES = {
+    "RandomSearch": "random",
+    "NSGA2": "evolution",
+    "UNSGA3": "evolution",
+    "SMSEMOA": "evolution",
+}
+_NAMES = {"random": "RandomSearch", "nsga2": "NSGA2", "u-nsga3": "UNSGA3", "sms-emoa": "SMSEMOA"}
+
+__all__ = ["NSGA2", "SMSEMOA", "UNSGA3", "RandomSearch", "Strategy", "names", "resolve"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CLASSES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(importlib.import_module(f"{__name__}.{_CLASSES[name]}"), name)
+
+
+def names() -> list[str]:
+    """Return the names that `strategy=` takes.
+
+    Example:
+        >>> names()
+        ['random', 'nsga2', 'u-nsga3', 'sms-emoa']
+    """
+    return list(_NAMES)
+
+
+def resolve(strategy: str | Strategy) -> Strategy:
+    """Return the strategy of that name with its default settings, or the given object itself.
+
+    Args:
+        strategy: One of `names()`, or a `Strategy`.
+
+    Raises:
+        StrategyError: An unknown name, or no strategy at all.
+
+    Example:
+        >>> resolve("nsga2").batch_size
+        50
+    """
+    if isinstance(strategy, Strategy):
+        return strategy
+    if isinstance(strategy, str) and strategy in _NAMES:
+        made: Strategy = __getattr__(_NAMES[strategy])()
+        return made
+    given = "the class, not an object: add ()" if isinstance(strategy, type) else f"{strategy!r}"
+    msg = (
+        f"strategy= is {given}.{did_you_mean(strategy, _NAMES) if isinstance(strategy, str) else ''} "
+        f"Give one of {', '.join(map(repr, _NAMES))}, or an object with propose()."
+    )
+    raise StrategyError(msg)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of a strategy, and the one helper that keeps every strategy within it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lightning_subnet.choices import Indices, plain
+from lightning_subnet.errors import SpaceExhausted, StrategyError
+from lightning_subnet.history import History
+from lightning_subnet.members import row_codes
+from lightning_subnet.problem import Problem
+from lightning_subnet.subnet import Subnet
+
+Draw = Callable[[int, np.random.Generator], Indices]
+
+_TRIES = 20
+_TRIES_TRACED = 3  # where an exact measure takes milliseconds a subnet
+
+
+class Strategy(ABC):
+    """Proposes subnets from a history; keeps no state of its own between calls.
+
+    Subclass it to bring a strategy of your own: set `name`, accept your settings in the
+    constructor, and implement `propose`.
+    """
+
+    name: ClassVar[str]
+    batch_size: int
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as JSON-able data; a study is resumed only with equal ones."""
+        return {
+            key: plain(value) if not isinstance(value, (list, tuple, dict)) else value
+            for key, value in vars(self).items()
+            if not key.startswith("_")
+        }
+
+    @abstractmethod
+    def propose(
+        self,
+        problem: Problem,
+        history: History,
+        n: int,
+        rng: np.random.Generator,
+        pending: Sequence[Subnet] = (),
+    ) -> list[Subnet]:
+        """Return up to n subnets to measure next, a pure function of its arguments.
+
+        Args:
+            problem: Space, objectives, constraints and exact measures.
+            history: What was measured; failed evaluations are in it too.
+            n: How many are wanted.
+            rng: The only source of randomness.
+            pending: Subnets that are being measured.
+
+        Returns:
+            1 to n canonical, distinct subnets, none of them in `history` or `pending`.
+
+        Raises:
+            SpaceExhausted: No such subnet is left.
+        """
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{key}={value!r}" for key, value in self.settings().items())
+        return f"{type(self).__name__}({settings})"
+
+
+def positive(**settings: float) -> None:
+    """Raise `StrategyError` for a setting that is not a positive number."""
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            msg = f"{name}={value!r} of the strategy must be a positive number."
+            raise StrategyError(msg)
+
+
+def fill(
+    problem: Problem,
+    history: History,
+    pending: Sequence[Subnet],
+    n: int,
+    rng: np.random.Generator,
+    draw: Draw,
+) -> list[Subnet]:
+    """Return up to n new subnets from a source of proposals, whatever that source repeats.
+
+    Proposals are brought into canonical form, mapped into a pool where the space is one, and
+    dropped if they were measured, are pending or came before. Those that break an exact constraint
+    wait, and are taken, least violation first, only if feasible ones run out. After a bounded number of
+    tries the rest is drawn uniformly from what is left.
+
+    Args:
+        problem: What is searched.
+        history: What was measured.
+        pending: What is being measured.
+        n: How many are wanted.
+        rng: The source of randomness.
+        draw: Called as `draw(k, rng)`; returns about k proposals as value indices.
+
+    Raises:
+        SpaceExhausted: Every subnet is measured or pending.
+    """
+    space = problem.space
+    taken = history.codes | set(row_codes(space.indices(pending)) if pending else ())
+    left = space.size - len(taken)
+    if left < 1:
+        msg = f"All {space.size} subnets of the space are measured or pending."
+        raise SpaceExhausted(msg)
+    n = min(n, left)
+    chosen: list[Indices] = []
+    spare: list[tuple[float, int, Indices]] = []
+
+    def sort_in(X: Indices) -> None:
+        X = space.nearest(space.canonical(X), taken)
+        fresh = []
+        for code, row in zip(row_codes(X), X, strict=True):
+            if code not in taken:
+                taken.add(code)
+                fresh.append(row)
+        if not fresh:
+            return
+        for missed, row in zip(problem.exact_violation(np.stack(fresh)), fresh, strict=True):
+            if missed > 0:
+                spare.append((float(missed), len(spare), row))
+            else:
+                chosen.append(row)
+
+    traced = any(not problem.exact[c.name].vectorised for c in problem.exact_constraints)
+    tries = _TRIES_TRACED if traced else _TRIES
+    for _ in range(tries):
+        if len(chosen) < n:
+            sort_in(draw(n - len(chosen), rng))
+    for _ in range(tries):
+        if len(chosen) < n and len(chosen) + len(spare) < left:
+            # So many distinct draws hold enough new ones, or are the whole space.
+            sort_in(space.sample_indices(min(space.size, n - len(chosen) + len(taken)), rng))
+    chosen += [row for _, _, row in sorted(spare)[: max(n - len(chosen), 0)]]
+    return space.from_indices(np.stack(chosen[:n]))
+
+
+def uniform(problem: Problem) -> Draw:
+    """Return a source of uniform draws from the problem's space."""
+    return lambda k, rng: problem.space.sample_indices(min(k, problem.space.size), rng)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluator that drives a Lightning Trainer: one `trainer.validate` per subnet, on frozen data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from lightning_subnet._lightning import LightningModule, Trainer, check, default_trainer, quiet
+from lightning_subnet.costs.counts import traced_macs
+from lightning_subnet.data import data_fingerprint, first_input, frozen_data, update
+from lightning_subnet.elasticity.protocol import elastic_part
+from lightning_subnet.errors import MeasurementError, SearchError
+from lightning_subnet.evaluators import Evaluator, Measured
+from lightning_subnet.measures import Measure
+from lightning_subnet.restore import module_state, random_state
+from lightning_subnet.space import SearchSpace
+from lightning_subnet.subnet import Subnet
+
+
+class TrainerEvaluator(Evaluator):
+    """Validates subnets of a LightningModule; use it as a context.
+
+    On entering, the data is set up once, under a seed; on leaving, the module, the datamodule, the
+    trainer and all random states are as they were.
+
+    Args:
+        model: A LightningModule that is elastic or has exactly one elastic descendant.
+        datamodule: Its data.
+        dataloaders: Validation dataloaders, instead of a datamodule.
+        trainer: The Trainer that validates; None makes one on one device.
+        seed: Every validation starts from this seed.
+
+    Raises:
+        SearchError: The parts do not fit; nothing has been measured then.
+    """
+
+    def __init__(
+        self,
+        model: LightningModule,
+        datamodule: Any = None,
+        *,
+        dataloaders: Any = None,
+        trainer: Trainer | None = None,
+        seed: int = 0,
+    ) -> None:
+        trainer = default_trainer() if trainer is None else trainer
+        check(model, datamodule, trainer)
+        self._model = model
+        self._datamodule = datamodule
+        self._dataloaders = dataloaders
+        self._trainer = trainer
+        self._seed = seed
+        self._elastic = elastic_part(model)
+        space = self._elastic.search_space()
+        if not isinstance(space, SearchSpace):
+            msg = (
+                f"{type(self._elastic).__name__}.search_space() returned {space!r:.60}. "
+                "Return a SearchSpace."
+            )
+            raise SearchError(msg)
+        self.space = space
+        self._stack = ExitStack()
+        self._loaders: list[Any] = []
+        self._conditions = ""
+
+    def __enter__(self) -> TrainerEvaluator:
+        before = getattr(self._elastic, "active_subnet", None)
+        with ExitStack() as stack:
+            stack.enter_context(random_state(self._seed))
+            stack.callback(self._elastic.activate, before or self.space.largest)
+            stack.enter_context(module_state(self._model, self._datamodule))
+            self._loaders = stack.enter_context(
+                frozen_data(self._model, self._datamodule, self._dataloaders, self._trainer)
+            )
+            self._conditions = self._fingerprint()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def _fingerprint(self) -> str:
+        """Return a hash of weights, data, precision and limits: what a metric depends on."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self._model.state_dict().items()):
+            update(digest, [name, tensor])
+        update(digest, [data_fingerprint(self._loaders), str(self._trainer.precision)])
+        update(digest, [str(self._trainer.limit_val_batches), type(self._model).__qualname__])
+        return digest.hexdigest()
+
+    def fingerprint(self, name: str) -> str | None:
+        """Return the fingerprint of a logged metric."""
+        return f"{name}:{self._conditions}"
+
+    def bound_measures(self, measures: Sequence[Measure], wanted: Sequence[str]) -> list[Measure]:
+        """Return the user's measures and those built-in ones that are wanted by name."""
+        bound = list(measures)
+        if "macs" in wanted and all(measure.name != "macs" for measure in bound):
+            bound.append(traced_macs(self._model, self._elastic, self._example_input))
+        return bound
+
+    def _example_input(self) -> Any:
+        example = self._model.example_input_array
+        return first_input(self._loaders) if example is None else example
+
+    def evaluate(self, subnet: Subnet) -> Measured:
+        """Activate the subnet, validate, and return every metric that was logged."""
+        self._elastic.activate(subnet)
+        target = (
+            {"dataloaders": self._loaders}
+            if self._datamodule is None
+            else {"datamodule": self._datamodule}
+        )
+        try:
+            with random_state(self._seed), quiet(self._trainer):
+                logged = self._trainer.validate(self._model, verbose=False, **target)
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):  # what Lightning makes of Ctrl-C
+                raise KeyboardInterrupt from None
+            raise
+        metrics = {name: float(value) for values in logged for name, value in values.items()}
+        if not metrics:
+            msg = (
+                f"{type(self._model).__name__}.validation_step logged nothing. "
+                "Log the objectives: self.log('val_acc', ...)."
+            )
+            raise MeasurementError(msg)
+        return metrics
