@@ -50,12 +50,15 @@ def check(model: Any, datamodule: Any, trainer: Any) -> None:
         msg = f"trainer= is a {type(trainer).__name__}, no lightning.pytorch.Trainer."
         raise SearchError(msg)
     if not is_overridden("validation_step", model):
-        msg = f"{type(model).__name__} has no validation_step, so nothing can be validated. Add one that logs the metrics."
+        msg = (
+            f"{type(model).__name__} has no validation_step, so nothing can be validated. "
+            "Add one that logs the metrics."
+        )
         raise SearchError(msg)
     if trainer.num_devices * trainer.num_nodes > 1:
         msg = (
-            f"The trainer uses {trainer.num_devices * trainer.num_nodes} devices; a search validates on one so "
-            "far. Pass trainer=Trainer(devices=1, ...)."
+            f"The trainer uses {trainer.num_devices * trainer.num_nodes} devices; "
+            "a search validates on one so far. Pass trainer=Trainer(devices=1, ...)."
         )
         raise SearchError(msg)
 
@@ -63,15 +66,18 @@ def check(model: Any, datamodule: Any, trainer: Any) -> None:
 @contextmanager
 def quiet(trainer: Trainer) -> Iterator[None]:
     """Take the user's loggers and callbacks away from a Trainer while it validates subnets."""
-    callbacks, loggers = trainer.callbacks, trainer.loggers
-    trainer.callbacks, trainer.loggers = [], []
+    dynamic: Any = trainer  # a connector sets `callbacks`, which the class does not declare
+    callbacks, loggers = dynamic.callbacks, dynamic.loggers
+    dynamic.callbacks, dynamic.loggers = [], []
     try:
         with warnings.catch_warnings():
             # Batches in memory need no workers, which Lightning cannot know.
             warnings.simplefilter("ignore", PossibleUserWarning)
+            # Lightning 2.6.6 calls what torch 2.13 deprecates, once a validation.
+            warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
             yield
     finally:
-        trainer.callbacks, trainer.loggers = callbacks, loggers
+        dynamic.callbacks, dynamic.loggers = callbacks, loggers
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -36,6 +36,11 @@ def plain(value: object) -> Value:
         "bool or None: name a structured value by a string and look it up in `activate`."
     )
     raise SpaceError(msg)
+
+
+def _single(value: object) -> bool:
+    """Return whether this is one value, not a collection of values."""
+    return isinstance(value, (str, bytes)) or not isinstance(value, Iterable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +73,8 @@ class Choice:
     same: Sequence[Sequence[Value]] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        if isinstance(self.values, (str, bytes)) or not isinstance(self.values, Iterable):
-            msg = f"The values of a choice are a list, not {self.values!r}. Write [{self.values!r}, ...]."
+        if _single(self.values) or isinstance(self.values, (Set, Mapping)):  # a set has no order
+            msg = f"The values of a choice are a list, not {self.values!r}. Write [3, 5, 7], say."
             raise SpaceError(msg)
         values = tuple(plain(value) for value in self.values)
         if not values:
@@ -78,19 +83,24 @@ class Choice:
         if len(values) > _MAX_VALUES:
             msg = f"A choice has {len(values)} values; at most {_MAX_VALUES} are supported."
             raise SpaceError(msg)
-        if repeated := [v for i, v in enumerate(values) if v in values[:i]]:
-            msg = f"The value {repeated[0]!r} stands twice in {list(values)}. List each value once."
+        if len(set(values)) < len(values):
+            repeated = next(v for i, v in enumerate(values) if v in values[:i])
+            msg = f"The value {repeated!r} stands twice in {list(values)}. List each value once."
             raise SpaceError(msg)
-        when = {}
-        for name, allowed in (self.when or {}).items():
-            scalar = isinstance(allowed, (str, bytes)) or not isinstance(allowed, Iterable)
-            when[name] = tuple(plain(v) for v in ([allowed] if scalar else allowed))
-        same = tuple(tuple(plain(v) for v in group) for group in self.same)
+        if not isinstance(self.when or {}, Mapping):
+            msg = f"when={self.when!r} is no mapping. Write when={{'depth': [3, 4]}}, say."
+            raise SpaceError(msg)
+        when = {
+            name: tuple(plain(v) for v in ([allowed] if _single(allowed) else allowed))
+            for name, allowed in (self.when or {}).items()
+        }
+        grouped = not _single(self.same) and not any(_single(group) for group in self.same)
+        same = tuple(tuple(plain(v) for v in group) for group in self.same) if grouped else ()
         members = [v for group in same for v in group]
-        if any(v not in values for v in members) or len(set(members)) < len(members):
+        if not grouped or any(v not in values for v in members) or len(set(members)) < len(members):
             msg = (
-                f"same={[list(group) for group in same]} must name values of {list(values)}, each once: "
-                "same=[(0, 1)] says that 0 and 1 mean the same network."
+                f"same={self.same!r} must name values of {list(values)}, "
+                "each once: same=[(0, 1)] says that 0 and 1 mean the same network."
             )
             raise SpaceError(msg)
         for name, value in (("values", values), ("when", when), ("same", same)):
@@ -154,8 +164,9 @@ class Choices:
         for parent, allowed in self.by_name[name].when.items():
             if parent not in self.position:
                 msg = (
-                    f"Choice {name!r} exists when {parent!r} has some value, but the space has no such "
-                    f"choice.{did_you_mean(parent, self.names)} Its choices: {listed(self.names)}."
+                    f"Choice {name!r} exists when {parent!r} has some value, but the space has "
+                    f"no such choice.{did_you_mean(parent, self.names)} "
+                    f"Its choices: {listed(self.names)}."
                 )
                 raise SpaceError(msg)
             at = self.position[parent]
@@ -168,8 +179,8 @@ class Choices:
             unknown = [v for v in allowed if v not in self.index_of[at]]
             if unknown or not allowed:
                 msg = (
-                    f"Choice {name!r} exists when {parent!r} is in {list(allowed)}, but {parent!r} takes "
-                    f"{list(self.values[at])}. List one or more of those values."
+                    f"Choice {name!r} exists when {parent!r} is in {list(allowed)}, but "
+                    f"{parent!r} takes {list(self.values[at])}. List one or more of those values."
                 )
                 raise SpaceError(msg)
             reps = self.representatives[at]
@@ -179,6 +190,9 @@ class Choices:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Choices, (self.by_name,)
 
     def active(self, X: Indices) -> npt.NDArray[np.bool_]:
         """Return which choices exist, (n, n_choices), for assignments `X` (n, n_choices)."""
@@ -244,7 +258,10 @@ class Choices:
             )
             if items is None or len(items) != len(at):
                 given = f"{len(items)} values" if items is not None else repr(value)
-                msg = f"{name!r} is a list of {len(at)} choices, but {given} came. Give a list of {len(at)}."
+                msg = (
+                    f"{name!r} is a list of {len(at)} choices, but {given} came. "
+                    f"Give a list of {len(at)}."
+                )
                 raise InvalidSubnetError(msg)
             flat.update({self.names[i]: item for i, item in zip(at, items, strict=True)})
         return flat

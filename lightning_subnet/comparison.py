@@ -37,8 +37,8 @@ def compare(  # noqa: PLR0913 - the parts of a comparison
 ) -> Comparison:
     """Run a search with several strategies and seeds.
 
-    With a storage the runs are studies of it, named `<search>/<strategy>/<seed>`: a comparison that was
-    interrupted goes on, and values of equal fingerprint are measured once.
+    With a storage the runs are studies of it, named `<search>/<strategy>/<seed>`: a comparison that
+    was interrupted goes on, and values of equal fingerprint are measured once.
 
     Args:
         strategies: Names or objects; as a mapping with the labels they shall have.
@@ -59,8 +59,10 @@ def compare(  # noqa: PLR0913 - the parts of a comparison
         >>> from lightning_subnet import FunctionEvaluator, SearchSpace
         >>> search = SubnetSearch(space=SearchSpace(a=range(9), b=range(9)), storage=None,
         ...                       objectives={"f": "min", "g": "min"})
-        >>> evaluator = FunctionEvaluator(lambda s: {"f": s["a"] + s["b"], "g": (8 - s["a"]) ** 2 + s["b"]})
-        >>> table = compare(["random", "nsga2"], search, evaluator=evaluator, budget=20, seeds=range(2))
+        >>> evaluator = FunctionEvaluator(
+        ...     lambda s: {"f": s["a"] + s["b"], "g": (8 - s["a"]) ** 2 + s["b"]})
+        >>> table = compare(["random", "nsga2"], search, evaluator=evaluator, budget=20,
+        ...                 seeds=range(2))
         >>> table.summary().index.tolist()
         ['random', 'nsga2']
     """
@@ -70,8 +72,9 @@ def compare(  # noqa: PLR0913 - the parts of a comparison
     seeds = list(seeds)
     if not labelled or not seeds or len(labelled) < len(strategies):
         msg = (
-            f"compare() got {len(strategies)} strategies under {len(labelled)} labels and {len(seeds)} seeds. "
-            "Give at least one of each; two settings of one strategy as {'label': strategy, ...}."
+            f"compare() got {len(strategies)} strategies under {len(labelled)} labels and "
+            f"{len(seeds)} seeds. Give at least one of each; "
+            "two settings of one strategy as {'label': strategy, ...}."
         )
         raise SearchError(msg)
     if (evaluator is None) == (model is None) and not search.measures:
@@ -176,7 +179,7 @@ class Comparison:
         return curves
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Return one row per evaluation: strategy, seed, number, hypervolume, and the objectives."""
+        """Return one row per evaluation: strategy, seed, number, hypervolume, the objectives."""
         import pandas as pd
 
         frames = []
@@ -190,7 +193,9 @@ class Comparison:
         return pd.concat(frames, ignore_index=True)
 
     def summary(self, at: Sequence[int] | None = None) -> pd.DataFrame:
-        """Return hypervolumes as `median (lower quartile .. upper quartile)` over seeds, a row a strategy.
+        """Return `median (lower quartile .. upper quartile)` of the hypervolume over seeds.
+
+        One row is one strategy.
 
         Args:
             at: After which evaluations; by default a fifth, two fifths and all of the budget.

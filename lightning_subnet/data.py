@@ -37,8 +37,8 @@ def frozen_data(
 ) -> Iterator[list[Any]]:
     """Set the data up once and yield the validation dataloaders, in memory where they fit.
 
-    `trainer.validate(model, datamodule=dm)` would run `prepare_data`, `setup` and `val_dataloader` at
-    every call, so that a `random_split` in `setup` gives every subnet other data. Inside this
+    `trainer.validate(model, datamodule=dm)` would run `prepare_data`, `setup` and `val_dataloader`
+    at every call, so that a `random_split` in `setup` gives every subnet other data. Inside this
     context the datamodule answers with the same batches and sets nothing up again.
 
     Raises:
@@ -61,7 +61,10 @@ def frozen_data(
         dataloaders = owner.val_dataloader()
     loaders = list(dataloaders) if isinstance(dataloaders, (list, tuple)) else [dataloaders]
     if not loaders or any(loader is None for loader in loaders):
-        msg = f"The validation data is empty: {type(owner).__name__}.val_dataloader() gave {dataloaders!r}."
+        msg = (
+            f"The validation data is empty: {type(owner).__name__}.val_dataloader() gave "
+            f"{dataloaders!r}."
+        )
         raise SearchError(msg)
     loaders = [_resident(loader) for loader in loaders]
     shadows: dict[str, Callable[..., Any]] = {}
@@ -82,7 +85,7 @@ def frozen_data(
 
 
 def _resident(loader: Any) -> Any:
-    """Return a loader over the same batches in memory, or the loader itself if they are too many."""
+    """Return a loader over the same batches in memory, or the loader itself if too many."""
     batches, size = [], 0
     for batch in loader:
         size += sum(x.nbytes for x in tree_leaves(batch) if isinstance(x, torch.Tensor))
@@ -103,14 +106,14 @@ def first_input(loaders: list[Any]) -> Any:
     if isinstance(batch, torch.Tensor) and batch.ndim:
         return batch[:1]
     msg = (
-        f"The validation batch is a {type(batch).__name__}, so the input of forward() cannot be told from it. "
-        "Set example_input_array on the module."
+        f"The validation batch is a {type(batch).__name__}, so the input of forward() cannot be "
+        "told from it. Set example_input_array on the module."
     )
     raise SearchError(msg)
 
 
 def data_fingerprint(loaders: list[Any]) -> str:
-    """Return a hash of the validation batches (of the first batch and the length, if not in memory)."""
+    """Return a hash of the validation batches (of the first and the length, if not in memory)."""
     digest = hashlib.blake2b(digest_size=16)
     for loader in loaders:
         batches = (

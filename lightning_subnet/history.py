@@ -180,7 +180,11 @@ class History(Sequence[Evaluation]):
         return f"<History of {len(self)} evaluations, {failed} failed>"
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Return one row per evaluation: number, the choices (NA where one does not exist), the measures, status, reason, seconds, generation, reused."""  # noqa: E501 - one line says it
+        """Return one row per evaluation, indexed by its number.
+
+        The columns are the choices (NA where one does not exist), the measures, status, reason,
+        seconds, generation and reused.
+        """
         import pandas as pd
 
         measures = list(dict.fromkeys(name for e in self for name in e.values))

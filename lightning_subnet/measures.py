@@ -129,7 +129,10 @@ def by_name(measures: Sequence[Measure]) -> dict[str, Measure]:
     found: dict[str, Measure] = {}
     for item in measures:
         if not isinstance(item, Measure):
-            msg = f"measures= holds {item!r}, which is no measure. Decorate a function with @measure(name)."
+            msg = (
+                f"measures= holds {item!r}, which is no measure. "
+                "Decorate a function with @measure(name)."
+            )
             raise ObjectiveError(msg)
         if item.name in found:
             msg = f"measures= holds two measures of the name {item.name!r}. Give each its own name."

@@ -72,22 +72,28 @@ class AllMembers(Members):
             yield self._diagram.unrank(np.arange(start, min(start + _BLOCK, self.size)))
 
     def neighbours(self, row: Indices, distance: int) -> Indices:
-        """Change 1 to `distance` existing choices; what comes into existence takes its first value."""
+        """Change 1 to `distance` existing choices; what comes to exist has its first value."""
         seen = {row_codes(row[None])[0]}
         ring = row[None]
         found = []
-        for _ in range(distance):
+        for step in range(1, distance + 1):
             steps = np.concatenate([self._one_away(at) for at in ring])
+            # Changing one choice twice may reset others that hang on it: too far away.
+            steps = steps[self._differences(row, steps) == step]
             fresh = []
-            for code, step in zip(row_codes(steps), steps, strict=True):
+            for code, there in zip(row_codes(steps), steps, strict=True):
                 if code not in seen:
                     seen.add(code)
-                    fresh.append(step)
+                    fresh.append(there)
             if not fresh:
                 break
             ring = np.stack(fresh)
             found.append(ring)
         return np.concatenate(found) if found else row[None][:0]
+
+    def _differences(self, row: Indices, X: Indices) -> Indices:
+        """Return in how many choices rows differ, but for new choices at their first value."""
+        return np.asarray((self._choices.active(X) & (row != X)).sum(axis=1))
 
     def _one_away(self, row: Indices) -> Indices:
         rows = [row[None][:0]]
@@ -141,7 +147,8 @@ class PoolMembers(Members):
 
         Counted over choices that exist in either; one that exists in one of them only counts too.
         """
-        return (self._marked != self._mark(row[None])).sum(axis=1)
+        distances: npt.NDArray[np.int64] = (self._marked != self._mark(row[None])).sum(axis=1)
+        return distances
 
     def neighbours(self, row: Indices, distance: int) -> Indices:
         """Return the members at Hamming distance 1 to `distance`."""

@@ -33,8 +33,8 @@ class Objective:
     def __post_init__(self) -> None:
         if self.direction not in ("min", "max"):
             msg = (
-                f"The direction of objective {self.name!r} is 'min' or 'max', not {self.direction!r}."
-                f"{did_you_mean(self.direction, ['min', 'max'])}"
+                f"The direction of objective {self.name!r} is 'min' or 'max', "
+                f"not {self.direction!r}.{did_you_mean(self.direction, ['min', 'max'])}"
             )
             raise ObjectiveError(msg)
 
@@ -78,7 +78,8 @@ class Constraint:
         if match is None or not math.isfinite(bound):
             msg = (
                 f"The constraint on {name!r} reads {text!r}. "
-                "Write '<=' or '>=' and a number ('<= 3e8'), or a percentage of the largest subnet ('<= 60%')."
+                "Write '<=' or '>=' and a number ('<= 3e8'), "
+                "or a percentage of the largest subnet ('<= 60%')."
             )
             raise ObjectiveError(msg)
         relative = match[3] == "%"
@@ -97,8 +98,8 @@ class Constraint:
             return self
         if not (math.isfinite(reference) and reference > 0):
             msg = (
-                f"The constraint {self} is relative to the largest subnet, whose {self.name!r} is {reference}. "
-                "A relative bound needs a positive reference: give an absolute one."
+                f"The constraint {self} is relative to the largest subnet, whose {self.name!r} is "
+                f"{reference}. A relative bound needs a positive reference: give an absolute one."
             )
             raise ObjectiveError(msg)
         return replace(self, bound=self.bound * reference, relative=False)
@@ -138,8 +139,11 @@ def parse_constraints(
     """Return the constraints of `{"macs": "<= 3e8", "val_acc": [">= 0.7", "<= 0.9"]}`.
 
     Raises:
-        ObjectiveError: A text that is no bound, or bounds that contradict each other.
+        ObjectiveError: Not a mapping, a text that is no bound, or contradictory bounds.
     """
+    if not isinstance(constraints or {}, Mapping):
+        msg = f'constraints={constraints!r} is no mapping. Write constraints={{"macs": "<= 3e8"}}.'
+        raise ObjectiveError(msg)
     parsed = tuple(
         Constraint.parse(name, text)
         for name, texts in (constraints or {}).items()

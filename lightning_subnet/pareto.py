@@ -18,10 +18,17 @@ from lightning_subnet.errors import ObjectiveError
 Maximise = bool | Sequence[bool]
 
 
-def _points(points: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    array = np.asarray(points, dtype=float)
+def _points(points: npt.ArrayLike, maximise: Maximise) -> npt.NDArray[np.float64]:
+    try:
+        array = np.asarray(points, dtype=float)
+    except (TypeError, ValueError):
+        msg = f"Points are numbers of shape (n, m), one column an objective, not {points!r:.60}."
+        raise ObjectiveError(msg) from None
     if array.ndim != 2 or array.shape[1] == 0:  # noqa: PLR2004 - a matrix
         msg = f"Points have shape (n, m), one column an objective, not {array.shape}."
+        raise ObjectiveError(msg)
+    if np.shape(maximise) not in ((), (array.shape[1],)):
+        msg = f"maximise={maximise!r} is one bool, or one for each of {array.shape[1]} objectives."
         raise ObjectiveError(msg)
     return array
 
@@ -41,8 +48,8 @@ def nondominated(points: npt.ArrayLike, /, *, maximise: Maximise = False) -> npt
         >>> nondominated([[nan, 2], [1, 2], [2, 1], [2, 1], [2, 2]]).tolist()
         [False, True, True, True, False]
     """
-    array = _points(points)
-    mask = ~np.isnan(array).any(axis=1)
+    array = _points(points, maximise)
+    mask: npt.NDArray[np.bool_] = np.asarray(~np.isnan(array).any(axis=1))
     if mask.any():
         mask[mask] = moocore.is_nondominated(array[mask], maximise=maximise, keep_weakly=True)
     return mask
@@ -67,7 +74,7 @@ def nondominated_ranks(
         >>> nondominated_ranks([[1, 1], [2, 2], [1, 3], [1, 1]]).tolist()
         [0, 1, 1, 0]
     """
-    array = _points(points)
+    array = _points(points, maximise)
     ranks = np.zeros(len(array), dtype=np.int64)
     good = ~np.isnan(array).any(axis=1)
     if good.any():
@@ -97,8 +104,11 @@ def hypervolume(
         >>> hypervolume([[1, 2], [2, 1]], reference=[3, 3])
         3.0
     """
-    array = _points(points)
-    ref = np.asarray(reference, dtype=float)
+    array = _points(points, maximise)
+    try:
+        ref = np.asarray(reference, dtype=float)
+    except (TypeError, ValueError):
+        ref = np.empty(0)
     if ref.shape != (array.shape[1],) or not np.isfinite(ref).all():
         msg = f"The reference point has {array.shape[1]} finite numbers, not {reference!r}."
         raise ObjectiveError(msg)
@@ -135,7 +145,7 @@ def knee(points: npt.ArrayLike, /, *, maximise: Maximise = False) -> int:
         >>> knee([[0, 10], [1, 2], [10, 0], [11, 11]])
         1
     """
-    array = _points(points)
+    array = _points(points, maximise)
     rows = np.flatnonzero(nondominated(array, maximise=maximise) & np.isfinite(array).all(axis=1))
     if not len(rows):
         msg = "A knee needs at least one finite point, and there is none."

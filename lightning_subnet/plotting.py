@@ -59,8 +59,13 @@ def draw_front(
     recorded = dict.fromkeys(key for e in result.history for key in e.values)
     for name in filter(None, (x, y)):
         if name not in recorded:
-            msg = f"{name!r} was not recorded.{did_you_mean(name, recorded)} Recorded: {listed(recorded)}."
+            msg = (
+                f"{name!r} was not recorded.{did_you_mean(name, recorded)} "
+                f"Recorded: {listed(recorded)}."
+            )
             raise ObjectiveError(msg)
+    from matplotlib.ticker import EngFormatter
+
     if x is None:
         return _draw_single(result, y, figure, ax)
     X, Y = result.history.column(x), result.history.column(y)
@@ -83,8 +88,8 @@ def draw_front(
     largest = result.history.get(result.history.space.largest)
     if largest is not None and largest.ok and x in largest.values and y in largest.values:
         ax.scatter(
-            largest.values[x], largest.values[y], marker="s", s=70, facecolors="none", edgecolors="black",
-            label="largest subnet", zorder=3,
+            largest.values[x], largest.values[y], marker="s", s=70, facecolors="none",
+            edgecolors="black", label="largest subnet", zorder=3,
         )  # fmt: skip
     if len(front) > 2 and flat:  # noqa: PLR2004 - between two points there is no knee
         knee = result.knee
@@ -95,6 +100,9 @@ def draw_front(
             xytext=(16, -22),
             arrowprops={"arrowstyle": "->", "color": "black"},
         )
+    for axis, values in ((ax.xaxis, X), (ax.yaxis, Y)):
+        if np.nanmax(np.abs(values), initial=0.0) >= 1e4:  # noqa: PLR2004 - 600k, not 6.0 with 1e5 aside
+            axis.set_major_formatter(EngFormatter(sep=""))
     ax.set_xlabel(_label(x, result.objectives))
     ax.set_ylabel(_label(y, result.objectives))
     ax.set_title(f"{len(result.history)} of {_count(result.history.space.size)} subnets measured")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problem: what a strategy is told, and what a history means under it: scores, feasibility, front."""
+"""Problem: what a strategy is told, and a history's scores, feasibility and front under it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Problem:
 
     @cached_property
     def needs_reference(self) -> tuple[str, ...]:
-        """Measures with a relative bound whose reference has to be measured on the largest subnet."""
+        """Measures with a relative bound whose reference is measured on the largest subnet."""
         return tuple(
             {c.name: None for c in self.constraints if c.relative and c.name not in self.exact}
         )
@@ -81,8 +81,9 @@ class Problem:
         largest = history.get(self.space.largest)
         if largest is None or any(name not in largest.values for name in self.needs_reference):
             msg = (
-                f"The bound on {self.needs_reference[0]!r} is relative to the largest subnet, which has no "
-                "successful evaluation yet. Measure and tell space.largest first, or give an absolute bound."
+                f"The bound on {self.needs_reference[0]!r} is relative to the largest subnet, "
+                "which has no successful evaluation yet. Measure and tell space.largest first, "
+                "or give an absolute bound."
             )
             raise ObjectiveError(msg)
         rest = (c for c in self.constraints if c.name not in self.exact)

@@ -21,7 +21,7 @@ _STEPS = 200
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What an exact measure takes over a space: its least, median and greatest value, and the largest subnet's."""
+    """What an exact measure is over a space: least, median, greatest, and the largest subnet's."""
 
     least: float
     median: float
@@ -66,8 +66,9 @@ class Profile:
             >>> @measure("cost", exact=True)
             ... def cost(subnets):
             ...     return [s["depth"] * s["width"] for s in subnets]
-            >>> search = SubnetSearch(space=SearchSpace(depth=[1, 2], width=[8, 16]), measures=[cost],
-            ...                       objectives={"error": "min"}, constraints={"cost": "<= 4"}, storage=None)
+            >>> search = SubnetSearch(space=SearchSpace(depth=[1, 2], width=[8, 16]),
+            ...                       measures=[cost], objectives={"error": "min"},
+            ...                       constraints={"cost": "<= 4"}, storage=None)
             >>> profile = search.profile()
             >>> profile.satisfiable, profile.nearest_values
             (False, {'cost': 8.0})
@@ -121,7 +122,8 @@ class Profile:
         )
         lines = [f"{self.size:,} subnets; looked at {looked}."]
         lines += [
-            f"  {name}: {r.least:.4g} to {r.greatest:.4g}, median {r.median:.4g}, largest subnet {r.largest:.4g}"
+            f"  {name}: {r.least:.4g} to {r.greatest:.4g}, median {r.median:.4g}, "
+            f"largest subnet {r.largest:.4g}"
             for name, r in self.ranges.items()
         ]
         if self.constraints:

@@ -89,7 +89,7 @@ class Progress:
         parts = []
         for objective in session.problem.objectives:
             column = history.column(objective.name)
-            column = column[column == column]  # without NaN  # noqa: PLR0124
+            column = column[column == column]  # noqa: PLR0124 - leaves NaN out
             if len(column):
                 best = column.min() if objective.direction == "min" else column.max()
                 parts.append(f"{objective.name} {best:.4g}")

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leaving no trace: random states, module flags, buffers, device, trainers and the SIGINT handler come back."""
+"""Leaving no trace: what a search changes comes back.
+
+That is random states, module flags, buffers, device, trainers and the SIGINT handler.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,10 @@ from lightning_subnet._lightning import LightningModule, attached_trainer
 
 @contextmanager
 def random_state(seed: int | None = None) -> Iterator[None]:
-    """Restore the states of `random`, NumPy and torch on leaving; seed them on entering if asked."""
+    """Restore the states of `random`, NumPy and torch on leaving; seed on entering if asked."""
     python, numpy_ = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's code may use it
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    cuda: Any = torch.cuda  # is_initialized() carries no annotation
+    devices = range(torch.cuda.device_count()) if cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         if seed is not None:
             random.seed(seed)

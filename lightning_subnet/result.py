@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SearchResult: the front, the best subnet under bounds, tables, plots, and a JSON file of it all."""
+"""SearchResult: the front, the best subnet under bounds, tables, plots, and a JSON file of all."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class SearchResult:
     Example:
         >>> from lightning_subnet import FunctionEvaluator, SearchSpace, SubnetSearch
         >>> search = SubnetSearch(space=SearchSpace(depth=[1, 2, 3, 4]), storage=None, budget=4,
-        ...                       objectives={"error": "min", "depth_cost": "min"}, strategy="random")
+        ...                       objectives={"error": "min", "depth_cost": "min"},
+        ...                       strategy="random")
         >>> result = search.run(progress=False, evaluator=FunctionEvaluator(
         ...     lambda s: {"error": 1 / s["depth"], "depth_cost": s["depth"]}))
         >>> len(result.front), result.best("error", where={"depth_cost": "<= 2"}).subnet
@@ -98,22 +99,23 @@ class SearchResult:
             NoFeasibleSubnet: Nothing satisfies the bounds; the error names the nearest.
             ObjectiveError: A measure that was not recorded.
         """
-        recorded = dict.fromkeys(key for e in self.history for key in e.values)
+        recorded = dict.fromkeys(
+            [*self.problem.names, *(key for e in self.history for key in e.values)]
+        )
         bounds = parse_constraints(where)
         for key in [name, *(c.name for c in bounds)]:
             if key not in recorded and len(self.history):
-                msg = f"{key!r} was not recorded.{did_you_mean(key, recorded)} Recorded: {listed(recorded)}."
+                msg = (
+                    f"{key!r} was not recorded.{did_you_mean(key, recorded)} "
+                    f"Recorded: {listed(recorded)}."
+                )
                 raise ObjectiveError(msg)
         sign = (
             -1.0 if any(o.name == name and o.direction == "max" for o in self.objectives) else 1.0
         )
         extra = [self._absolute(c) for c in bounds]
         columns = {c.name: self.history.column(c.name) for c in extra}
-        F, missed = (
-            self.problem.scores(self.history)
-            if len(self.history)
-            else (np.zeros((0, 1)), np.zeros(0))
-        )
+        missed = self.problem.scores(self.history)[1] if len(self.history) else np.zeros(0)
         missed = missed + violation(extra, columns, len(self.history))
         values = sign * self.history.column(name)
         usable = (missed <= 0) & np.isfinite(values)
@@ -146,7 +148,7 @@ class SearchResult:
         raise NoFeasibleSubnet(msg, nearest if isinstance(nearest, Evaluation) else None)
 
     def minimised(self) -> npt.NDArray[np.float64]:
-        """Return the objectives of all evaluations, to be minimised, (n, m); NaN if infeasible or failed."""
+        """Return all objectives, to be minimised, (n, m); NaN if infeasible or failed."""
         if not len(self.history):
             return np.zeros((0, len(self.objectives)))
         F, missed = self.problem.scores(self.history)
@@ -162,7 +164,10 @@ class SearchResult:
             ObjectiveError: An objective is missing from the reference.
         """
         if missing := [o.name for o in self.objectives if o.name not in reference]:
-            msg = f"The reference has no {missing[0]!r}. Give a value for each of {listed(o.name for o in self.objectives)}."
+            msg = (
+                f"The reference has no {missing[0]!r}. "
+                f"Give a value for each of {listed(o.name for o in self.objectives)}."
+            )
             raise ObjectiveError(msg)
         columns = {o.name: np.array([float(reference[o.name])]) for o in self.objectives}
         return pareto.hypervolume(self.minimised(), minimised(self.objectives, columns)[0])
@@ -237,8 +242,8 @@ class SearchResult:
         front = self.front
         failed = int((~self.history.ok).sum()) if len(self.history) else 0
         head = (
-            f"{self.name}: {len(self.history)} evaluations, {failed} failed, {len(front)} on the front "
-            f"of {self.history.space.size:,} subnets"
+            f"{self.name}: {len(self.history)} evaluations, {failed} failed, "
+            f"{len(front)} on the front of {self.history.space.size:,} subnets"
         )
         if not len(front):
             return head
@@ -258,4 +263,7 @@ class SearchResult:
         return "\n".join([head, *table])
 
     def __repr__(self) -> str:
-        return f"<SearchResult {self.name!r}: {len(self.history)} evaluations, {len(self.front)} on the front>"
+        return (
+            f"<SearchResult {self.name!r}: {len(self.history)} evaluations, "
+            f"{len(self.front)} on the front>"
+        )

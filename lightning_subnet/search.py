@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import numbers
 import secrets
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_subnet import measures as measures_module
 from lightning_subnet.choices import digest
-from lightning_subnet.errors import SearchError, did_you_mean, listed
+from lightning_subnet.errors import SearchError, TellError, did_you_mean, listed
 from lightning_subnet.evaluators import Evaluator
 from lightning_subnet.history import Evaluation, History
 from lightning_subnet.measures import Measure
@@ -47,17 +48,18 @@ class VersionWarning(UserWarning):
 class SubnetSearch:
     """A search for the best subnets of a space.
 
-    Three ways to run it: `fit(model, datamodule)` drives a Lightning Trainer; `run(evaluator)` calls a
-    function or a table; `ask()` and `tell()` leave the loop to you. All of them commit every step
-    to `storage`, and a search of the same `name` goes on where the last one stopped, exactly.
+    Three ways to run it: `fit(model, datamodule)` drives a Lightning Trainer; `run(evaluator)`
+    calls a function or a table; `ask()` and `tell()` leave the loop to you. All of them commit
+    every step to `storage`, and a search of the same `name` goes on where the last one stopped,
+    exactly.
 
     Args:
         objectives: What to optimise: `{"val_acc": "max", "macs": "min"}`, in any number.
         constraints: What must hold: `{"macs": "<= 3e8"}`, or relative to the largest subnet
             `{"params": "<= 60%"}`; several bounds on one measure as a list.
         space: What may vary; `fit` takes it from the model.
-        measures: Measures that the search computes. Names that are not among them are told by you, or
-            measured by the evaluator.
+        measures: Measures that the search computes. Names that are not among them are told by you,
+            or measured by the evaluator.
         strategy: A name (`lightning_subnet.strategies.names()`) or a `Strategy`.
         budget: How many evaluations to make, or a `Budget`.
         storage: A database URL; None keeps the study in memory.
@@ -109,7 +111,7 @@ class SubnetSearch:
         self.measures = list(measures)
         self.strategy = resolve(strategy)
         self.budget = Budget.of(budget)
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
             msg = f"seed={seed!r} must be a whole number from 0."
             raise SearchError(msg)
         if resume not in ("auto", "must", "never"):
@@ -121,9 +123,10 @@ class SubnetSearch:
         if name is None and resume == "must":
             msg = "resume='must' needs the name= of the study to go on with."
             raise SearchError(msg)
-        self.seed = seed
+        self.seed = int(seed)
         self.name = name or f"search-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         self.warm_start = list(warm_start)
+        self._settings["warm_start"] = self.warm_start  # an iterator can be read once
         self.trainer = trainer
         from lightning_subnet.storage import Storage
 
@@ -131,6 +134,7 @@ class SubnetSearch:
         self._session: Session | None = None
         if space is not None:
             self._problem = self._make_problem(space, self.measures)
+            self.warm_start = [space.subnet(subnet) for subnet in self.warm_start]
             self._load(space)
 
     def replace(self, **changes: Any) -> SubnetSearch:
@@ -144,7 +148,8 @@ class SubnetSearch:
             3
         """
         if unknown := [key for key in changes if key not in self._settings]:
-            msg = f"{unknown[0]!r} is no setting of a search.{did_you_mean(unknown[0], self._settings)}"
+            hint = did_you_mean(unknown[0], self._settings)
+            msg = f"{unknown[0]!r} is no setting of a search.{hint}"
             raise SearchError(msg)
         return SubnetSearch(**{**self._settings, **changes})
 
@@ -174,7 +179,7 @@ class SubnetSearch:
         """Open or create the study and the session over it."""
         problem = self._make_problem(space, measures)
         first = [*first, *([space.largest] if problem.needs_reference else []), *self.warm_start]
-        first = space.from_indices(space.indices(first)) if first else []
+        first = [space.subnet(subnet) for subnet in first]
         header = {
             "space": space.to_json()["choices"],
             "pool": digest(space.to_json()["pool"]) if space.is_pool else None,
@@ -216,8 +221,9 @@ class SubnetSearch:
             ]
             if changed:
                 warnings.warn(
-                    f"Study {self.name!r} was made with other versions ({', '.join(changed)}); proposals may "
-                    "differ from an uninterrupted run. Silence: ignore lightning_subnet.VersionWarning.",
+                    f"Study {self.name!r} was made with other versions ({', '.join(changed)}); "
+                    "proposals may differ from an uninterrupted run. "
+                    "Silence: ignore lightning_subnet.VersionWarning.",
                     VersionWarning,
                     stacklevel=4,
                 )
@@ -243,8 +249,8 @@ class SubnetSearch:
             space = self._settings["space"]
             if space is None:
                 msg = (
-                    "This search has no space. Give space=SearchSpace({...}) for ask/tell and run(), "
-                    "or call fit(model, datamodule), which takes it from the model."
+                    "This search has no space. Give space=SearchSpace({...}) for ask/tell and "
+                    "run(), or call fit(model, datamodule), which takes it from the model."
                 )
                 raise SearchError(msg)
             self._start(space, self.measures)
@@ -268,8 +274,8 @@ class SubnetSearch:
     def ask(self, n: int = 1) -> list[Subnet]:
         """Return 1 to n subnets to measure, or an empty list when the search is over.
 
-        They come from the open generation, so there may be fewer than n. A new process first gets those
-        that an earlier one was given and never told.
+        They come from the open generation, so there may be fewer than n. A new process first gets
+        those that an earlier one was given and never told.
 
         Args:
             n: How many at most.
@@ -304,6 +310,12 @@ class SubnetSearch:
             TellError: The subnet was told before, or a value is missing, unknown or no number;
                 nothing is recorded then.
         """
+        if values is not None and not isinstance(values, Mapping):
+            msg = (
+                f"tell() got {values!r:.60} as the values. "
+                "Give them by name of measure: tell(subnet, error=0.1)."
+            )
+            raise TellError(msg)
         return self._opened().tell(subnet, {**(values or {}), **more})
 
     def fail(self, subnet: Subnet | Mapping[str, Any], reason: str) -> Evaluation:
@@ -320,6 +332,12 @@ class SubnetSearch:
         Returns:
             What was found.
         """
+        if evaluator is not None and not isinstance(evaluator, Evaluator):
+            msg = (
+                f"run({evaluator!r:.60}) is no evaluator. "
+                "Wrap a function that returns values by name: run(FunctionEvaluator(fn))."
+            )
+            raise SearchError(msg)
         return self._loop(self._opened(), evaluator, progress=progress)
 
     def _loop(
@@ -327,7 +345,11 @@ class SubnetSearch:
     ) -> SearchResult:
         with Progress(session, enabled=progress) as shown:
             while subnets := session.ask(1):
-                shown.update(session.measure(subnets[0], evaluator))
+                try:
+                    shown.update(session.measure(subnets[0], evaluator))
+                except BaseException:
+                    session.give_back(subnets[0])
+                    raise
         return self.result()
 
     def fit(
@@ -339,8 +361,8 @@ class SubnetSearch:
         datamodule and the trainer are left as they were, whatever happens.
 
         Args:
-            model: A LightningModule with `search_space()` and `activate(subnet)` (`SubnetMixin`), whose
-                `validation_step` logs the objectives.
+            model: A LightningModule with `search_space()` and `activate(subnet)` (`SubnetMixin`),
+                whose `validation_step` logs the objectives.
             datamodule: The data; its `prepare_data` and `setup("fit")` run once.
             dataloaders: Validation dataloaders, instead of a datamodule.
             progress: Show progress.
@@ -382,8 +404,8 @@ class SubnetSearch:
             datamodule: The data, where the model has no `example_input_array`.
 
         Returns:
-            The range of every exact measure, the share of feasible subnets and, if there are none, the
-            nearest.
+            The range of every exact measure, the share of feasible subnets and, if there are none,
+            the nearest.
         """
         space, measures = self._settings["space"], self.measures
         if model is not None:

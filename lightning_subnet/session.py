@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Session: the ask/tell engine. It opens generations, hands subnets out once and records what was measured.
+"""Session: the ask/tell engine.
 
-Every proposal is committed before it is handed out and every evaluation before the next starts, so
-a new process that opens the same study goes on where a killed one stopped.
+It opens generations, hands subnets out once and records what was measured. Every proposal is
+committed before it is handed out and every evaluation before the next starts, so a new process
+that opens the same study goes on where a killed one stopped.
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ class Budget:
         )
         if not (given and whole and usable):
             msg = (
-                f"A budget of evaluations={self.evaluations!r}, seconds={self.seconds!r} buys nothing. "
-                "Give a positive whole number of evaluations (budget=250), Budget(seconds=3600), or both."
+                f"A budget of evaluations={self.evaluations!r}, seconds={self.seconds!r} buys "
+                "nothing. Give a positive whole number of evaluations (budget=250), "
+                "Budget(seconds=3600), or both."
             )
             raise SearchError(msg)
 
@@ -158,6 +160,11 @@ class Session:
             self._pending[self._code(subnet)] = (subnet, now)
         return served
 
+    def give_back(self, subnet: Subnet) -> None:
+        """Put a subnet that was handed out, and not recorded, back in front: it is asked next."""
+        if self._pending.pop(self._code(subnet), None) is not None:
+            self._waiting.insert(0, subnet)
+
     def _propose(self) -> bool:
         """Open the next generation; return False if the space is exhausted."""
         if self.problem.needs_reference:
@@ -173,21 +180,31 @@ class Session:
             _log.info("%s The search ends.", end)
             self.exhausted = True
             return False
-        self._check(proposals, pending)
+        proposals = self._check(proposals, pending)
         self._open(self.study.add_generation(number, proposals))
         return bool(self._waiting)
 
-    def _check(self, proposals: Iterable[Subnet], pending: Iterable[Subnet]) -> None:
+    def _check(self, proposals: Any, pending: Iterable[Subnet]) -> list[Subnet]:
         """Hold a strategy (perhaps the user's own) to its contract."""
+        proposals = list(proposals) if isinstance(proposals, Iterable) else [proposals]
+        if strange := [item for item in proposals if item not in self.problem.space]:
+            msg = (
+                f"{self.strategy!r} proposed {strange[0]!r:.80}, which is no subnet of the space. "
+                "A strategy returns a list of subnets: space.from_indices, space.subnet or "
+                "strategies.base.fill make them."
+            )
+            raise StrategyError(msg)
         codes = [self._code(subnet) for subnet in proposals]
         taken = self.history.codes | {self._code(subnet) for subnet in pending}
         if not codes or len(set(codes)) < len(codes) or taken & set(codes):
             msg = (
-                f"{self.strategy!r} proposed {len(codes)} subnets, {len(set(codes) - taken)} of them new. "
-                "A strategy returns one or more distinct subnets that are not in history or pending, "
-                "or raises SpaceExhausted: strategies.base.fill does that for any source of proposals."
+                f"{self.strategy!r} proposed {len(codes)} subnets, {len(set(codes) - taken)} of "
+                "them new. A strategy returns one or more distinct subnets that are not in history "
+                "or pending, or raises SpaceExhausted: strategies.base.fill does that for any "
+                "source of proposals."
             )
             raise StrategyError(msg)
+        return proposals
 
     def _open(self, subnets: Sequence[Subnet]) -> None:
         for subnet in subnets:
@@ -210,14 +227,16 @@ class Session:
             hint = (
                 "It is computed by the search: leave it out."
                 if unknown[0] in self.measures
-                else f"{did_you_mean(unknown[0], self.told_names)} Expected: {listed(self.told_names)}."
+                else f"{did_you_mean(unknown[0], self.told_names)} "
+                f"Expected: {listed(self.told_names)}."
             )
             msg = f"{unknown[0]!r} is not a measure to be told. {hint.strip()}"
             raise TellError(msg)
         if missing := [name for name in self.told_names if name not in known]:
             msg = (
                 f"The value of {missing[0]!r} is missing; {listed(known)} came. "
-                "Tell every measure of the objectives and constraints at once, or fail(subnet, reason)."
+                "Tell every measure of the objectives and constraints at once, "
+                "or fail(subnet, reason)."
             )
             raise TellError(msg)
         return self._complete(subnet, known, seconds=self._since_asked(subnet))
@@ -239,8 +258,8 @@ class Session:
         if needed:
             if evaluator is None:
                 msg = (
-                    f"Nothing measures {needed[0]!r}: pass an evaluator to run(), or a measure of that name "
-                    "in measures=."
+                    f"Nothing measures {needed[0]!r}: pass an evaluator to run(), "
+                    "or a measure of that name in measures=."
                 )
                 raise SearchError(msg)
             try:
@@ -298,10 +317,13 @@ class Session:
                 if any(isinstance(item, (str, bytes, bool)) for item in pair):
                     raise TypeError
                 numbers_[name] = (float(pair[0]), float(pair[1]))
+                if numbers_[name][1] < 0:
+                    raise ValueError
             except (TypeError, ValueError):
                 msg = (
-                    f"The value of {name!r} is {given!r:.60}. Tell a number, or a pair (value, standard error); "
-                    "a measurement that failed is told by fail(subnet, reason)."
+                    f"The value of {name!r} is {given!r:.60}. Tell a number, or a pair "
+                    "(value, standard error); a measurement that failed is told by "
+                    "fail(subnet, reason)."
                 )
                 raise TellError(msg) from None
         return numbers_
@@ -326,8 +348,8 @@ class Session:
                 values[name] = stored[name]
                 continue
             try:
-                value, error = measure.evaluate(self.problem.space, X)
-                values[name] = (float(value[0]), float(error[0]))
+                computed, errors = measure.evaluate(self.problem.space, X)
+                values[name] = (float(computed[0]), float(errors[0]))
             except (ObjectiveError, MeasurementError):
                 raise
             except Exception as error:
@@ -363,7 +385,7 @@ class Session:
                 number=len(self.history),
                 subnet=subnet,
                 values={name: value for name, (value, _) in values.items()},
-                errors={name: error for name, (_, error) in values.items() if error},
+                errors={name: error for name, (_, error) in values.items() if 0 < error < math.inf},
                 status="failed" if reason else "ok",
                 reason=reason,
                 seconds=seconds,

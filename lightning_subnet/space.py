@@ -102,15 +102,15 @@ class SearchSpace:
 
     @cached_property
     def smallest(self) -> Subnet:
-        """Every ordered choice at its first value; in a pool, the member nearest to that."""
+        """Every choice at its first value; in a pool without that, the opposite of `largest`."""
         return self._extreme(largest=False)
 
     @cached_property
     def largest(self) -> Subnet:
-        """Every ordered choice at its last value; in a pool, the member nearest to that.
+        """Every ordered choice at its last value, categorical ones at their first.
 
-        Categorical choices stand at their first value. In a pool, the member with the greatest sum
-        of relative positions is taken.
+        In a pool without that, the member with the greatest sum of relative positions, over the
+        ordered choices.
         """
         return self._extreme(largest=True)
 
@@ -126,7 +126,8 @@ class SearchSpace:
         X = self._choices.canonical(X)
         if isinstance(self._members, PoolMembers) and not self._members.contains(X)[0]:
             rows = self._members.rows
-            score = self.encode(rows, kind="ordinal").sum(axis=1)
+            ordered = [choice.ordered for choice in self._choices.by_name.values()]
+            score = self.encode(rows, kind="ordinal")[:, ordered].sum(axis=1)
             X = rows[[int(np.argmax(score if largest else -score))]]
         return self.from_indices(X)[0]
 
@@ -137,7 +138,7 @@ class SearchSpace:
             X = self.indices([subnet])
         except InvalidSubnetError:
             return False
-        return bool(self._members.contains(X)[0])
+        return bool(self._members.contains(X)[0]) and self._wrap(X)[0] == subnet
 
     def __iter__(self) -> Iterator[Subnet]:
         """Yield every subnet once, in a fixed order."""
@@ -176,7 +177,24 @@ class SearchSpace:
             >>> space.subnet(ks=[3, 5]) == space.subnet({"ks.0": 3, "ks.1": 5})
             True
         """
-        flat = self._choices.flatten({**(values or {}), **more})
+        if values is not None and not isinstance(values, Mapping):
+            msg = (
+                f"A subnet is made of values by name, not of {values!r:.60}. "
+                f"Write space.subnet({{{self.names[0]!r}: {self._choices.values[0][0]!r}, ...}})."
+            )
+            raise InvalidSubnetError(msg)
+        X = self._read({**(values or {}), **more})
+        if not self._members.contains(X)[0]:
+            msg = (
+                f"{self._wrap(X)[0]} is not among the {self.size} subnets of this pool. "
+                "Use a member (iterate over the space), or the space that the pool was made from."
+            )
+            raise InvalidSubnetError(msg)
+        return self._wrap(X)[0]
+
+    def _read(self, values: Mapping[str, Any]) -> Indices:
+        """Return the canonical row (1, n_choices) of flat or grouped values, in the pool or not."""
+        flat = self._choices.flatten(values)
         X = np.zeros((1, len(self.names)), dtype=np.int64)
         unread = np.zeros(X.shape, dtype=bool)
         problems: dict[int, str] = {}
@@ -196,14 +214,7 @@ class SearchSpace:
                 j = int(needed[0])
                 msg = f"{problems[j]} It takes one of {listed(self._choices.values[j])}."
                 raise InvalidSubnetError(msg)
-        X = self._choices.canonical(X)
-        if not self._members.contains(X)[0]:
-            msg = (
-                f"{self._wrap(X)[0]} is not among the {self.size} subnets of this pool. "
-                "Use a member (iterate over the space), or the space that the pool was made from."
-            )
-            raise InvalidSubnetError(msg)
-        return self._wrap(X)[0]
+        return self._choices.canonical(X)
 
     def _wrap(self, X: Indices) -> list[Subnet]:
         width = CODE.itemsize * X.shape[1]
@@ -217,6 +228,9 @@ class SearchSpace:
             InvalidSubnetError: Another shape, or an index out of range.
         """
         X = np.asarray(X)
+        if X.dtype.kind not in "iu" and not (X.dtype.kind == "f" and (np.floor(X) == X).all()):
+            msg = f"Indices are whole numbers, not {X!r:.60}. Use space.subnet(...) for values."
+            raise InvalidSubnetError(msg)
         if X.ndim != 2 or X.shape[1] != len(self.names):  # noqa: PLR2004 - a matrix
             msg = f"Indices have shape (n, {len(self.names)}), one column a choice, not {X.shape}."
             raise InvalidSubnetError(msg)
@@ -236,10 +250,22 @@ class SearchSpace:
         Raises:
             InvalidSubnetError: A subnet of another space whose values do not fit this one.
         """
+        own = self._choices
         codes = [
-            s._code if s._choices is self._choices else self.subnet(s.active)._code for s in subnets
+            s._code if isinstance(s, Subnet) and s._choices is own else self._adopt(s)._code
+            for s in subnets
         ]
         return np.frombuffer(b"".join(codes), CODE).reshape(-1, len(self.names)).astype(np.int64)
+
+    def _adopt(self, subnet: Subnet) -> Subnet:
+        """Return the subnet of another instance of this space as one of this instance."""
+        if not isinstance(subnet, Subnet):
+            msg = (
+                f"{subnet!r:.60} is a {type(subnet).__name__}, not a Subnet. "
+                "Give a list of subnets, each made by space.subnet(...)."
+            )
+            raise InvalidSubnetError(msg)
+        return self._wrap(self._read(subnet.active))[0]
 
     def canonical(self, X: Indices) -> Indices:
         """Return index rows in canonical form, so that equal networks have equal rows."""
@@ -266,7 +292,10 @@ class SearchSpace:
     def sample_indices(self, n: int, rng: Rng = None) -> Indices:
         """Return n distinct subnets as canonical value indices (n, n_choices); see `sample`."""
         if n > self.size:
-            msg = f"{n} distinct subnets were asked of a space of {self.size}. Ask for at most {self.size}."
+            msg = (
+                f"{n} distinct subnets were asked of a space of {self.size}. "
+                f"Ask for at most {self.size}."
+            )
             raise SpaceExhausted(msg)
         if n < 1:
             return np.zeros((0, len(self.names)), dtype=np.int64)
@@ -287,7 +316,7 @@ class SearchSpace:
             subnets: Members, as subnets or as value indices (n, n_choices).
 
         Raises:
-            SpaceError: Fewer than two distinct members.
+            SpaceError: Fewer than two distinct members, or one outside this pool.
 
         Example:
             >>> space = SearchSpace({"depth": [1, 2, 3], "width": [8, 16]})
@@ -297,6 +326,12 @@ class SearchSpace:
         X = self.indices(
             self.from_indices(subnets) if isinstance(subnets, np.ndarray) else list(subnets)
         )
+        if not (inside := self._members.contains(X)).all():
+            msg = (
+                f"{self._wrap(X[~inside])[0]} is not among the {self.size} subnets of this pool. "
+                "Restrict the space that the pool was made from."
+            )
+            raise SpaceError(msg)
         pool = object.__new__(SearchSpace)
         pool._choices = self._choices
         pool._members = PoolMembers(self._choices, X)
@@ -308,7 +343,7 @@ class SearchSpace:
     def nearest(self, X: Indices, taken: set[bytes]) -> Indices:
         """Map rows that are no members to the nearest one not taken; drop those that find none.
 
-        Every returned row is distinct. Only a pool moves rows; elsewhere they come back as they are.
+        Members come back as they are, taken or not; so does every row where this is no pool.
         """
         if not isinstance(self._members, PoolMembers):
             return X
@@ -393,7 +428,10 @@ class SearchSpace:
                 for name, spec in data["choices"].items()
             }
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            msg = f"This is not the JSON of a search space ({error!r}). Write it with space.to_json()."
+            msg = (
+                f"This is not the JSON of a search space ({error!r}). "
+                "Write it with space.to_json()."
+            )
             raise SpaceError(msg) from error
         space = cls(choices)
         return space.restricted_to(np.array(data["pool"])) if "pool" in data else space
@@ -401,7 +439,7 @@ class SearchSpace:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the space that is the same in every process."""
-        return digest(self.to_json())
+        return digest({**self.to_json(), "order": self.names})  # pools and genes depend on it
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SearchSpace) and self.fingerprint == other.fingerprint

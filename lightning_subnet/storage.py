@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storage: studies, generations, evaluations and reusable values in a database, committed row by row.
+"""Storage: studies, generations, evaluations and reusable values, committed to a database by row.
 
 The only file that imports SQLAlchemy. SQLite in WAL mode by default, PostgreSQL by URL, JSON text
 for what is structured; nothing is pickled.
@@ -117,7 +117,8 @@ class Storage:
         elif path.is_dir():
             problem = "it is a folder: name a file in it"
         elif not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-            problem = f"{folder if not path.exists() else path} is read-only: choose a place you can write"
+            locked = folder if not path.exists() else path
+            problem = f"{locked} is read-only: choose a place you can write"
         if problem:
             msg = f"storage={self.url!r} cannot be written: {problem}."
             raise StorageError(msg)
@@ -162,7 +163,10 @@ class Storage:
                 return False
             version = connection.scalar(sa.select(_format.c.version))
         if version is not None and version != _FORMAT:
-            msg = f"storage={self.url!r} has format {version}; this version of the package reads {_FORMAT}."
+            msg = (
+                f"storage={self.url!r} has format {version}; "
+                f"this version of the package reads {_FORMAT}."
+            )
             raise StorageError(msg)
         self._ready = version is not None
         return self._ready
@@ -254,10 +258,10 @@ class Study:
         """Raise `StudyMismatchError` naming the differences if the stored header is another one."""
         differences = list(_differences(self.header, json.loads(json.dumps(header))))
         if differences:
-            shown = "; ".join(differences[:4]) + ("; ..." if len(differences) > 4 else "")  # noqa: PLR2004
+            shown = "; ".join(differences[:4]) + ("; ..." if len(differences) > 4 else "")  # noqa: PLR2004 - a few do
             msg = (
-                f"Study {self.name!r} in {self.storage.url!r} was made with other settings: {shown}.\n"
-                "Restore them to resume it, or give this search another name=."
+                f"Study {self.name!r} in {self.storage.url!r} was made with other settings: "
+                f"{shown}.\nRestore them to resume it, or give this search another name=."
             )
             raise StudyMismatchError(msg)
 
@@ -273,7 +277,7 @@ class Study:
         return [[space.subnet(data) for data in json.loads(text)] for text in texts]
 
     def add_generation(self, number: int, subnets: Sequence[Subnet]) -> list[Subnet]:
-        """Commit the proposals of a generation; return those stored, if another process was first."""
+        """Commit a generation's proposals; return those stored if another process was first."""
         row = {
             "study": self._id,
             "number": number,
@@ -333,7 +337,10 @@ class Study:
                     self._keep_values(connection, evaluation, fingerprints or {})
             except sa.exc.IntegrityError as error:
                 if self._has(evaluation.subnet):
-                    msg = f"{evaluation.subnet} was told to study {self.name!r} already. It is measured once."
+                    msg = (
+                        f"{evaluation.subnet} was told to study {self.name!r} already. "
+                        "It is measured once."
+                    )
                     raise TellError(msg) from error
                 continue  # another process took the number; SQLite's write lock rules that out
             return replace(evaluation, number=number)
@@ -366,7 +373,9 @@ class Study:
 def _configure_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions are begun below, not by the driver
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")  # a killed process leaves whole rows
+    tables = {row[0] for row in cursor.execute("SELECT name FROM sqlite_master")}
+    if not tables or _format.name in tables:  # a database of something else stays as it is
+        cursor.execute("PRAGMA journal_mode=WAL")  # a killed process leaves whole rows
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()

@@ -110,7 +110,7 @@ class Subnet(Mapping[str, Value]):
         return self._hash
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self._choices.by_name, self._code)
+        return Subnet, (self._choices, self._code)
 
     def __repr__(self) -> str:
         active = self.active
@@ -125,7 +125,3 @@ class Subnet(Mapping[str, Value]):
                 else f"{group}={shown[0]}"
             )
         return f"Subnet({', '.join(parts)})"
-
-
-def _restore(by_name: Mapping[str, Any], code: bytes) -> Subnet:
-    return Subnet(Choices(by_name), code)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluator that drives a Lightning Trainer: one `trainer.validate` per subnet, on frozen data."""
+"""The evaluator that drives a Lightning Trainer: `trainer.validate` per subnet, on frozen data."""
 
 from __future__ import annotations
 
@@ -105,12 +105,12 @@ class TrainerEvaluator(Evaluator):
         """Return the user's measures and those built-in ones that are wanted by name."""
         bound = list(measures)
         if "macs" in wanted and all(measure.name != "macs" for measure in bound):
-            bound.append(traced_macs(self._model, self._elastic, self._example_input))
+            example = self._model.example_input_array
+            example = first_input(self._loaders) if example is None else example
+            macs = traced_macs(self._model, self._elastic, example)
+            macs([self.space.largest])  # an input that does not fit shows before anything is measured
+            bound.append(macs)
         return bound
-
-    def _example_input(self) -> Any:
-        example = self._model.example_input_array
-        return first_input(self._loaders) if example is None else example
 
     def evaluate(self, subnet: Subnet) -> Measured:
         """Activate the subnet, validate, and return every metric that was logged."""

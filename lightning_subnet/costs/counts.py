@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,8 +45,8 @@ def count_macs(module: nn.Module, example_input: Any) -> int:
             tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__ for x in inputs
         ]
         msg = (
-            f"{type(module).__name__} failed on an input of {shapes} while its MACs were counted: {error}. "
-            "Set example_input_array to an input that forward() takes."
+            f"{type(module).__name__} failed on an input of {shapes} while its MACs were "
+            f"counted: {error}. Set example_input_array to an input that forward() takes."
         )
         raise MeasurementError(msg) from error
     finally:
@@ -56,29 +55,35 @@ def count_macs(module: nn.Module, example_input: Any) -> int:
             child.training = flag
     macs = int(counter.get_total_flops()) // 2
     if macs == 0:
-        msg = f"No multiplication was counted in {type(module).__name__}: its operators are unknown to the counter."
+        msg = (
+            f"No multiplication was counted in {type(module).__name__}: "
+            "its operators are unknown to the counter."
+        )
         raise MeasurementError(msg)
     return macs
 
 
-def traced_macs(module: nn.Module, elastic: Elastic, example_input: Callable[[], Any]) -> Measure:
+def traced_macs(module: nn.Module, elastic: Elastic, example_input: Any) -> Measure:
     """Return the exact measure `macs` of a super-network, for one sample of the example input.
 
     Args:
         module: The module whose forward pass is counted.
         elastic: The part of it that activates subnets.
-        example_input: Called once, when the first count is asked for.
+        example_input: A tensor, or a tuple of positional arguments.
     """
     counted: dict[Subnet, int] = {}
-    inputs: list[Any] = []
 
     def macs(subnets: list[Subnet]) -> list[float]:
-        if not inputs:
-            inputs.append(example_input())
         for subnet in subnets:
-            if subnet not in counted:
-                elastic.activate(subnet)
-                counted[subnet] = count_macs(module, inputs[0])
+            if subnet in counted:
+                continue
+            elastic.activate(subnet)
+            try:
+                counted[subnet] = count_macs(module, example_input)
+            except MeasurementError as error:
+                if not counted:
+                    raise  # no subnet can be counted
+                raise RuntimeError(str(error)) from error  # this one cannot
         return [float(counted[subnet]) for subnet in subnets]
 
     return Measure("macs", macs, unit="MAC", exact=True)

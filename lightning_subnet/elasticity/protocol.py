@@ -94,7 +94,8 @@ def elastic_part(module: nn.Module) -> Elastic:
         return outermost[0][1]
     names = ", ".join(name for name, _ in outermost)
     msg = (
-        f"{type(module).__name__} has {f'{len(outermost)} elastic parts ({names})' if names else 'no elastic part'}. "
+        f"{type(module).__name__} has "
+        f"{f'{len(outermost)} elastic parts ({names})' if names else 'no elastic part'}. "
         "Derive it from SubnetMixin and implement search_space() and activate(subnet), "
         "or give it exactly one child that does."
     )

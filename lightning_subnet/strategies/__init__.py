@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strategies: what proposes the next subnets from a history. A name, or an object of these classes."""
+"""Strategies: what proposes the next subnets from a history; a name, or one of these objects."""
 
 from __future__ import annotations
 
@@ -56,8 +56,9 @@ def resolve(strategy: str | Strategy) -> Strategy:
         made: Strategy = __getattr__(_NAMES[strategy])()
         return made
     given = "the class, not an object: add ()" if isinstance(strategy, type) else f"{strategy!r}"
+    hint = did_you_mean(strategy, _NAMES) if isinstance(strategy, str) else ""
     msg = (
-        f"strategy= is {given}.{did_you_mean(strategy, _NAMES) if isinstance(strategy, str) else ''} "
+        f"strategy= is {given}.{hint} "
         f"Give one of {', '.join(map(repr, _NAMES))}, or an object with propose()."
     )
     raise StrategyError(msg)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only file that imports pymoo: its survival, selection, crossover and mutation on index rows."""
+"""The only file that imports pymoo: survival, selection, crossover and mutation on index rows."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ class Breeder:
         )
         # pymoo 0.6.2 breaks ties of the violation with an unseeded generator: leave it none.
         order = np.argsort(np.argsort(violation, kind="stable"))
-        G = np.where(violation > 0, violation * (1 + 1e-9 * order), 0.0)[:, None]
+        excess = np.where(violation > 0, violation * (1 + 1e-9 * order), 0.0)[:, None]
         if self._problem.has_constraints():
-            population = Population.new("X", X, "F", F, "G", G)
+            population = Population.new("X", X, "F", F, "G", excess)
         else:
             population = Population.new("X", X, "F", F)
         if kind == "sms-emoa" and len(population) > _CROWD * self._population:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from lightning_subnet.subnet import Subnet
 Draw = Callable[[int, np.random.Generator], Indices]
 
 _TRIES = 20
+_WIDEST = 4096  # new subnets at a time: small spaces are gone through whole
 _TRIES_TRACED = 3  # where an exact measure takes milliseconds a subnet
 
 
@@ -70,11 +72,19 @@ class Strategy(ABC):
         return f"{type(self).__name__}({settings})"
 
 
-def positive(**settings: float) -> None:
-    """Raise `StrategyError` for a setting that is not a positive number."""
+def positive(**settings: int) -> None:
+    """Raise `StrategyError` for a setting that is not a positive whole number."""
     for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            msg = f"{name}={value!r} of the strategy must be a positive number."
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+            msg = f"{name}={value!r} of the strategy must be a positive whole number."
+            raise StrategyError(msg)
+
+
+def probability(**settings: float | None) -> None:
+    """Raise `StrategyError` for a setting that is neither None nor a number from 0 to 1."""
+    for name, value in settings.items():
+        if value is not None and not (isinstance(value, numbers.Real) and 0 <= value <= 1):
+            msg = f"{name}={value!r} of the strategy is a probability: a number from 0 to 1."
             raise StrategyError(msg)
 
 
@@ -90,8 +100,8 @@ def fill(
 
     Proposals are brought into canonical form, mapped into a pool where the space is one, and
     dropped if they were measured, are pending or came before. Those that break an exact constraint
-    wait, and are taken, least violation first, only if feasible ones run out. After a bounded number of
-    tries the rest is drawn uniformly from what is left.
+    wait, and are taken, least violation first, only if feasible ones run out. After a bounded
+    number of tries the rest is drawn uniformly from what is left.
 
     Args:
         problem: What is searched.
@@ -134,10 +144,14 @@ def fill(
     for _ in range(tries):
         if len(chosen) < n:
             sort_in(draw(n - len(chosen), rng))
-    for _ in range(tries):
+    for attempt in range(tries):
         if len(chosen) < n and len(chosen) + len(spare) < left:
-            # So many distinct draws hold enough new ones, or are the whole space.
-            sort_in(space.sample_indices(min(space.size, n - len(chosen) + len(taken)), rng))
+            # Enough draws to expect so many new ones, more each time: feasible ones may be rare.
+            wanted = min((n - len(chosen)) << attempt, _WIDEST)
+            k = wanted * space.size // (space.size - len(taken)) + 1
+            sort_in(space.sample_indices(min(space.size, k), rng))
+    if len(chosen) + len(spare) < n:  # so many distinct draws hold enough new ones for certain
+        sort_in(space.sample_indices(min(space.size, n + len(taken)), rng))
     chosen += [row for _, _, row in sorted(spare)[: max(n - len(chosen), 0)]]
     return space.from_indices(np.stack(chosen[:n]))
 

@@ -10,7 +10,7 @@ import numpy as np
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import Strategy, fill, positive, uniform
+from lightning_subnet.strategies.base import Strategy, fill, positive, probability, uniform
 from lightning_subnet.subnet import Subnet
 
 _PARENTS = 2
@@ -29,7 +29,8 @@ class NSGA2(Strategy):
         mutation: Probability per choice of a new random value; None is 1 / number of choices.
 
     References:
-        Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, IEEE TEC 6(2), 2002.
+        Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, IEEE TEC 6(2),
+        2002.
 
     Example:
         >>> NSGA2(population=20)
@@ -42,6 +43,7 @@ class NSGA2(Strategy):
         self, *, population: int = 50, crossover: float = 0.9, mutation: float | None = None
     ) -> None:
         positive(population=population)
+        probability(crossover=crossover, mutation=mutation)
         self.population = population
         self.crossover = crossover
         self.mutation = mutation
@@ -104,8 +106,8 @@ class SMSEMOA(NSGA2):
         mutation: Probability per choice of a new random value; None is 1 / number of choices.
 
     References:
-        Beume et al., SMS-EMOA: Multiobjective selection based on dominated hypervolume, EJOR 181(3),
-        2007.
+        Beume et al., SMS-EMOA: Multiobjective selection based on dominated hypervolume, EJOR
+        181(3), 2007.
     """
 
     name = "sms-emoa"

@@ -28,9 +28,11 @@ class RandomSearch(Strategy):
 
     Example:
         >>> from lightning_subnet import FunctionEvaluator, SearchSpace, SubnetSearch
-        >>> search = SubnetSearch(space=SearchSpace(depth=[1, 2, 3, 4]), objectives={"error": "min"},
+        >>> search = SubnetSearch(space=SearchSpace(depth=[1, 2, 3, 4]),
+        ...                       objectives={"error": "min"},
         ...                       strategy=RandomSearch(batch_size=2), budget=3, storage=None)
-        >>> len(search.run(FunctionEvaluator(lambda s: {"error": 1 / s["depth"]}), progress=False).history)
+        >>> evaluator = FunctionEvaluator(lambda s: {"error": 1 / s["depth"]})
+        >>> len(search.run(evaluator, progress=False).history)
         3
     """
 
@@ -73,6 +75,7 @@ class RandomSearch(Strategy):
             edges = np.linspace(values.min(), values.max(), k + 1)
             stratum = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, k - 1)
             _, first = np.unique(stratum, return_index=True)  # X is in random order already
-            return X[rng.permutation(first)]
+            drawn: Indices = X[rng.permutation(first)]
+            return drawn
 
         return draw

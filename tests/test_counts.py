@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_subnet.costs.counts import count_macs, traced_macs
+from lightning_subnet.errors import MeasurementError
+from tests.networks import ElasticMlp
+
+
+def test_convolutions_and_linear_layers_by_hand() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 10))
+    assert count_macs(net, torch.zeros(1, 3, 4, 4)) == 16 * 8 * 3 * 9 + 8 * 16 * 10
+    depthwise = nn.Conv2d(8, 8, 3, groups=8)
+    assert count_macs(depthwise, torch.zeros(1, 8, 5, 5)) == 9 * 8 * 9
+
+
+def test_attention_is_counted_although_torch_has_a_fast_path() -> None:
+    d, n = 16, 5
+    layer = nn.TransformerEncoderLayer(d, 4, dim_feedforward=32, batch_first=True).eval()
+    projections = 4 * n * d * d + 2 * n * d * 32
+    scores = 2 * n * n * d
+    assert count_macs(layer, torch.zeros(1, n, d)) == projections + scores
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_counting_changes_no_flag_and_no_statistic() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 4))
+    net[1].eval()
+    count_macs(net, torch.randn(8, 4))
+    assert [m.training for m in net] == [True, False, True]
+    assert net[0].running_mean.abs().sum() == 0
+
+
+def test_a_super_network_is_counted_subnet_by_subnet() -> None:
+    net = ElasticMlp()
+    macs = traced_macs(net, net, torch.zeros(1, 64))
+    space = net.search_space()
+    assert macs(list(space)) == [74.0 * s["width"] for s in space]
+    assert macs.exact
+    assert not macs.vectorised
+
+
+def test_what_cannot_be_counted() -> None:
+    with pytest.raises(MeasurementError, match=r"failed on an input of \[\(1, 3\)\]"):
+        count_macs(nn.Linear(4, 4), torch.zeros(1, 3))
+    with pytest.raises(MeasurementError, match="No multiplication was counted in ReLU"):
+        count_macs(nn.ReLU(), torch.zeros(1, 3))
+
+
+def test_one_subnet_that_cannot_run_is_its_own_failure() -> None:
+    class Odd(ElasticMlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.width == 4:
+                raise ValueError("too narrow")
+            return super().forward(x)
+
+    net = Odd()
+    space = net.search_space()
+    macs = traced_macs(net, net, torch.zeros(1, 64))
+    with pytest.raises(MeasurementError, match="too narrow"):
+        macs([space.smallest])
+    assert macs([space.largest]) == [74.0 * 32]
+    with pytest.raises(RuntimeError, match="too narrow"):
+        macs([space.smallest])

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import pytorch_lightning
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_subnet import SearchSpace, SubnetMixin, SubnetSearch
+from lightning_subnet.errors import MeasurementError, SearchError, StudyMismatchError
+from lightning_subnet.strategies import RandomSearch
+from lightning_subnet.trainer_evaluator import TrainerEvaluator
+from tests.networks import WIDTHS, Digits, LitMlp, digits, quiet_trainer
+
+
+def search(**settings: Any) -> SubnetSearch:
+    default = {"objectives": {"val_acc": "max", "macs": "min"}, "budget": 6, "storage": None}
+    default |= {"strategy": RandomSearch(batch_size=4), "trainer": quiet_trainer()}
+    return SubnetSearch(**{**default, **settings})
+
+
+@pytest.fixture()
+def model() -> LitMlp:
+    L.seed_everything(0, verbose=False)
+    return LitMlp()
+
+
+def test_fit_measures_the_largest_first_and_every_subnet_once(model: LitMlp) -> None:
+    result = search(budget=12).fit(model, Digits(), progress=False)
+    assert len(result.history) == 12 == len({e.subnet for e in result.history})
+    assert result.history[0].subnet == model.net.search_space().largest
+    assert {e.status for e in result.history} == {"ok"}
+    assert set(result.history[0].values) == {"val_acc", "val_loss", "macs"}
+    # 64 inputs and 10 outputs per hidden unit
+    assert all(e.values["macs"] == 74 * e.subnet["width"] for e in result.history)
+
+
+def test_the_data_is_set_up_once_although_setup_splits_at_random(model: LitMlp) -> None:
+    data = Digits()
+    with TrainerEvaluator(model, data, trainer=quiet_trainer()) as evaluator:
+        subnets = evaluator.space.sample(4, rng=0)
+        there = [evaluator.evaluate(s) for s in subnets]
+        back = [evaluator.evaluate(s) for s in reversed(subnets)][::-1]
+    assert there == back  # neither the split nor the order matters
+    assert data.calls == ["prepare_data", "setup fit", "val_dataloader"]
+    assert "setup" not in vars(data)
+    assert data.setup.__func__ is Digits.setup
+
+
+def test_values_are_those_of_a_plain_loop(model: LitMlp) -> None:
+    data = Digits()
+    with TrainerEvaluator(model, data, trainer=quiet_trainer()) as evaluator:
+        for subnet in evaluator.space.sample(3, rng=1):
+            told = evaluator.evaluate(subnet)
+            model.net.activate(subnet)
+            model.eval()
+            with torch.no_grad():
+                x, y = (torch.stack(t) if t[0].ndim else torch.tensor(t) for t in zip(*data.val))
+                right = (model(x).argmax(1) == y).float().mean().item()
+            assert told["val_acc"] == pytest.approx(right, abs=1e-6)
+
+
+def test_nothing_is_left_changed(model: LitMlp, tmp_path: Path) -> None:
+    class Counter(L.Callback):
+        calls = 0
+
+        def on_validation_start(self, *_: Any) -> None:
+            self.calls += 1
+
+    callback, logger = Counter(), CSVLogger(tmp_path)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=logger,
+        callbacks=[callback],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data, other = Digits(), quiet_trainer()
+    model.train()
+    model.net.norm.eval()
+    model.net.first.weight.requires_grad_(False)
+    model.trainer, data.trainer = other, other
+    chosen = model.net.search_space().subnet(width=8, sharpen=2)
+    model.net.activate(chosen)
+    callbacks, loggers = trainer.callbacks, trainer.loggers
+    buffers = {k: v.clone() for k, v in model.named_buffers()}
+    flags = {k: m.training for k, m in model.named_modules()}
+    handler = signal.getsignal(signal.SIGINT)
+    states = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
+
+    search(trainer=trainer).fit(model, data, progress=False)
+
+    assert {k: m.training for k, m in model.named_modules()} == flags
+    assert not model.net.first.weight.requires_grad
+    assert model.net.last.weight.requires_grad
+    assert model.trainer is other
+    assert data.trainer is other
+    assert model.net.active_subnet == chosen
+    assert model.net.width == 8
+    assert trainer.callbacks is callbacks
+    assert trainer.loggers == loggers
+    assert callback.calls == 0
+    assert list(tmp_path.rglob("*.csv")) == []
+    assert all(torch.equal(v, buffers[k]) for k, v in model.named_buffers())
+    assert signal.getsignal(signal.SIGINT) is handler
+    after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
+    assert after[:2] == states[:2]
+    assert torch.equal(after[2], states[2])
+
+
+def test_a_failing_subnet_is_recorded_and_the_search_goes_on(model: LitMlp) -> None:
+    step = LitMlp.validation_step
+
+    class Failing(LitMlp):
+        def validation_step(self, batch: Any, i: int, dataloader_idx: int = 0) -> None:
+            if self.net.width == 16:
+                raise RuntimeError("out of paper")
+            step(self, batch, i, dataloader_idx)
+
+    failing = Failing()
+    result = search(budget=12).fit(failing, Digits(), progress=False)
+    failed = [e for e in result.history if not e.ok]
+    assert {e.subnet["width"] for e in failed} == {16}
+    assert failed[0].reason == "RuntimeError: out of paper"
+    assert all(e.subnet["width"] != 16 for e in result.front)
+    assert failing.training
+    assert failing._trainer is None
+
+
+def test_nan_is_a_failure(model: LitMlp) -> None:
+    class Broken(LitMlp):
+        def validation_step(self, batch: Any, i: int, dataloader_idx: int = 0) -> None:
+            self.log("val_acc", torch.tensor(float("nan") if self.net.width == 4 else 0.5))
+
+    result = search(budget=12).fit(Broken(), Digits(), progress=False)
+    assert {e.reason for e in result.history if e.subnet["width"] == 4} == {"val_acc is nan"}
+    assert sum(e.ok for e in result.history) == 9
+
+
+def test_ctrl_c_arrives_as_keyboard_interrupt_and_keeps_what_was_measured(tmp_path: Path) -> None:
+    class Interrupted(LitMlp):
+        seen = 0
+
+        def on_validation_epoch_end(self) -> None:
+            self.seen += 1
+            if self.seen == 3:
+                raise KeyboardInterrupt
+
+    model, handler = Interrupted(), signal.getsignal(signal.SIGINT)
+    settings = {"storage": f"sqlite:///{tmp_path}/s.db", "name": "stopped"}
+    with pytest.raises(KeyboardInterrupt):
+        search(**settings).fit(model, dataloaders=DataLoader(digits(), 600), progress=False)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert model.training
+    data = DataLoader(digits(), 600)
+    result = search(**settings).fit(model, dataloaders=data, progress=False)
+    assert len(result.history) == 6
+
+
+def test_dataloaders_without_a_datamodule_and_several_of_them(model: LitMlp) -> None:
+    loaders = [DataLoader(digits(), 900), DataLoader(digits(), 600)]
+    one = search().fit(model, dataloaders=loaders[0], progress=False)
+    assert len(one.history) == 6
+    names = {"val_acc/dataloader_idx_0": "max", "val_acc/dataloader_idx_1": "max"}
+    two = search(objectives=names).fit(model, dataloaders=loaders, progress=False)
+    first, second = (two.history.column(name) for name in names)
+    np.testing.assert_allclose(first, second, atol=1e-6)  # the same data, in other batches
+
+
+def test_a_growing_budget_goes_on_and_equals_one_run(model: LitMlp, tmp_path: Path) -> None:
+    data = DataLoader(digits(), 600)
+    settings = {"storage": f"sqlite:///{tmp_path}/s.db", "name": "grows"}
+    search(**settings).fit(model, dataloaders=data, progress=False)
+    grown = search(**settings, budget=12).fit(model, dataloaders=data, progress=False)
+    assert model.validations == 12
+    straight = search(budget=12).fit(model, dataloaders=data, progress=False)
+    assert [(e.subnet, e.values) for e in grown.history] == [
+        (e.subnet, e.values) for e in straight.history
+    ]
+
+
+def test_other_weights_or_other_data_are_another_study(model: LitMlp, tmp_path: Path) -> None:
+    data = DataLoader(digits(), 600)
+    settings = {"storage": f"sqlite:///{tmp_path}/s.db", "name": "same"}
+    search(**settings).fit(model, dataloaders=data, progress=False)
+    with pytest.raises(StudyMismatchError, match=r"evaluator\.val_acc"):
+        search(**settings).fit(model, dataloaders=DataLoader(digits(), 300), progress=False)
+    with torch.no_grad():
+        model.net.last.bias += 1
+    with pytest.raises(StudyMismatchError, match=r"evaluator\.val_acc"):
+        search(**settings).fit(model, dataloaders=data, progress=False)
+
+
+def test_another_study_reuses_what_was_measured(model: LitMlp, tmp_path: Path) -> None:
+    data, url = DataLoader(digits(), 600), f"sqlite:///{tmp_path}/s.db"
+    first = search(storage=url, name="a", budget=12).fit(model, dataloaders=data, progress=False)
+    before = model.validations
+    second = search(storage=url, name="b", seed=1).fit(model, dataloaders=data, progress=False)
+    assert model.validations == before
+    assert {e.reused for e in second.history} == {("val_acc",)}
+    assert len(second.history) == 6
+    for e in second.history:
+        known = first.history.get(e.subnet)
+        assert known is not None
+        assert e.values["val_acc"] == known.values["val_acc"]
+
+
+def test_relative_constraints_refer_to_the_largest_as_measured(model: LitMlp) -> None:
+    result = search(budget=12, constraints={"macs": "<= 50%", "val_acc": ">= 20%"}).fit(
+        model, Digits(), progress=False
+    )
+    floor = 0.2 * result.history[0].values["val_acc"]
+    assert all(e.subnet["width"] <= 16 and e.values["val_acc"] >= floor for e in result.front)
+    assert len(result.front) >= 1
+
+
+def test_profile_needs_no_validation(model: LitMlp) -> None:
+    profile = search(constraints={"macs": "<= 100"}).profile(model, Digits())
+    assert model.validations == 0
+    assert not profile.satisfiable
+    assert profile.nearest["width"] == min(WIDTHS)
+    assert profile.ranges["macs"].largest == 74 * 32
+    assert "No feasible subnet was found" in str(profile)
+
+
+# Bad input: one clear error, and nothing measured
+
+
+def test_an_objective_that_is_never_logged(model: LitMlp) -> None:
+    with pytest.raises(MeasurementError, match="no 'val_ac'. Did you mean 'val_acc'") as told:
+        search(objectives={"val_ac": "max"}).fit(model, Digits(), progress=False)
+    assert "val_loss" in str(told.value)
+    assert model._trainer is None
+
+
+def test_a_validation_step_that_logs_nothing() -> None:
+    class Silent(LitMlp):
+        def validation_step(self, batch: Any, _: int) -> None:
+            self(batch[0])
+
+    with pytest.raises(MeasurementError, match="logged nothing"):
+        search().fit(Silent(), Digits(), progress=False)
+
+
+def test_models_that_cannot_be_searched() -> None:
+    class NoStep(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = LitMlp().net
+
+    class Plain(L.LightningModule):
+        def validation_step(self, *_: Any) -> None: ...
+
+    class Two(LitMlp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = LitMlp().net
+
+    class Foreign(pytorch_lightning.LightningModule):
+        def validation_step(self, *_: Any) -> None: ...
+
+    class NoSpace(SubnetMixin, LitMlp):
+        def search_space(self) -> Any:
+            return {"width": [1, 2]}
+
+        def activate(self, subnet: Any) -> None: ...
+
+    for bad, message in [
+        (NoStep(), "has no validation_step"),
+        (Plain(), "has no elastic part"),
+        (Two(), r"2 elastic parts \(net, other\)"),
+        (Foreign(), "import it from `lightning` throughout"),
+        (nn.Linear(1, 1), "no LightningModule"),
+        (NoSpace(), "Return a SearchSpace"),
+    ]:
+        with pytest.raises(SearchError, match=message) as told:
+            search().fit(bad, Digits(), progress=False)
+        assert len(str(told.value).splitlines()) <= 3
+
+
+def test_data_and_trainers_that_do_not_fit(model: LitMlp) -> None:
+    class Empty(Digits):
+        def val_dataloader(self) -> Any:
+            return DataLoader([])
+
+    loader = DataLoader(digits(), 600)
+    with pytest.raises(SearchError, match="has no val_dataloader"):
+        search().fit(model, progress=False)
+    with pytest.raises(SearchError, match="both datamodule= and dataloaders="):
+        search().fit(model, Digits(), dataloaders=loader, progress=False)
+    with pytest.raises(SearchError, match="no LightningDataModule"):
+        search().fit(model, loader, progress=False)
+    with pytest.raises(SearchError, match="gave no batches"):
+        search().fit(model, Empty(), progress=False)
+    with pytest.raises(SearchError, match=r"no lightning\.pytorch\.Trainer"):
+        search(trainer="cpu").fit(model, Digits(), progress=False)
+    two = quiet_trainer(devices=2, strategy="ddp")
+    with pytest.raises(SearchError, match="uses 2 devices"):
+        search(trainer=two).fit(model, Digits(), progress=False)
+
+
+def test_a_mapping_as_batch_needs_an_example_input(model: LitMlp) -> None:
+    class Mapped(LitMlp):
+        def validation_step(self, batch: Any, i: int, dataloader_idx: int = 0) -> None:
+            super().validation_step((batch["x"], batch["y"]), i)
+
+    rows = [{"x": x, "y": y} for x, y in digits()]
+    with pytest.raises(SearchError, match="Set example_input_array"):
+        search().fit(Mapped(), dataloaders=DataLoader(rows, 600), progress=False)
+    mapped = Mapped()
+    mapped.example_input_array = torch.zeros(1, 64)
+    assert len(search().fit(mapped, dataloaders=DataLoader(rows, 600), progress=False).front)
+
+
+def test_the_space_may_be_passed_by_the_model_only() -> None:
+    with pytest.raises(SearchError, match="This search has no space"):
+        search().ask()
+    assert search().space is None
+    with pytest.raises(SearchError, match="This search has no space"):
+        search().profile()
+    assert isinstance(search(space=SearchSpace(a=[1, 2])).space, SearchSpace)
