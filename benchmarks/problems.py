@@ -57,7 +57,9 @@ def _problem(
 ) -> TableProblem:
     """Make a problem with accuracy to be maximised and every other column to be minimised."""
     objectives = {column: "max" if column == "top1" else "min" for column in columns}
-    unit = np.stack([(v - bounds[k][0]) / (bounds[k][1] - bounds[k][0]) for k, v in columns.items()], 1)
+    unit = np.stack(
+        [(v - bounds[k][0]) / (bounds[k][1] - bounds[k][0]) for k, v in columns.items()], 1
+    )
     evaluator = TableEvaluator(space, X, columns)
     truth = pareto.hypervolume(unit, [1.0] * len(columns))
     return TableProblem(name, evaluator.space, evaluator, objectives, bounds, truth)

@@ -3,10 +3,10 @@
 
     python -m benchmarks.search_efficiency [--seeds 10] [--budget 250]
 
-Problems: NAS-Bench-201 (three dataset/device pairs) and NAS-Bench-Macro, whose exact fronts are known.
-Counted are validations; the hypervolume is that of all validated subnets in a fixed square (printed), divided by
-that of the whole table. Runs are resumable per (problem, strategy, seed); the table and the CSV are written
-after every problem.
+Problems: NAS-Bench-201 (three dataset/device pairs) and NAS-Bench-Macro, with exactly known fronts.
+Counted are validations; the hypervolume is that of all validated subnets in a fixed square
+(printed), divided by that of the whole table. Runs are resumable per (problem, strategy, seed); the
+CSV is written after every problem.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def main() -> None:
     results: list[dict] = []
     start = time.perf_counter()
     for problem in [*map(nb201, NB201_PAIRS), macro()]:
-        square = ", ".join(f"{k} {best:g} to {worst:g}" for k, (best, worst) in problem.bounds.items())
+        square = ", ".join(
+            f"{k} {best:g} to {worst:g}" for k, (best, worst) in problem.bounds.items()
+        )
         print(f"{problem.name}: {problem.space.size:,} subnets; square: {square}", file=sys.stderr)
         results += rows(problem, run(problem, range(args.seeds), args.budget))
         pd.DataFrame(results).to_csv(args.out, index=False)

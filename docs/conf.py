@@ -13,7 +13,6 @@ release = version = installed_version("lightning-subnet")
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
@@ -31,16 +30,3 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # otherwise a documented dataclass field is described twice, a warning
 
 copybutton_exclude = ".linenos, .gp, .go"
-
-# pytest runs the docstrings of the package; this runs the pages, each in a scratch folder.
-doctest_test_doctest_blocks = ""
-doctest_global_setup = """
-import os, tempfile
-os.environ["MPLBACKEND"] = "Agg"
-_home, _scratch = os.getcwd(), tempfile.TemporaryDirectory()
-os.chdir(_scratch.name)
-"""
-doctest_global_cleanup = """
-os.chdir(_home)
-_scratch.cleanup()
-"""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small elastic network in plain torch, and the handwritten digits that ship with scikit-learn.
 
-Two stages of up to three residual blocks. How many blocks of a stage run (depth) and how many hidden channels
-a block has (width) may vary; a subnet uses the first blocks and the first channels, by slicing.
+Two stages of up to three residual blocks. How many blocks of a stage run (depth) and how many hidden
+channels a block has may vary; a subnet uses the first blocks and the first channels, by slicing.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class ElasticDigits(SubnetMixin, L.LightningModule):
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.AdamW(self.parameters(), lr=3e-3, weight_decay=1e-2)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from lightning_subnet.problem import Problem
     from lightning_subnet.profiling import Profile
     from lightning_subnet.result import SearchResult
-    from lightning_subnet.search import SubnetSearch, VersionWarning
+    from lightning_subnet.search import SubnetSearch
     from lightning_subnet.session import Budget
     from lightning_subnet.space import SearchSpace
     from lightning_subnet.strategies.base import Strategy
+    from lightning_subnet.studies import VersionWarning
     from lightning_subnet.subnet import Subnet
 
 __version__ = "0.1.0"
@@ -52,7 +53,7 @@ _HOME = {
     "SubnetMixin": "elasticity.protocol",
     "SubnetSearch": "search",
     "TableEvaluator": "evaluators",
-    "VersionWarning": "search",
+    "VersionWarning": "studies",
     "compare": "comparison",
     "measure": "measures",
 }

@@ -124,6 +124,12 @@ class Choice:
             data["same"] = [list(group) for group in self.same]
         return data
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Choice:
+        """Return the choice that `to_json` described."""
+        options = {key: data[key] for key in ("ordered", "when", "same") if key in data}
+        return cls(data["values"], **options)
+
 
 class Choices:
     """The resolved choices of a space: names, value tables, conditions by index.
@@ -202,6 +208,29 @@ class Choices:
                 mask[:, j] &= mask[:, parent] & allowed[X[:, parent]]
         return mask
 
+    def checked(self, X: npt.ArrayLike) -> Indices:
+        """Return given value indices as an integer array (n, n_choices).
+
+        Raises:
+            InvalidSubnetError: Another shape, no whole numbers, or an index out of range.
+        """
+        X = np.asarray(X)
+        if X.dtype.kind not in "iu" and not (X.dtype.kind == "f" and (np.floor(X) == X).all()):
+            msg = f"Indices are whole numbers, not {X!r:.60}. Use space.subnet(...) for values."
+            raise InvalidSubnetError(msg)
+        if X.ndim != 2 or X.shape[1] != len(self.names):  # noqa: PLR2004 - a matrix
+            msg = f"Indices have shape (n, {len(self.names)}), one column a choice, not {X.shape}."
+            raise InvalidSubnetError(msg)
+        limits = np.array([len(values) for values in self.values])
+        wrong = np.argwhere((limits <= X) | (X < 0))
+        if len(wrong):
+            row, j = wrong[0]
+            msg = (
+                f"Index {X[row, j]} of {self.names[j]!r} in row {row} is not in 0..{limits[j] - 1}."
+            )
+            raise InvalidSubnetError(msg)
+        return X.astype(np.int64)
+
     def canonical(self, X: Indices) -> Indices:
         """Return `X` in canonical form, so that equal networks have equal rows."""
         out = np.where(self.active(X), X, 0)
@@ -265,6 +294,34 @@ class Choices:
                 raise InvalidSubnetError(msg)
             flat.update({self.names[i]: item for i, item in zip(at, items, strict=True)})
         return flat
+
+    def read(self, values: Mapping[str, Any]) -> Indices:
+        """Return the canonical row (1, n_choices) of flat or grouped values.
+
+        Raises:
+            InvalidSubnetError: An unknown name or value, or a choice that exists has none.
+        """
+        flat = self.flatten(values)
+        X = np.zeros((1, len(self.names)), dtype=np.int64)
+        unread = np.zeros(X.shape, dtype=bool)
+        problems: dict[int, str] = {}
+        for j, name in enumerate(self.names):
+            if name not in flat or (flat[name] is None and None not in self.index_of[j]):
+                unread[0, j] = True
+                problems[j] = f"The value of {name!r} is missing."
+                continue
+            try:
+                X[0, j] = self.index_of[j][plain(flat[name])]
+            except (KeyError, SpaceError):
+                unread[0, j] = True
+                problems[j] = f"{name!r} cannot be {flat[name]!r}."
+        if problems:
+            needed = np.flatnonzero(self.active(X)[0] & unread[0])
+            if len(needed):
+                j = int(needed[0])
+                msg = f"{problems[j]} It takes one of {listed(self.values[j])}."
+                raise InvalidSubnetError(msg)
+        return self.canonical(X)
 
     def to_json(self) -> dict[str, Any]:
         """Return the choices as JSON-able data."""

@@ -160,9 +160,8 @@ class Comparison:
         """Hypervolume after each evaluation, by strategy (seeds, budget), in the unit square."""
         best, worst = self._unit
         span = np.where(worst > best, worst - best, 1.0)
-        margin = (
-            1.0 if self._bounds is not None else 1.1
-        )  # so that the extremes count, where nothing is stated
+        # Where no bounds are stated, the worst measured values lie a little inside the square.
+        span = span if self._bounds is not None else 1.1 * span
         curves = {label: np.full((len(self.seeds), self.budget), np.nan) for label in self.labels}
         for (label, seed), result in self.results.items():
             F = (result.minimised() - best) / span
@@ -173,7 +172,7 @@ class Comparison:
                 if np.isfinite(point).all():
                     front = np.vstack([front, point])
                     front = front[pareto.nondominated(front)]
-                    value = pareto.hypervolume(front, np.full(F.shape[1], margin))
+                    value = pareto.hypervolume(front, np.ones(F.shape[1]))
                 row[i] = value
             row[len(F) :] = value  # the space was exhausted
         return curves
@@ -193,7 +192,7 @@ class Comparison:
         return pd.concat(frames, ignore_index=True)
 
     def summary(self, at: Sequence[int] | None = None) -> pd.DataFrame:
-        """Return `median (lower quartile .. upper quartile)` of the hypervolume over seeds.
+        """Return `median (lower quartile-upper quartile)` of the hypervolume over seeds.
 
         One row is one strategy.
 
@@ -205,7 +204,7 @@ class Comparison:
         at = at or sorted({max(self.budget // 5, 1), max(2 * self.budget // 5, 1), self.budget})
         table = {
             f"hv@{k}": {
-                label: "{:.4f} ({:.4f} .. {:.4f})".format(
+                label: "{:.3f} ({:.3f}-{:.3f})".format(
                     *np.nanquantile(curve[:, k - 1], [0.5, 0.25, 0.75])
                 )
                 for label, curve in self.curves.items()

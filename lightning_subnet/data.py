@@ -68,6 +68,7 @@ def frozen_data(
         raise SearchError(msg)
     loaders = [_resident(loader) for loader in loaders]
     shadows: dict[str, Callable[..., Any]] = {}
+    before: dict[str, Any] = {}
     if datamodule is not None:
         shadows = {
             "prepare_data": lambda: None,
@@ -75,6 +76,8 @@ def frozen_data(
             "teardown": lambda stage=None: None,
             "val_dataloader": lambda: loaders,
         }
+        # LightningDataModule.from_datasets keeps its dataloaders as attributes of the instance
+        before = {name: vars(datamodule)[name] for name in shadows if name in vars(datamodule)}
         for name, shadow in shadows.items():
             setattr(datamodule, name, shadow)
     try:
@@ -82,6 +85,8 @@ def frozen_data(
     finally:
         for name in shadows:
             delattr(datamodule, name)
+        for name, own in before.items():
+            setattr(datamodule, name, own)
 
 
 def _resident(loader: Any) -> Any:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -112,6 +112,10 @@ class Constraint:
         over = np.asarray(values, dtype=float) - self.bound
         miss = np.maximum(over if self.upper else -over, 0.0) / (abs(self.bound) or 1.0)
         return np.where(np.isnan(miss), np.inf, miss)
+
+    def to_json(self) -> dict[str, str | float | bool]:
+        """Return the constraint as JSON-able data, in full precision."""
+        return asdict(self)
 
     def __str__(self) -> str:
         bound = f"{self.bound * 100:g}%" if self.relative else f"{self.bound:g}"

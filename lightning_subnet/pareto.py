@@ -33,6 +33,16 @@ def _points(points: npt.ArrayLike, maximise: Maximise) -> npt.NDArray[np.float64
     return array
 
 
+def _places(array: npt.NDArray[np.float64], maximise: Maximise) -> npt.NDArray[np.float64]:
+    """Return each column as places in its order, to be minimised.
+
+    Dominance depends on nothing else. moocore (0.3.2) reads memory that is not its own on -inf,
+    and takes `maximise=[False]` for True with one objective.
+    """
+    places = [np.unique(column, return_inverse=True)[1] for column in array.T]
+    return np.stack(places, axis=1).astype(float) * np.where(maximise, -1.0, 1.0)
+
+
 def nondominated(points: npt.ArrayLike, /, *, maximise: Maximise = False) -> npt.NDArray[np.bool_]:
     """Return which points no other point dominates.
 
@@ -51,7 +61,7 @@ def nondominated(points: npt.ArrayLike, /, *, maximise: Maximise = False) -> npt
     array = _points(points, maximise)
     mask: npt.NDArray[np.bool_] = np.asarray(~np.isnan(array).any(axis=1))
     if mask.any():
-        mask[mask] = moocore.is_nondominated(array[mask], maximise=maximise, keep_weakly=True)
+        mask[mask] = moocore.is_nondominated(_places(array[mask], maximise), keep_weakly=True)
     return mask
 
 
@@ -78,7 +88,7 @@ def nondominated_ranks(
     ranks = np.zeros(len(array), dtype=np.int64)
     good = ~np.isnan(array).any(axis=1)
     if good.any():
-        ranks[good] = moocore.pareto_rank(array[good], maximise=maximise)
+        ranks[good] = moocore.pareto_rank(_places(array[good], maximise))
     ranks[~good] = ranks[good].max(initial=-1) + 1
     return ranks
 

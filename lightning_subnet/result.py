@@ -201,10 +201,7 @@ class SearchResult:
             "name": self.name,
             "space": self.history.space.to_json(),
             "objectives": {o.name: o.direction for o in self.objectives},
-            "constraints": [
-                {"name": c.name, "upper": c.upper, "bound": c.bound, "relative": c.relative}
-                for c in self._stored_constraints()
-            ],
+            "constraints": [c.to_json() for c in self._stored_constraints()],
             "evaluations": [evaluation.to_json() for evaluation in self.history],
         }
         Path(path).write_text(json.dumps(data, indent=1), encoding="utf-8")

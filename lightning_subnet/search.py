@@ -6,15 +6,12 @@ from __future__ import annotations
 import logging
 import numbers
 import secrets
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lightning_subnet import measures as measures_module
-from lightning_subnet.choices import digest
-from lightning_subnet.errors import SearchError, TellError, did_you_mean, listed
+from lightning_subnet.errors import SearchError, TellError, did_you_mean
 from lightning_subnet.evaluators import Evaluator
 from lightning_subnet.history import Evaluation, History
 from lightning_subnet.measures import Measure
@@ -27,22 +24,13 @@ from lightning_subnet.session import Budget, Session
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.strategies import resolve
 from lightning_subnet.strategies.base import Strategy
+from lightning_subnet.studies import Resume, make_header, open_study
 from lightning_subnet.subnet import Subnet
 
 if TYPE_CHECKING:
     from lightning_subnet.storage import Storage
 
-Resume = Literal["auto", "must", "never"]
-
 _log = logging.getLogger(__name__)
-_RECORDED = ("lightning-subnet", "numpy", "pymoo", "torch", "lightning", "torchmetrics")
-
-
-class VersionWarning(UserWarning):
-    """A study is resumed with other versions than it was made with.
-
-    Silence it with `warnings.simplefilter("ignore", lightning_subnet.VersionWarning)`.
-    """
 
 
 class SubnetSearch:
@@ -111,7 +99,8 @@ class SubnetSearch:
         self.measures = list(measures)
         self.strategy = resolve(strategy)
         self.budget = Budget.of(budget)
-        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+        whole: Any = seed  # a NumPy integer is welcome
+        if isinstance(seed, bool) or not isinstance(whole, numbers.Integral) or seed < 0:
             msg = f"seed={seed!r} must be a whole number from 0."
             raise SearchError(msg)
         if resume not in ("auto", "must", "never"):
@@ -180,53 +169,15 @@ class SubnetSearch:
         problem = self._make_problem(space, measures)
         first = [*first, *([space.largest] if problem.needs_reference else []), *self.warm_start]
         first = [space.subnet(subnet) for subnet in first]
-        header = {
-            "space": space.to_json()["choices"],
-            "pool": digest(space.to_json()["pool"]) if space.is_pool else None,
-            "objectives": {o.name: o.direction for o in self.objectives},
-            "constraints": [str(c) for c in self.constraints],
-            "measures": {
-                m.name: {"exact": m.exact, "fingerprint": m.fingerprint} for m in measures
-            },
-            "evaluator": dict(fingerprints or {}),
-            "strategy": {"name": getattr(self.strategy, "name", type(self.strategy).__name__)}
-            | self.strategy.settings(),
-            "seed": self.seed,
-            "warm_start": [subnet.to_json() for subnet in first],
-        }
-        versions = {package: _version(package) for package in _RECORDED}
-        study = self._storage.find_study(self.name)
-        resume = self._settings["resume"]
-        if study is None:
-            if resume == "must":
-                names = self._storage.study_names()
-                msg = (
-                    f"There is no study {self.name!r} in {self._storage.url!r}, and resume='must'."
-                    f"{did_you_mean(self.name, names)} It holds: {listed(names)}."
-                )
-                raise SearchError(msg)
-            study = self._storage.create_study(self.name, header, space, versions)
-        elif resume == "never":
-            msg = (
-                f"Study {self.name!r} exists in {self._storage.url!r}, and resume='never'. "
-                "Give this search another name=."
-            )
-            raise SearchError(msg)
-        else:
-            study.check(header)
-            changed = [
-                f"{k} {v} -> {versions.get(k)}"
-                for k, v in study.versions.items()
-                if versions.get(k) != v
-            ]
-            if changed:
-                warnings.warn(
-                    f"Study {self.name!r} was made with other versions ({', '.join(changed)}); "
-                    "proposals may differ from an uninterrupted run. "
-                    "Silence: ignore lightning_subnet.VersionWarning.",
-                    VersionWarning,
-                    stacklevel=4,
-                )
+        header = make_header(
+            problem,
+            self.strategy,
+            measures=measures,
+            fingerprints=fingerprints or {},
+            seed=self.seed,
+            first=first,
+        )
+        study = open_study(self._storage, self.name, header, problem, self._settings["resume"])
         self._problem = problem
         self._session = Session(
             problem,
@@ -421,10 +372,3 @@ class SubnetSearch:
             msg = "This search has no space: call profile(model, datamodule), or give space=."
             raise SearchError(msg)
         return Profile.of(self._make_problem(space, measures), seed=self.seed)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -11,12 +11,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from lightning_subnet.choices import Choice, Choices, Indices, Value, digest, plain
+from lightning_subnet.choices import Choice, Choices, Indices, Value, digest
 from lightning_subnet.errors import (
     InvalidSubnetError,
     SpaceError,
     SpaceExhausted,
-    listed,
 )
 from lightning_subnet.members import AllMembers, Members, PoolMembers
 from lightning_subnet.subnet import CODE, Subnet
@@ -183,7 +182,7 @@ class SearchSpace:
                 f"Write space.subnet({{{self.names[0]!r}: {self._choices.values[0][0]!r}, ...}})."
             )
             raise InvalidSubnetError(msg)
-        X = self._read({**(values or {}), **more})
+        X = self._choices.read({**(values or {}), **more})
         if not self._members.contains(X)[0]:
             msg = (
                 f"{self._wrap(X)[0]} is not among the {self.size} subnets of this pool. "
@@ -191,30 +190,6 @@ class SearchSpace:
             )
             raise InvalidSubnetError(msg)
         return self._wrap(X)[0]
-
-    def _read(self, values: Mapping[str, Any]) -> Indices:
-        """Return the canonical row (1, n_choices) of flat or grouped values, in the pool or not."""
-        flat = self._choices.flatten(values)
-        X = np.zeros((1, len(self.names)), dtype=np.int64)
-        unread = np.zeros(X.shape, dtype=bool)
-        problems: dict[int, str] = {}
-        for j, name in enumerate(self.names):
-            if name not in flat or (flat[name] is None and None not in self._choices.index_of[j]):
-                unread[0, j] = True
-                problems[j] = f"The value of {name!r} is missing."
-                continue
-            try:
-                X[0, j] = self._choices.index_of[j][plain(flat[name])]
-            except (KeyError, SpaceError):
-                unread[0, j] = True
-                problems[j] = f"{name!r} cannot be {flat[name]!r}."
-        if problems:
-            needed = np.flatnonzero(self._choices.active(X)[0] & unread[0])
-            if len(needed):
-                j = int(needed[0])
-                msg = f"{problems[j]} It takes one of {listed(self._choices.values[j])}."
-                raise InvalidSubnetError(msg)
-        return self._choices.canonical(X)
 
     def _wrap(self, X: Indices) -> list[Subnet]:
         width = CODE.itemsize * X.shape[1]
@@ -227,22 +202,7 @@ class SearchSpace:
         Raises:
             InvalidSubnetError: Another shape, or an index out of range.
         """
-        X = np.asarray(X)
-        if X.dtype.kind not in "iu" and not (X.dtype.kind == "f" and (np.floor(X) == X).all()):
-            msg = f"Indices are whole numbers, not {X!r:.60}. Use space.subnet(...) for values."
-            raise InvalidSubnetError(msg)
-        if X.ndim != 2 or X.shape[1] != len(self.names):  # noqa: PLR2004 - a matrix
-            msg = f"Indices have shape (n, {len(self.names)}), one column a choice, not {X.shape}."
-            raise InvalidSubnetError(msg)
-        limits = np.array([len(values) for values in self._choices.values])
-        wrong = np.argwhere((limits <= X) | (X < 0))
-        if len(wrong):
-            row, j = wrong[0]
-            msg = (
-                f"Index {X[row, j]} of {self.names[j]!r} in row {row} is not in 0..{limits[j] - 1}."
-            )
-            raise InvalidSubnetError(msg)
-        return self._wrap(self._choices.canonical(X.astype(np.int64)))
+        return self._wrap(self._choices.canonical(self._choices.checked(X)))
 
     def indices(self, subnets: Iterable[Subnet]) -> Indices:
         """Return value indices (n, n_choices) of subnets, in the order of the choices.
@@ -265,7 +225,7 @@ class SearchSpace:
                 "Give a list of subnets, each made by space.subnet(...)."
             )
             raise InvalidSubnetError(msg)
-        return self._wrap(self._read(subnet.active))[0]
+        return self._wrap(self._choices.read(subnet.active))[0]
 
     def canonical(self, X: Indices) -> Indices:
         """Return index rows in canonical form, so that equal networks have equal rows."""
@@ -418,15 +378,7 @@ class SearchSpace:
         """
         try:
             data = json.loads(data) if isinstance(data, str) else data
-            choices = {
-                name: Choice(
-                    spec["values"],
-                    ordered=spec.get("ordered", True),
-                    when=spec.get("when", {}),
-                    same=spec.get("same", ()),
-                )
-                for name, spec in data["choices"].items()
-            }
+            choices = {name: Choice.from_json(spec) for name, spec in data["choices"].items()}
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             msg = (
                 f"This is not the JSON of a search space ({error!r}). "

@@ -108,7 +108,9 @@ class TrainerEvaluator(Evaluator):
             example = self._model.example_input_array
             example = first_input(self._loaders) if example is None else example
             macs = traced_macs(self._model, self._elastic, example)
-            macs([self.space.largest])  # an input that does not fit shows before anything is measured
+            macs(
+                [self.space.largest]
+            )  # an input that does not fit shows before anything is measured
             bound.append(macs)
         return bound
 

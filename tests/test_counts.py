@@ -11,7 +11,9 @@ from tests.networks import ElasticMlp
 
 
 def test_convolutions_and_linear_layers_by_hand() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 10))
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 10)
+    )
     assert count_macs(net, torch.zeros(1, 3, 4, 4)) == 16 * 8 * 3 * 9 + 8 * 16 * 10
     depthwise = nn.Conv2d(8, 8, 3, groups=8)
     assert count_macs(depthwise, torch.zeros(1, 8, 5, 5)) == 9 * 8 * 9

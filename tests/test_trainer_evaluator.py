@@ -28,7 +28,11 @@ def search(**settings: Any) -> SubnetSearch:
     return SubnetSearch(**{**default, **settings})
 
 
-@pytest.fixture()
+def legacy_state() -> list[int]:
+    return np.random.get_state()[1].tolist()  # noqa: NPY002 - the user's code may use it
+
+
+@pytest.fixture
 def model() -> LitMlp:
     L.seed_everything(0, verbose=False)
     return LitMlp()
@@ -56,6 +60,15 @@ def test_the_data_is_set_up_once_although_setup_splits_at_random(model: LitMlp) 
     assert data.setup.__func__ is Digits.setup
 
 
+def test_a_datamodule_made_from_datasets_can_be_searched_twice(model: LitMlp) -> None:
+    rows = digits()
+    data = L.LightningDataModule.from_datasets(train_dataset=rows, val_dataset=rows, batch_size=600)
+    own = data.val_dataloader
+    for _ in range(2):
+        assert len(search().fit(model, data, progress=False).history) == 6
+        assert data.val_dataloader is own
+
+
 def test_values_are_those_of_a_plain_loop(model: LitMlp) -> None:
     data = Digits()
     with TrainerEvaluator(model, data, trainer=quiet_trainer()) as evaluator:
@@ -64,7 +77,10 @@ def test_values_are_those_of_a_plain_loop(model: LitMlp) -> None:
             model.net.activate(subnet)
             model.eval()
             with torch.no_grad():
-                x, y = (torch.stack(t) if t[0].ndim else torch.tensor(t) for t in zip(*data.val))
+                x, y = (
+                    torch.stack(t) if t[0].ndim else torch.tensor(t)
+                    for t in zip(*data.val, strict=True)
+                )
                 right = (model(x).argmax(1) == y).float().mean().item()
             assert told["val_acc"] == pytest.approx(right, abs=1e-6)
 
@@ -96,7 +112,7 @@ def test_nothing_is_left_changed(model: LitMlp, tmp_path: Path) -> None:
     buffers = {k: v.clone() for k, v in model.named_buffers()}
     flags = {k: m.training for k, m in model.named_modules()}
     handler = signal.getsignal(signal.SIGINT)
-    states = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
+    states = (random.getstate(), legacy_state(), torch.get_rng_state())
 
     search(trainer=trainer).fit(model, data, progress=False)
 
@@ -113,7 +129,7 @@ def test_nothing_is_left_changed(model: LitMlp, tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.csv")) == []
     assert all(torch.equal(v, buffers[k]) for k, v in model.named_buffers())
     assert signal.getsignal(signal.SIGINT) is handler
-    after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
+    after = (random.getstate(), legacy_state(), torch.get_rng_state())
     assert after[:2] == states[:2]
     assert torch.equal(after[2], states[2])
 
@@ -237,7 +253,7 @@ def test_profile_needs_no_validation(model: LitMlp) -> None:
 
 
 def test_an_objective_that_is_never_logged(model: LitMlp) -> None:
-    with pytest.raises(MeasurementError, match="no 'val_ac'. Did you mean 'val_acc'") as told:
+    with pytest.raises(MeasurementError, match=r"no 'val_ac'\. Did you mean 'val_acc'") as told:
         search(objectives={"val_ac": "max"}).fit(model, Digits(), progress=False)
     assert "val_loss" in str(told.value)
     assert model._trainer is None

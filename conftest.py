@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the Python blocks of README.md and of docs/, each page in a scratch folder."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+collect_ignore = ["docs/conf.py"]  # Sphinx's, no module of doctests
+
+_entered: list[tuple[str, tempfile.TemporaryDirectory[str]]] = []
+
+
+def _enter(_: dict[str, Any]) -> None:
+    _entered.append((os.getcwd(), tempfile.TemporaryDirectory()))
+    os.chdir(_entered[-1][1].name)
+
+
+def _leave(_: dict[str, Any]) -> None:
+    home, scratch = _entered.pop()
+    os.chdir(home)
+    scratch.cleanup()
+
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser()],
+    patterns=["README.md", "docs/quickstart.md", "docs/concepts.md"],
+    setup=_enter,
+    teardown=_leave,
+).pytest()

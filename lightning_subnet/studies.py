@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening a study: what its header says, when it may be resumed, and with which versions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning_subnet.choices import digest
+from lightning_subnet.errors import SearchError, did_you_mean, listed
+from lightning_subnet.measures import Measure
+from lightning_subnet.problem import Problem
+from lightning_subnet.strategies.base import Strategy
+from lightning_subnet.subnet import Subnet
+
+if TYPE_CHECKING:
+    from lightning_subnet.storage import Storage, Study
+
+Resume = Literal["auto", "must", "never"]
+
+_RECORDED = ("lightning-subnet", "numpy", "pymoo", "torch", "lightning", "torchmetrics")
+
+
+class VersionWarning(UserWarning):
+    """A study is resumed with other versions than it was made with.
+
+    Silence it with `warnings.simplefilter("ignore", lightning_subnet.VersionWarning)`.
+    """
+
+
+def make_header(
+    problem: Problem,
+    strategy: Strategy,
+    *,
+    measures: Sequence[Measure],
+    fingerprints: Mapping[str, str | None],
+    seed: int,
+    first: Sequence[Subnet],
+) -> dict[str, Any]:
+    """Return all settings that proposals and values depend on, as JSON-able data."""
+    space = problem.space.to_json()
+    return {
+        "space": space["choices"],
+        "pool": digest(space["pool"]) if "pool" in space else None,
+        "objectives": {o.name: o.direction for o in problem.objectives},
+        "constraints": [c.to_json() for c in problem.constraints],
+        "measures": {m.name: {"exact": m.exact, "fingerprint": m.fingerprint} for m in measures},
+        "evaluator": dict(fingerprints),
+        "strategy": {"name": getattr(strategy, "name", type(strategy).__name__)}
+        | strategy.settings(),
+        "seed": seed,
+        "warm_start": [subnet.to_json() for subnet in first],
+    }
+
+
+def open_study(
+    storage: Storage, name: str, header: Mapping[str, Any], problem: Problem, resume: Resume
+) -> Study:
+    """Return the study of that name, or a new one.
+
+    Args:
+        storage: Where to look.
+        name: The study's name.
+        header: What it must agree with.
+        problem: What is searched.
+        resume: `"auto"`, `"must"` or `"never"`; see `SubnetSearch`.
+
+    Raises:
+        StudyMismatchError: A stored study of this name was made with other settings.
+        SearchError: `resume` forbids it.
+    """
+    versions = {package: _version(package) for package in _RECORDED}
+    study = storage.find_study(name)
+    if study is None and resume == "must":
+        names = storage.study_names()
+        msg = (
+            f"There is no study {name!r} in {storage.url!r}, and resume='must'."
+            f"{did_you_mean(name, names)} It holds: {listed(names)}."
+        )
+        raise SearchError(msg)
+    if study is None:
+        return storage.create_study(name, header, problem.space, versions)
+    if resume == "never":
+        msg = (
+            f"Study {name!r} exists in {storage.url!r}, and resume='never'. "
+            "Give this search another name=."
+        )
+        raise SearchError(msg)
+    study.check(header)
+    changed = [f"{k} {v} -> {versions[k]}" for k, v in study.versions.items() if versions[k] != v]
+    if changed:
+        warnings.warn(
+            f"Study {name!r} was made with other versions ({', '.join(changed)}); proposals may "
+            "differ from an uninterrupted run. Silence: ignore lightning_subnet.VersionWarning.",
+            VersionWarning,
+            stacklevel=5,
+        )
+    return study
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

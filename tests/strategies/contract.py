@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every strategy owes: subclass `StrategyContract`, name the class and its settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from lightning_subnet import Evaluation, Measure, SpaceExhausted, Strategy, Subnet, SubnetSearch
+from lightning_subnet.strategies import names, resolve
+from tests.problems import (
+    ROOT,
+    Counting,
+    Situation,
+    conditional,
+    cost,
+    grid,
+    history_of,
+    mixed,
+    problem_of,
+    record,
+    search_of,
+    situations,
+)
+
+SITUATIONS = situations()
+_MOST_ROWS = 200_000  # of exact measures in one call of propose: bounded work, not a time
+
+
+def propose(strategy: Strategy, s: Situation, seed: int = 1) -> list[Subnet]:
+    return strategy.propose(s.problem, s.history, s.n, np.random.default_rng([7, seed]), s.pending)
+
+
+def contents(s: Situation) -> tuple[Any, ...]:
+    """Return what a strategy must leave alone."""
+    problem = s.problem
+    return (
+        record(s.history),
+        s.history.codes,
+        s.history.indices.tolist(),
+        problem.space.fingerprint,
+        problem.objectives,
+        problem.constraints,
+        dict(problem.exact),
+        s.pending,
+    )
+
+
+class StrategyContract:
+    """The tests that every strategy inherits.
+
+    Attributes:
+        cls: The class of the strategy.
+        settings: Arguments of its constructor, JSON-able; small populations, so that all of its parts
+            run in the situations.
+        situations_left_out: Names of situations that make no sense for these settings.
+    """
+
+    cls: ClassVar[type[Strategy]]
+    settings: ClassVar[dict[str, Any]] = {}
+
+    def make(self) -> Strategy:
+        return self.cls(**self.settings)
+
+    @pytest.mark.parametrize("name", SITUATIONS)
+    def test_proposals_are_new_distinct_canonical_members_and_at_most_n(self, name: str) -> None:
+        s = SITUATIONS[name]
+        proposals = propose(self.make(), s)
+        space = s.problem.space
+        left = space.size - len(s.history) - len(s.pending)
+        assert 1 <= len(proposals) <= s.n
+        if left <= s.n:
+            assert len(proposals) == left, "a space nearly exhausted gives all that is left"
+        assert len(set(proposals)) == len(proposals)
+        for subnet in proposals:
+            assert isinstance(subnet, Subnet)
+            assert subnet in space
+            assert subnet not in s.history
+            assert subnet not in s.pending
+        X = space.indices(proposals)
+        np.testing.assert_array_equal(X, space.canonical(X))
+
+    @pytest.mark.parametrize("name", SITUATIONS)
+    def test_the_same_arguments_give_the_same_proposals(self, name: str) -> None:
+        strategy, s = self.make(), SITUATIONS[name]
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002 - the global state is what must not matter
+        first = propose(strategy, s)
+        propose(strategy, SITUATIONS["pending"])  # a strategy remembers nothing between calls
+        random.seed(2)
+        np.random.seed(2)  # noqa: NPY002
+        state = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        assert propose(strategy, s) == first
+        assert propose(self.make(), s) == first
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == state  # noqa: NPY002
+
+    def test_the_seed_matters(self) -> None:
+        s = SITUATIONS["large"]
+        assert propose(self.make(), s, seed=1) != propose(self.make(), s, seed=2)
+
+    def test_other_processes_propose_the_same_under_any_hash_seed(self) -> None:
+        command = [sys.executable, "-m", "tests.programs.propose_program", self.cls.__name__]
+        command.append(json.dumps(self.settings))
+        running = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, "PYTHONHASHSEED": seed},
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for seed in ("1", "2024")
+        ]
+        printed = [process.communicate()[0] for process in running]
+        assert [process.returncode for process in running] == [0, 0]
+        here = {
+            name: [subnet.to_json() for subnet in propose(self.make(), s)]
+            for name, s in SITUATIONS.items()
+        }
+        for text in printed:
+            assert json.loads(text) == here
+
+    @pytest.mark.parametrize("name", SITUATIONS)
+    def test_history_problem_pending_and_the_strategy_stay_as_they_are(self, name: str) -> None:
+        strategy, s = self.make(), situations()[name]
+        before, attributes = contents(s), dict(vars(strategy))
+        propose(strategy, s)
+        assert contents(s) == before
+        assert dict(vars(strategy)) == attributes
+
+    @pytest.mark.parametrize("space", [grid(2, 5), conditional(), mixed()], ids=repr)
+    @pytest.mark.parametrize("n_pending", [0, 4])
+    def test_an_exhausted_space_says_so(self, space: Any, n_pending: int) -> None:
+        problem = problem_of(space)
+        everything = list(space)
+        at = len(everything) - n_pending
+        s = Situation(problem, history_of(problem, everything[:at]), 5, tuple(everything[at:]))
+        with pytest.raises(SpaceExhausted):
+            propose(self.make(), s)
+
+    def test_every_subnet_comes_exactly_once_until_the_space_is_exhausted(self) -> None:
+        problem = problem_of(mixed())
+        history = history_of(problem, [])
+        strategy = self.make()
+        for generation in range(100):
+            s = Situation(problem, history, 4)
+            try:
+                proposals = propose(strategy, s, seed=generation)
+            except SpaceExhausted:
+                break
+            history = history_of(problem, [*(e.subnet for e in history), *proposals])
+        assert len(history) == mixed().size == 30
+        assert {e.subnet for e in history} == set(mixed())
+
+    @pytest.mark.parametrize("bound", [2, 4])
+    def test_feasible_subnets_come_first_under_an_exact_constraint(self, bound: int) -> None:
+        space = conditional()
+        problem = problem_of(space, constraints={"cost": f"<= {bound}"})
+        feasible = {s for s in space if problem.exact_violation(space.indices([s]))[0] <= 0}
+        measured = [s for s in space.sample(40, rng=0) if s not in feasible]
+        proposals = propose(
+            self.make(), Situation(problem, history_of(problem, measured), len(feasible) + 3)
+        )
+        assert set(proposals[: len(feasible)]) == feasible
+        rest = problem.exact_violation(space.indices(proposals[len(feasible) :]))
+        assert (rest > 0).all()
+        assert (np.diff(rest) >= 0).all(), "then those that violate it least"
+
+    @pytest.mark.parametrize("takes", ["indices", "subnets"])
+    @pytest.mark.parametrize("n_measured", [0, 60])
+    def test_an_infeasible_exact_constraint_costs_bounded_work(
+        self, takes: Any, n_measured: int
+    ) -> None:
+        rows = 0
+
+        def counted(given: Any) -> Any:
+            nonlocal rows
+            rows += len(given)
+            assert rows < _MOST_ROWS, "propose does not come to an end"
+            X = given if takes == "indices" else np.array([s.indices for s in given])
+            return 1.0 + X.sum(axis=1)
+
+        space = grid(40, 4)
+        measure = Measure("cost", counted, exact=True, takes=takes)
+        problem = problem_of(space, constraints={"cost": "<= 0.5"}, exact=[measure])
+        history = history_of(problem, space.sample(n_measured, rng=0))
+        rows = 0
+        s = Situation(problem, history, 50)
+        assert len(propose(self.make(), s)) == 50
+        if takes == "subnets":  # such a measure takes milliseconds a subnet
+            assert rows < 100 * s.n
+
+    def test_a_proposal_outside_a_pool_becomes_a_member(self) -> None:
+        pool = grid(6, 4).restricted_to(grid(6, 4).sample(200, rng=2))
+        problem = problem_of(pool)
+        history = history_of(problem, pool.sample(60, rng=3))
+        proposals = propose(self.make(), Situation(problem, history, 30))
+        assert len(proposals) == 30
+        assert all(subnet in pool for subnet in proposals)
+
+    def test_settings_are_json_and_complete(self) -> None:
+        strategy = self.make()
+        assert json.loads(json.dumps(strategy.settings())) == strategy.settings()
+        for name, value in self.settings.items():
+            assert strategy.settings()[name] == value
+        assert isinstance(strategy.batch_size, int)
+        assert strategy.batch_size >= 1
+        assert type(strategy).__name__ in repr(strategy)
+
+    def test_it_has_a_name_in_the_list(self) -> None:
+        assert self.cls.name in names()
+        assert type(resolve(self.cls.name)) is self.cls
+
+    def test_a_whole_search_survives_failures_and_resumes_exactly(self, tmp_path: Any) -> None:
+        def settings(url: str | None) -> dict[str, Any]:
+            return {
+                "space": conditional(),
+                "measures": [cost],
+                "objectives": {"f0": "min", "f1": "max", "cost": "min"},
+                "constraints": {"cost": "<= 90%"},
+                "strategy": self.make(),
+                "budget": 45,
+                "storage": url,
+                "name": "study",
+                "seed": 5,
+            }
+
+        def step(search: SubnetSearch, at_most: int) -> list[Evaluation]:
+            made = []
+            while len(made) < at_most and (subnets := search.ask(1)):
+                subnet = subnets[0]
+                if int(subnet.key[:2], 16) % 5 == 0:
+                    made.append(search.fail(subnet, "out of memory"))
+                else:
+                    values = Counting().evaluate(subnet)
+                    made.append(search.tell(subnet, values))
+            return made
+
+        whole = search_of(**settings(None))
+        step(whole, 1000)
+        assert len(whole.history) == 45
+        assert {e.status for e in whole.history} == {"ok", "failed"}
+        url = f"sqlite:///{tmp_path}/s.db"
+        while step(search_of(**settings(url)), 7):
+            pass
+        assert record(search_of(**settings(url)).history) == record(whole.history)
