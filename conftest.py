@@ -11,6 +11,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 collect_ignore = ["docs/conf.py"]  # Sphinx's, no module of doctests
+collect_ignore_glob = ["tests/programs/*"]  # run by tests as processes of their own
 
 _entered: list[tuple[str, tempfile.TemporaryDirectory[str]]] = []
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small elastic network in plain torch, and the handwritten digits that ship with scikit-learn.
 
-Two stages of up to three residual blocks. How many blocks of a stage run (depth) and how many hidden
-channels a block has may vary; a subnet uses the first blocks and the first channels, by slicing.
+Two stages of up to three residual blocks. How many blocks of a stage run (depth) and how many
+hidden channels a block has may vary; a subnet uses the first of each, by slicing.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class ElasticDigits(SubnetMixin, L.LightningModule):
 
 
 class DigitsData(L.LightningDataModule):
-    """1,797 scans of 8 x 8 pixels: 1,078 to train on, 719 to validate on, the same at every call."""
+    """1,797 scans of 8 x 8 pixels: 1,078 to train on, 719 to validate on, always the same."""
 
     def setup(self, stage: str) -> None:
         digits = load_digits()

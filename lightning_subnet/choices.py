@@ -292,7 +292,11 @@ class Choices:
                     f"Give a list of {len(at)}."
                 )
                 raise InvalidSubnetError(msg)
-            flat.update({self.names[i]: item for i, item in zip(at, items, strict=True)})
+            members = {self.names[i]: item for i, item in zip(at, items, strict=True)}
+            if twice := [member for member in members if member in values]:
+                msg = f"{twice[0]!r} is given alone and within {name!r}. Give it once."
+                raise InvalidSubnetError(msg)
+            flat.update(members)
         return flat
 
     def read(self, values: Mapping[str, Any]) -> Indices:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_subnet.choices import Indices
-from lightning_subnet.errors import MeasurementError, listed
+from lightning_subnet.errors import MeasurementError, TellError, listed
 from lightning_subnet.members import row_codes
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
@@ -131,3 +131,24 @@ class TableEvaluator(Evaluator):
             msg = f"{subnet} is not in the table of {listed(self._columns)}"
             raise KeyError(msg)
         return {name: float(column[row]) for name, column in self._columns.items()}
+
+
+def as_numbers(values: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Return (value, standard error) by name of measure; what is no number raises."""
+    numbers_ = {}
+    for name, given in values.items():
+        pair = given if isinstance(given, tuple) and len(given) == 2 else (given, 0.0)  # noqa: PLR2004 - a pair
+        try:
+            if any(isinstance(item, (str, bytes, bool)) for item in pair):
+                raise TypeError
+            numbers_[name] = (float(pair[0]), float(pair[1]))
+            if numbers_[name][1] < 0:
+                raise ValueError
+        except (TypeError, ValueError):
+            msg = (
+                f"The value of {name!r} is {given!r:.60}. Tell a number, or a pair "
+                "(value, standard error); a measurement that failed is told by "
+                "fail(subnet, reason)."
+            )
+            raise TellError(msg) from None
+    return numbers_

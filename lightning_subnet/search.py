@@ -45,7 +45,8 @@ class SubnetSearch:
         objectives: What to optimise: `{"val_acc": "max", "macs": "min"}`, in any number.
         constraints: What must hold: `{"macs": "<= 3e8"}`, or relative to the largest subnet
             `{"params": "<= 60%"}`; several bounds on one measure as a list.
-        space: What may vary; `fit` takes it from the model.
+        space: What may vary. `fit` takes it from the model, unless a part of the model's space is
+            given here, such as `space.restricted_to(...)`.
         measures: Measures that the search computes. Names that are not among them are told by you,
             or measured by the evaluator.
         strategy: A name (`lightning_subnet.strategies.names()`) or a `Strategy`.
@@ -152,9 +153,10 @@ class SubnetSearch:
         return problem
 
     def _load(self, space: SearchSpace) -> None:
-        """Load an existing study at once, so that `history` is there and a mismatch shows now."""
+        """Open an existing study at once, so that a mismatch shows now; `fit` opens its own."""
         study = self._storage.find_study(self.name)
-        if study is not None or self._settings["resume"] == "must":
+        by_fit = study is not None and study.header["evaluator"]
+        if (study is not None or self._settings["resume"] == "must") and not by_fit:
             self._start(space, self.measures)
 
     def _start(
@@ -216,8 +218,10 @@ class SubnetSearch:
     @property
     def history(self) -> History:
         """All evaluations so far, those of earlier runs of the study too."""
-        if self._session is None and self._settings["space"] is not None:
-            return History(self._settings["space"])
+        space = self._settings["space"]
+        if self._session is None and space is not None:  # nothing is created by looking
+            study = self._storage.find_study(self.name)
+            return History(space, study.evaluations(space) if study else ())
         return self._opened().history
 
     # Running
@@ -333,11 +337,15 @@ class SubnetSearch:
             wanted = [*(o.name for o in self.objectives), *(c.name for c in self.constraints)]
             measures = evaluator.bound_measures(self.measures, wanted)
             own = {measure.name for measure in measures}
+            space = self._settings["space"] or evaluator.space
+            if space is not evaluator.space:
+                for end in (space.smallest, space.largest):  # the model must understand its subnets
+                    evaluator.space.subnet(end.active)
             told = dict.fromkeys(name for name in wanted if name not in own)
             session = self._start(
-                evaluator.space,
+                space,
                 measures,
-                first=[evaluator.space.largest],
+                first=[space.largest],
                 fingerprints={name: evaluator.fingerprint(name) for name in told},
             )
             return self._loop(session, evaluator, progress=progress)
@@ -367,7 +375,9 @@ class SubnetSearch:
                 model, datamodule, trainer=self.trainer, seed=self.seed
             ) as evaluator:
                 measures = evaluator.bound_measures(self.measures, wanted)
-                return Profile.of(self._make_problem(evaluator.space, measures), seed=self.seed)
+                return Profile.of(
+                    self._make_problem(space or evaluator.space, measures), seed=self.seed
+                )
         if space is None:
             msg = "This search has no space: call profile(model, datamodule), or give space=."
             raise SearchError(msg)

@@ -29,7 +29,7 @@ from lightning_subnet.errors import (
     did_you_mean,
     listed,
 )
-from lightning_subnet.evaluators import Evaluator
+from lightning_subnet.evaluators import Evaluator, as_numbers
 from lightning_subnet.history import Evaluation, History
 from lightning_subnet.measures import Measure
 from lightning_subnet.members import row_codes
@@ -184,9 +184,9 @@ class Session:
         self._open(self.study.add_generation(number, proposals))
         return bool(self._waiting)
 
-    def _check(self, proposals: Any, pending: Iterable[Subnet]) -> list[Subnet]:
+    def _check(self, proposed: Any, pending: Iterable[Subnet]) -> list[Subnet]:
         """Hold a strategy (perhaps the user's own) to its contract."""
-        proposals = list(proposals) if isinstance(proposals, Iterable) else [proposals]
+        proposals = list(proposed) if isinstance(proposed, Iterable) else [proposed]
         if strange := [item for item in proposals if item not in self.problem.space]:
             msg = (
                 f"{self.strategy!r} proposed {strange[0]!r:.80}, which is no subnet of the space. "
@@ -222,7 +222,7 @@ class Session:
     def tell(self, subnet: Subnet | Mapping[str, Any], values: Mapping[str, Any]) -> Evaluation:
         """Record the told values of a subnet, and compute the measures that are computed here."""
         subnet = self._checked(subnet)
-        known = self._numbers(values)
+        known = as_numbers(values)
         if unknown := [name for name in known if name not in self.told_names]:
             hint = (
                 "It is computed by the search: leave it out."
@@ -239,7 +239,14 @@ class Session:
                 "or fail(subnet, reason)."
             )
             raise TellError(msg)
-        return self._complete(subnet, known, seconds=self._since_asked(subnet))
+        fingerprints = self._fingerprints(None)
+        return self._complete(
+            subnet,
+            known,
+            seconds=self._since_asked(subnet),
+            stored=self.study.storage.known_values(fingerprints, subnet),
+            fingerprints=fingerprints,
+        )
 
     def fail(self, subnet: Subnet | Mapping[str, Any], reason: str) -> Evaluation:
         """Record that a subnet could not be measured."""
@@ -276,7 +283,7 @@ class Session:
                     f"It gave: {listed(measured)}."
                 )
                 raise MeasurementError(msg)
-            values = self._numbers({k: v for k, v in measured.items() if k not in self.measures})
+            values = as_numbers({k: v for k, v in measured.items() if k not in self.measures})
         reused = {name: stored[name] for name in self.told_names if name in stored}
         return self._complete(
             subnet,
@@ -306,27 +313,6 @@ class Session:
     def _since_asked(self, subnet: Subnet) -> float:
         _, asked = self._pending.get(self._code(subnet), (subnet, None))
         return 0.0 if asked is None else time.perf_counter() - asked
-
-    @staticmethod
-    def _numbers(values: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-        """Return (value, standard error) by name of measure; what is no number raises."""
-        numbers_ = {}
-        for name, given in values.items():
-            pair = given if isinstance(given, tuple) and len(given) == 2 else (given, 0.0)  # noqa: PLR2004 - a pair
-            try:
-                if any(isinstance(item, (str, bytes, bool)) for item in pair):
-                    raise TypeError
-                numbers_[name] = (float(pair[0]), float(pair[1]))
-                if numbers_[name][1] < 0:
-                    raise ValueError
-            except (TypeError, ValueError):
-                msg = (
-                    f"The value of {name!r} is {given!r:.60}. Tell a number, or a pair "
-                    "(value, standard error); a measurement that failed is told by "
-                    "fail(subnet, reason)."
-                )
-                raise TellError(msg) from None
-        return numbers_
 
     def _complete(
         self,

@@ -60,6 +60,9 @@ class SearchSpace:
                 'Write SearchSpace({"depth": [2, 3, 4]}).'
             )
             raise SpaceError(msg)
+        if twice := [name for name in more if name in (choices or {})]:
+            msg = f"Choice {twice[0]!r} is given in the mapping and as a keyword. Give it once."
+            raise SpaceError(msg)
         given = {**(choices or {}), **more}
         made = {}
         for name, choice in given.items():

@@ -398,6 +398,9 @@ def _differences(stored: Any, now: Any, path: str = "") -> Iterator[str]:
                 yield f"{where}: stored {_short(stored[key])}, now nothing"
             else:
                 yield from _differences(stored[key], now[key], where)
+    elif isinstance(stored, list) and isinstance(now, list) and len(stored) == len(now):
+        for i, (one, other) in enumerate(zip(stored, now, strict=True)):
+            yield from _differences(one, other, f"{path}[{i}]")
     elif stored != now:
         yield f"{path}: stored {_short(stored)}, now {_short(now)}"
 

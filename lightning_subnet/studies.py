@@ -43,6 +43,7 @@ def make_header(
     space = problem.space.to_json()
     return {
         "space": space["choices"],
+        "order": list(problem.space.names),  # what measures of indices see
         "pool": digest(space["pool"]) if "pool" in space else None,
         "objectives": {o.name: o.direction for o in problem.objectives},
         "constraints": [c.to_json() for c in problem.constraints],

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 
 from lightning_subnet import (
     Choice,
@@ -76,6 +75,7 @@ def mixed() -> SearchSpace:
 @measure("cost", exact=True, takes="indices")
 def cost(X: np.ndarray) -> np.ndarray:
     """One plus the sum of the value indices: exact, and in bulk."""
+    assert len(X) <= 200_000, "no strategy and no profile needs that many at once"
     return 1.0 + X.sum(axis=1)
 
 
@@ -118,7 +118,9 @@ def history_of(
     for number, subnet in enumerate(subnets):
         row = problem.space.indices([subnet])
         values = told(subnet, len(problem.objectives))
-        values |= {name: float(m.evaluate(problem.space, row)[0][0]) for name, m in problem.exact.items()}
+        values |= {
+            name: float(m.evaluate(problem.space, row)[0][0]) for name, m in problem.exact.items()
+        }
         if failed(number):
             history.add(Evaluation(number, subnet, {}, status="failed", reason="it broke"))
         else:
@@ -224,6 +226,8 @@ def assert_clear(message: object, *parts: str) -> None:
 
 def data_file(name: str) -> Path:
     """Return a file of the measured data, or skip the test."""
+    import pytest  # not needed, and not cheap, in the programs that tests run
+
     folder = Path(os.environ.get("LIGHTNING_SUBNET_DATA", ROOT / "../shared/data"))
     if not (folder / name).is_file():
         pytest.skip(f"{name} is not in {folder}; set LIGHTNING_SUBNET_DATA")

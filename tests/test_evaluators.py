@@ -29,7 +29,9 @@ def test_fingerprints_are_per_measure_and_off_by_default() -> None:
     assert FunctionEvaluator(lambda s: {}).fingerprint("f0") is None
     named = FunctionEvaluator(lambda s: {}, fingerprint="weights-1")
     assert named.fingerprint("f0") != named.fingerprint("f1")
-    assert named.fingerprint("f0") == FunctionEvaluator(print, fingerprint="weights-1").fingerprint("f0")
+    assert named.fingerprint("f0") == FunctionEvaluator(print, fingerprint="weights-1").fingerprint(
+        "f0"
+    )
 
 
 @pytest.mark.parametrize("returned", [3.0, None, [1, 2], "f0"])
@@ -72,7 +74,9 @@ def test_a_table_of_a_part_searches_a_pool() -> None:
     assert table.space.is_pool
     assert table.space.size == 30
     for strategy in ("random", "nsga2"):
-        result = search_of(space=table.space, strategy=strategy, budget=100).run(table, progress=False)
+        result = search_of(space=table.space, strategy=strategy, budget=100).run(
+            table, progress=False
+        )
         assert len(result.history) == 30, "the space is exhausted"
         assert all(e.ok for e in result.history)
 

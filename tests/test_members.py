@@ -46,7 +46,10 @@ def test_neighbours_are_all_subnets_so_few_choices_away(
 ) -> None:
     every = brute_force(space)
     start = random.choice(list(every.values()))
-    found = texts(space.neighbours(space.subnet(start), distance=distance))
+    near = space.neighbours(space.subnet(start), distance=distance)
+    found = texts(near)
+    X = space.indices(near)
+    np.testing.assert_array_equal(space.canonical(X), X)
     away = {key: changes(space, start, active) for key, active in every.items()}
     assert len(set(found)) == len(found)
     assert set(found) == {key for key, d in away.items() if 1 <= d <= distance}
@@ -120,7 +123,9 @@ def test_samples_are_uniform(n: int, max_rank: int, monkeypatch: pytest.MonkeyPa
     assert 6 < statistic < 55  # chi-square with 24 degrees of freedom: p = 0.9999 and 0.0003
 
 
-def test_each_place_of_a_sample_is_uniform() -> None:
+@pytest.mark.parametrize("max_rank", [2**62, 0])
+def test_each_place_of_a_sample_is_uniform(max_rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_diagram, "_MAX_RANK", max_rank)
     space = nested()  # a strategy takes the first few of a sample
     first = [space.sample(10, rng=seed)[0].key for seed in range(2500)]
     counts = np.unique(first, return_counts=True)[1]
@@ -221,6 +226,19 @@ def test_nearest_is_none_when_all_are_taken() -> None:
     assert pool.nearest(outside[None], set(row_codes(X))).shape == (0, 3)
     np.testing.assert_array_equal(pool.nearest(outside[None], set()), X[:1])
     np.testing.assert_array_equal(pool.nearest(outside[None], set(row_codes(X[:1]))), X[1:])
+
+
+def test_the_first_of_many_equally_near_members_is_taken() -> None:
+    space = SearchSpace({f"x.{i}": range(200) for i in range(2)})
+    pool = space.restricted_to(
+        np.array([[1 + i, 0] for i in np.random.default_rng(0).permutation(199)])
+    )
+    (row,) = space.indices([space.smallest])
+    taken: set[bytes] = set()
+    for member in pool:
+        (found,) = pool.nearest(row[None], taken)
+        assert pool.from_indices(found[None]) == [member]
+        taken.add(row_codes(found[None])[0])
 
 
 def test_only_a_pool_moves_rows() -> None:

@@ -215,8 +215,8 @@ def test_violation(written: str, values: list[float], expected: list[float]) -> 
 @property_test
 @given(
     st.booleans(),
-    st.floats(-1e6, 1e6),
-    st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=8),
+    st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-100),
+    st.lists(st.floats(-1e100, 1e100), max_size=8),
 )
 def test_violation_is_zero_exactly_where_the_bound_holds(
     upper: bool, bound: float, values: list[float]

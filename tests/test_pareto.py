@@ -178,6 +178,7 @@ def test_knee_by_hand() -> None:
 def test_knee_is_on_the_front_and_finite() -> None:
     # (1, 1) would be the knee, but is dominated; the infinite and NaN rows do not stretch the box.
     assert knee([[1, 1], [0, 1], [1, 0.9], [NAN, 0], [-INF, 99], [0.5, INF]]) == 1
+    assert knee([[0, 10], [1, 2], [10, 0], [1000, 10.5]]) == 1  # nor do dominated ones
     assert knee([[NAN, 1], [2, 2]]) == 1
     assert knee([[3], [1], [2]]) == 1
     assert knee([[1, 2], [1, 2]]) == 0

@@ -68,7 +68,7 @@ def test_evaluations_come_back_as_they_were(url: str | None, space: SearchSpace)
             for i, s in enumerate(home.sample(6, rng=1))
         ]
         written += [
-            Evaluation(0, s, {}, status="failed", reason="it's \"broken\" ümlaut\n;--", seconds=0.25)
+            Evaluation(0, s, {}, status="failed", reason='it\'s "broken" ümlaut\n;--', seconds=0.25)
             for s in home
             if s not in [e.subnet for e in written]
         ][:3]
@@ -164,9 +164,15 @@ def test_a_file_holds_readable_text_only(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "s.db") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")]
+        tables = [
+            row[0]
+            for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
+        ]
         cells = [
-            cell for table in tables for row in connection.execute(f"SELECT * FROM {table}") for cell in row
+            cell
+            for table in tables
+            for row in connection.execute(f"SELECT * FROM {table}")
+            for cell in row
         ]
     assert len(cells) > 15
     assert not any(isinstance(cell, bytes) for cell in cells)
@@ -174,7 +180,16 @@ def test_a_file_holds_readable_text_only(tmp_path: Path) -> None:
 
 def test_the_package_pickles_nothing() -> None:
     folder = Path(lightning_subnet.__file__).parent
-    forbidden = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    forbidden = {
+        "pickle",
+        "cPickle",
+        "_pickle",
+        "dill",
+        "cloudpickle",
+        "joblib",
+        "shelve",
+        "marshal",
+    }
     found = []
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -185,7 +200,9 @@ def test_the_package_pickles_nothing() -> None:
                 names = [node.module or "", *(alias.name for alias in node.names)]
             elif isinstance(node, ast.Name | ast.Attribute):
                 names = [node.id if isinstance(node, ast.Name) else node.attr]
-            found += [(path.name, n) for n in names if n.split(".")[0] in {*forbidden, "PickleType"}]
+            found += [
+                (path.name, n) for n in names if n.split(".")[0] in {*forbidden, "PickleType"}
+            ]
     assert not found
     assert len(list(folder.rglob("*.py"))) > 20
 
@@ -197,7 +214,15 @@ def run_writers(url: str, studies: Sequence[str]) -> list[list[int]]:
     """Run one writer of 500 rows for each name, all at once; return the numbers they got."""
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.programs.writer_program", url, name, str(i * ROWS), str(ROWS)],
+            [
+                sys.executable,
+                "-m",
+                "tests.programs.writer_program",
+                url,
+                name,
+                str(i * ROWS),
+                str(ROWS),
+            ],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -361,7 +386,7 @@ _AS_NOBODY = """
 import os, sys
 from lightning_subnet.errors import StorageError
 from tests.problems import search_of
-import sqlalchemy, sqlalchemy.dialects.sqlite.pysqlite, lightning_subnet.storage
+search_of().ask()  # imports everything while the interpreter's own files may be read
 if os.getuid() == 0:
     os.setgid(65534); os.setuid(65534)
 for url in sys.argv[1:]:

@@ -231,6 +231,19 @@ def test_another_study_reuses_what_was_measured(model: LitMlp, tmp_path: Path) -
         assert e.values["val_acc"] == known.values["val_acc"]
 
 
+def test_a_part_of_the_space_can_be_searched_and_resumed(model: LitMlp, tmp_path: Path) -> None:
+    whole, data = model.net.search_space(), DataLoader(digits(), 600)
+    pool = whole.restricted_to([s for s in whole if s["sharpen"] == 2])
+    settings = {"storage": f"sqlite:///{tmp_path}/s.db", "name": "part", "space": pool}
+    first = search(**settings, budget=3).fit(model, dataloaders=data, progress=False)
+    assert {e.subnet["sharpen"] for e in first.history} == {2}
+    again = search(**settings)
+    assert len(again.history) == 3
+    assert len(again.fit(model, dataloaders=data, progress=False).history) == len(WIDTHS)
+    with pytest.raises(ValueError, match="'depth' is not a choice"):
+        search(space=SearchSpace(depth=[1, 2])).fit(model, dataloaders=data, progress=False)
+
+
 def test_relative_constraints_refer_to_the_largest_as_measured(model: LitMlp) -> None:
     result = search(budget=12, constraints={"macs": "<= 50%", "val_acc": ">= 20%"}).fit(
         model, Digits(), progress=False

@@ -58,9 +58,8 @@ class StrategyContract:
 
     Attributes:
         cls: The class of the strategy.
-        settings: Arguments of its constructor, JSON-able; small populations, so that all of its parts
-            run in the situations.
-        situations_left_out: Names of situations that make no sense for these settings.
+        settings: Arguments of its constructor, JSON-able; populations and batches of about 20, so
+            that all of its parts run in the situations.
     """
 
     cls: ClassVar[type[Strategy]]
@@ -129,7 +128,7 @@ class StrategyContract:
 
     @pytest.mark.parametrize("name", SITUATIONS)
     def test_history_problem_pending_and_the_strategy_stay_as_they_are(self, name: str) -> None:
-        strategy, s = self.make(), situations()[name]
+        strategy, s = self.make(), SITUATIONS[name]
         before, attributes = contents(s), dict(vars(strategy))
         propose(strategy, s)
         assert contents(s) == before
