@@ -7,6 +7,9 @@ import os
 import tempfile
 from typing import Any
 
+# The networks of the tests are too small for threads, which on a busy machine wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
