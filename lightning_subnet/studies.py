@@ -90,7 +90,8 @@ def open_study(
         )
         raise SearchError(msg)
     study.check(header)
-    changed = [f"{k} {v} -> {versions[k]}" for k, v in study.versions.items() if versions[k] != v]
+    stored = study.versions  # another version of this package may have recorded other packages
+    changed = [f"{k} {stored[k]} -> {v}" for k, v in versions.items() if stored.get(k, v) != v]
     if changed:
         warnings.warn(
             f"Study {name!r} was made with other versions ({', '.join(changed)}); proposals may "

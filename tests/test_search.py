@@ -372,10 +372,10 @@ def test_a_study_of_other_settings_is_refused_with_the_difference(
     assert len(search_of(**stored, storage=url, name="a").history) == 1, "nothing is lost"
 
 
-def test_the_order_of_objectives_and_the_budget_do_not_matter_to_a_study(url: str) -> None:
-    search_of(storage=url, name="a").ask()
-    search_of(storage=url, name="a", objectives={"f1": "min", "f0": "min"}).ask()
-    search_of(storage=url, name="a", budget=Budget(seconds=60)).ask()
+def test_a_study_may_be_resumed_with_another_budget(url: str) -> None:
+    first = search_of(storage=url, name="a").ask()
+    for budget in (1, 1000, Budget(seconds=60)):
+        assert search_of(storage=url, name="a", budget=budget).ask() == first
 
 
 def test_other_versions_warn_once_and_can_be_silenced(url: str, tmp_path: Path) -> None:
@@ -386,7 +386,8 @@ def test_other_versions_warn_once_and_can_be_silenced(url: str, tmp_path: Path) 
     connection = sqlite3.connect(tmp_path / "search.db")
     with connection:
         connection.execute(
-            """UPDATE subnet_study SET versions = json_set(versions, '$.numpy', '1.0')"""
+            """UPDATE subnet_study SET versions = json_set(
+            versions, '$.numpy', '1.0', '$.forgotten', '7')"""
         )
     connection.close()
     with pytest.warns(VersionWarning) as caught:

@@ -22,7 +22,7 @@ from tests.problems import conditional, cost, told
 
 BUDGET = 36
 BATCH = 8
-PAUSE = 0.004
+PAUSE = 0.012  # seconds: long enough for each step to be hit now and then, on a busy machine too
 
 
 def main(url: str | None, log: str, strategy: str, n: int) -> SubnetSearch:
@@ -66,9 +66,12 @@ def main(url: str | None, log: str, strategy: str, n: int) -> SubnetSearch:
 
 if __name__ == "__main__":
 
-    @sa.event.listens_for(Engine, "commit")  # before it
-    @sa.event.listens_for(Pool, "checkin")  # after it
-    def slow_down(*_: object) -> None:
+    @sa.event.listens_for(Engine, "commit")
+    def before_commit(*_: object) -> None:
         time.sleep(PAUSE)
+
+    @sa.event.listens_for(Pool, "checkin")
+    def after_commit(*_: object) -> None:
+        time.sleep(2 * PAUSE)
 
     main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
