@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -74,6 +76,23 @@ class SubnetMixin(ABC):
     def active_subnet(self) -> Subnet | None:
         """The subnet in force; None before the first `activate`."""
         return self._active_subnet
+
+
+@contextmanager
+def activated(module: nn.Module, subnet: Subnet) -> Iterator[None]:
+    """Put a subnet in force inside a `with` block, and what was in force before it afterwards.
+
+    Args:
+        module: A super-network, or a module with one elastic descendant.
+        subnet: What to put in force. If nothing was before, the largest is afterwards.
+    """
+    part = elastic_part(module)
+    before = getattr(part, "active_subnet", None)
+    try:
+        part.activate(subnet)
+        yield
+    finally:
+        part.activate(part.search_space().largest if before is None else before)
 
 
 def elastic_part(module: nn.Module) -> Elastic:
