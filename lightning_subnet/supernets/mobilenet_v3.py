@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from lightning_subnet.elasticity.protocol import SubnetMixin, activated
 from lightning_subnet.errors import SpaceError
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
+from lightning_subnet.supernets.checkpoints import from_ofa_mobilenet_v3, load_weights
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "h_swish": nn.Hardswish}
 
@@ -294,6 +295,14 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
         sizes |= {"activations": ("relu", "h_swish", "h_swish"), "se": (False, True, True)}
         sizes |= {"head": (320, 512)}
         return cls(MobileNetV3Config(**{**sizes, **changes}))
+
+    def load_ofa(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Load the state dict of the original's `OFAMobileNetV3`, of the same size.
+
+        Raises:
+            SpaceError: Another layout or another size; the message has the first mismatch.
+        """
+        load_weights(self, from_ofa_mobilenet_v3(state, max(self.config.depths)))
 
     @property
     def blocks(self) -> list[MBConv]:
