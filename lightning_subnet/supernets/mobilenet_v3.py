@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from lightning_subnet.choices import Choice
+from lightning_subnet.costs.additive import Term, additive_measure
 from lightning_subnet.elasticity.extraction import plain_state
 from lightning_subnet.elasticity.layers import (
     ElasticBatchNorm2d,
@@ -19,6 +22,7 @@ from lightning_subnet.elasticity.layers import (
 )
 from lightning_subnet.elasticity.protocol import SubnetMixin, activated
 from lightning_subnet.errors import SpaceError
+from lightning_subnet.measures import Measure
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
 from lightning_subnet.supernets.checkpoints import from_ofa_mobilenet_v3, load_weights
@@ -217,6 +221,26 @@ class _Trunk(nn.Module):
         return self.classifier(self.dropout(x.flatten(1)))
 
 
+def _halved(size: int, stride: int) -> int:
+    """Return the size that an odd kernel with half its size as padding leaves."""
+    return (size - 1) // stride + 1
+
+
+def _costs(module: nn.Module, size: int) -> npt.NDArray[np.float64]:
+    """Return MACs, parameters and megabytes of a module for one image of size x size pixels."""
+    macs = 0
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            inside = 1 if name.startswith("se.") else size  # the means of a channel are one pixel
+            size = _halved(size, layer.stride[0])
+            macs += layer.weight.numel() * _halved(inside, layer.stride[0]) ** 2
+        elif isinstance(layer, nn.Linear):
+            macs += layer.weight.numel()
+    tensors = [*module.parameters(), *module.buffers()]
+    params = sum(p.numel() for p in module.parameters())
+    return np.array([macs, params, sum(t.numel() * t.element_size() for t in tensors) / 1e6])
+
+
 class MobileNetV3(_Trunk):
     """One subnet as an ordinary network.
 
@@ -334,6 +358,42 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
             if block.se is not None:
                 block.se.reduce.active_out = make_divisible(mid // 4)
                 block.se.expand.active_out = mid
+
+    def exact_measures(self) -> list[Measure]:
+        """Return `macs`, `params` and `size_mb` as tables over the blocks, for thousands of subnets.
+
+        `macs` is for one image of `image_size`; `size_mb` counts parameters and buffers in their
+        types, in 10^6 bytes.
+        """
+        config, dtype = self.config, next(self.parameters()).dtype
+        with torch.device("meta"):  # shapes are all that is needed
+            trunk, size = _Trunk(config, []).to(dtype), config.image_size
+            fixed = _costs(trunk.stem, size)
+            size = _halved(size, config.strides[0])
+            fixed = fixed + _costs(trunk.first, size)
+            tables = []
+            for spec in (spec for stage in config.stages for spec in stage):
+                mids = [make_divisible(round(spec.c_in * e)) for e in config.expansions]
+                tables.append(
+                    [[_costs(MBConv(spec, _PLAIN, [k], m).to(dtype), size) for m in mids] for k in config.kernels]
+                )
+                size = _halved(size, spec.stride)
+            fixed = fixed + _costs(trunk.expand, size)
+            fixed = fixed + _costs(nn.Sequential(trunk.mix, trunk.classifier), 1)
+        units = (("macs", "MAC"), ("params", ""), ("size_mb", "MB"))
+        return [
+            additive_measure(
+                name,
+                self.search_space(),
+                [
+                    Term((f"ks.{i}", f"e.{i}"), np.array(table)[..., at])
+                    for i, table in enumerate(tables)
+                ],
+                constant=fixed[at],
+                unit=unit,
+            )
+            for at, (name, unit) in enumerate(units)
+        ]
 
     def extract(self, subnet: Subnet) -> MobileNetV3:
         """Return a subnet as an ordinary network with a copy of its weights."""
