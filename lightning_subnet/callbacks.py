@@ -67,7 +67,7 @@ class SubnetSampling(Callback):
         'sandwich'
     """
 
-    def __init__(  # noqa: PLR0913 - settings, each optional
+    def __init__(
         self,
         rule: Rule = "sandwich",
         *,
@@ -105,7 +105,9 @@ class SubnetSampling(Callback):
         """Return the subnets that an optimizer step trains, the first first."""
         assert self._part is not None, "the subnets are known once training has begun"
         space = self._part.search_space()
-        drawn = space.sample(min(self.n_random, space.size), np.random.default_rng([self.seed, step]))
+        drawn = space.sample(
+            min(self.n_random, space.size), np.random.default_rng([self.seed, step])
+        )
         if self.rule == "random":
             return drawn
         return list(dict.fromkeys([space.largest, space.smallest, *drawn]))

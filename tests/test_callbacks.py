@@ -100,7 +100,13 @@ def assert_equal_gradients(
     for name in one.keys() | other.keys():
         a = one.get(name, torch.zeros(()))
         b = other.get(name, torch.zeros(()))
-        torch.testing.assert_close(a.expand_as(b) if name not in one else a, b if name in other else b.expand_as(a), rtol=1e-4, atol=tolerance, msg=name)
+        torch.testing.assert_close(
+            a.expand_as(b) if name not in one else a,
+            b if name in other else b.expand_as(a),
+            rtol=1e-4,
+            atol=tolerance,
+            msg=name,
+        )
 
 
 @pytest.mark.parametrize("distilled", [False, True])

@@ -101,7 +101,7 @@ class ElasticConv2d(ElasticLayer, nn.Conv2d):
         torch.Size([1, 4, 9, 9])
     """
 
-    def __init__(  # noqa: PLR0913 - those of nn.Conv2d
+    def __init__(
         self,
         in_channels: int,
         out_channels: int,
@@ -206,9 +206,7 @@ class ElasticBatchNorm2d(ElasticLayer, nn.BatchNorm2d):
         torch.Size([2, 4, 3, 3])
     """
 
-    def __init__(
-        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1
-    ) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -220,7 +218,9 @@ class ElasticBatchNorm2d(ElasticLayer, nn.BatchNorm2d):
         factor = 0.0
         if self.training:
             self.num_batches_tracked.add_(1)
-            factor = self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
+            factor = (
+                self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
+            )
         return F.batch_norm(
             input,
             self.running_mean[:c],

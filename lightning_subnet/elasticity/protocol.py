@@ -139,9 +139,7 @@ class _Attached:
         self._net.active_subnet = subnet  # type: ignore[assignment] # no parameter
 
 
-def elastic(
-    net: _Net, *, space: SearchSpace, activate: Callable[[_Net, Subnet], object]
-) -> _Net:
+def elastic(net: _Net, *, space: SearchSpace, activate: Callable[[_Net, Subnet], object]) -> _Net:
     """Attach the protocol to someone else's super-network; its class and state dict stay as they are.
 
     Args:

@@ -69,7 +69,9 @@ class MBConv(nn.Module):
         act = _ACTIVATIONS[spec.activation]
         c_in, c_out = spec.c_in, spec.c_out
         self.expand = (
-            nn.Sequential(layers.conv(c_in, mid, 1), layers.norm(mid), act()) if spec.expands else None
+            nn.Sequential(layers.conv(c_in, mid, 1), layers.norm(mid), act())
+            if spec.expands
+            else None
         )
         self.depthwise = nn.Sequential(
             layers.conv(mid, mid, kernels, stride=spec.stride, groups=mid), layers.norm(mid), act()
@@ -103,7 +105,13 @@ class Layers:
 
 
 def _plain_conv(
-    c_in: int, c_out: int, kernel: int | Sequence[int], *, stride: int = 1, groups: int = 1, bias: bool = False
+    c_in: int,
+    c_out: int,
+    kernel: int | Sequence[int],
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    bias: bool = False,
 ) -> nn.Conv2d:
     (k,) = [kernel] if isinstance(kernel, int) else kernel
     return nn.Conv2d(c_in, c_out, k, stride, k // 2, groups=groups, bias=bias)
@@ -207,7 +215,9 @@ class _Trunk(nn.Module):
         )
         self.first = MBConv(BlockSpec(c, c, 1, "relu", se=False, expands=False), _PLAIN, [3], c)
         self.stages = nn.ModuleList(stages)
-        self.expand = nn.Sequential(_plain_conv(last, wide, 1), nn.BatchNorm2d(wide), nn.Hardswish())
+        self.expand = nn.Sequential(
+            _plain_conv(last, wide, 1), nn.BatchNorm2d(wide), nn.Hardswish()
+        )
         self.mix = nn.Sequential(_plain_conv(wide, mixed, 1), nn.Hardswish())
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(mixed, config.n_classes)
@@ -375,7 +385,10 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
             for spec in (spec for stage in config.stages for spec in stage):
                 mids = [make_divisible(round(spec.c_in * e)) for e in config.expansions]
                 tables.append(
-                    [[_costs(MBConv(spec, _PLAIN, [k], m).to(dtype), size) for m in mids] for k in config.kernels]
+                    [
+                        [_costs(MBConv(spec, _PLAIN, [k], m).to(dtype), size) for m in mids]
+                        for k in config.kernels
+                    ]
                 )
                 size = _halved(size, spec.stride)
             fixed = fixed + _costs(trunk.expand, size)
@@ -399,7 +412,8 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
         """Return a subnet as an ordinary network with a copy of its weights."""
         values, most = subnet.grouped(), max(self.config.depths)
         ks, e = (
-            [values[name][s * most :][:d] for s, d in enumerate(values["d"])] for name in ("ks", "e")
+            [values[name][s * most :][:d] for s, d in enumerate(values["d"])]
+            for name in ("ks", "e")
         )
         plain = MobileNetV3(self.config, ks, e)
         size = self.config.image_size
