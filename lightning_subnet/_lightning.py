@@ -146,5 +146,6 @@ def mean_gradients(trainer: Trainer, module: LightningModule) -> None:
         flat = torch.cat([g.flatten() for g in group])
         torch.distributed.all_reduce(flat)
         flat /= trainer.world_size
-        for gradient, mean in zip(group, flat.split([g.numel() for g in group]), strict=True):
+        means = torch.split(flat, [g.numel() for g in group])
+        for gradient, mean in zip(group, means, strict=True):
             gradient.copy_(mean.view_as(gradient))

@@ -35,13 +35,13 @@ _RULES = ("random", "sandwich")
 class SubnetSampling(Callback):
     """Train with several subnets per optimizer step; their gradients are added up.
 
-    The first subnet goes through `training_step` as Lightning calls it; the others follow on the same
-    batch before the optimizer steps, one graph alive at a time. So `global_step`, schedulers,
-    accumulation, clipping and mixed precision are as without the callback, and the activation memory
-    is that of one subnet. Which subnets step t trains is a function of (seed, t): equal on all
-    ranks, and the same after a resume. Outside of training steps the largest subnet is in force, so
-    validation, checkpoints and early stopping keep their meaning; BatchNorm statistics are those of
-    the first subnet of each step.
+    The first subnet goes through `training_step` as Lightning calls it; the others follow on the
+    same batch before the optimizer steps, one graph alive at a time. So `global_step`, schedulers,
+    accumulation, clipping and mixed precision are as without the callback, and the activation
+    memory is that of one subnet. Which subnets step t trains is a function of (seed, t): equal on
+    all ranks, and the same after a resume. Outside of training steps the largest subnet is in
+    force, so validation, checkpoints and early stopping keep their meaning; BatchNorm statistics
+    are those of the first subnet of each step.
 
     Args:
         rule: `"sandwich"`: the largest, the smallest and `n_random` others; `"random"`: `n_random`.
@@ -243,18 +243,19 @@ def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor) -> torch.Te
 @contextmanager
 def muted(module: LightningModule) -> Iterator[None]:
     """Drop what the module logs."""
-    module.log = module.log_dict = lambda *_args, **_kwargs: None  # type: ignore[method-assign] # shadows
+    shadowed: Any = module
+    shadowed.log = shadowed.log_dict = lambda *_args, **_kwargs: None
     try:
         yield
     finally:
-        del module.log, module.log_dict
+        del shadowed.log, shadowed.log_dict
 
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Let BatchNorm normalise by its batch without touching its running statistics."""
-    layers = batch_norms(module)
-    before = [(layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]  # type: ignore[operator] # a tensor
+    layers: list[Any] = [*batch_norms(module)]  # those with statistics count their batches
+    before = [(layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]
     for layer in layers:
         layer.momentum = 0.0
     try:
@@ -262,4 +263,4 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, (momentum, tracked) in zip(layers, before, strict=True):
             layer.momentum = momentum
-            layer.num_batches_tracked.copy_(tracked)  # type: ignore[union-attr] # a tensor
+            layer.num_batches_tracked.copy_(tracked)

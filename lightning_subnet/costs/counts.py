@@ -76,9 +76,9 @@ def count_macs(module: nn.Module, example_input: Any) -> int:
 def traced_measures(module: nn.Module, elastic: Elastic, example_input: Any) -> dict[str, Measure]:
     """Return exact `macs`, `params` and `size_mb` of a super-network, one traced subnet at a time.
 
-    `macs` is for the example input. `params` and `size_mb` (parameters and buffers in their types, in
-    10^6 bytes) are those of the extracted subnet: of a network that only a frozen copy can be made
-    of, they are those of the super-network.
+    `macs` is for the example input. `params` and `size_mb` (parameters and buffers in their types,
+    in 10^6 bytes) are those of the extracted subnet: of a network that only a frozen copy can be
+    made of, they are those of the super-network.
 
     Args:
         module: The module whose forward pass is counted.
@@ -95,7 +95,8 @@ def traced_measures(module: nn.Module, elastic: Elastic, example_input: Any) -> 
 
     def size_mb(subnet: Subnet) -> float:
         state = extract(_module(elastic), subnet).state_dict().values()
-        return sum(t.numel() * t.element_size() for t in state) / 1e6
+        n_bytes: int = sum(t.numel() * t.element_size() for t in state)
+        return n_bytes / 1e6
 
     counts = {"macs": (macs, "MAC"), "params": (params, ""), "size_mb": (size_mb, "MB")}
     return {name: _remembered(name, fn, unit) for name, (fn, unit) in counts.items()}

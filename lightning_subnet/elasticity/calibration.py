@@ -32,12 +32,13 @@ def recalibrate(
     """Reset the BatchNorm statistics and average them anew over fixed batches of the active subnet.
 
     Statistics of a super-network belong to whichever subnets ran last; without this a subnet is
-    measured far below its worth. Only BatchNorm layers are in training mode meanwhile (dropout stays
-    off); statistics are written in place; flags and momenta come back.
+    measured far below its worth. Only BatchNorm layers are in training mode meanwhile (dropout
+    stays off); statistics are written in place; flags and momenta come back.
 
     Args:
         module: The network, with the subnet in force.
-        batches: Inputs of training data, always the same: tensors (n, ...), each given to `forward`.
+        batches: Inputs of training data, always the same: tensors (n, ...), each given to
+            `forward`.
         max_images: Stop after so many samples; the last batch is cut to fit.
         forward: Called with each batch; by default the module itself.
 
@@ -48,7 +49,8 @@ def recalibrate(
         MeasurementError: No batches, or `max_images` is not positive.
 
     References:
-        Yu and Huang, Universally Slimmable Networks, ICCV 2019, section 3.3 (post-statistics of BN).
+        Yu and Huang, Universally Slimmable Networks, ICCV 2019, section 3.3 (post-statistics of
+        BN).
 
     Example:
         >>> net = nn.BatchNorm1d(2)

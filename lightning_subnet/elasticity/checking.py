@@ -25,8 +25,8 @@ _DRAWS = 200
 def check_elastic(module: nn.Module, example_input: Any, *, seed: int = 0) -> None:
     """Prove that every value of every choice is another network, or say which choice is dead.
 
-    For each choice two subnets that differ in nothing else are run on the same input: they must give
-    other outputs, or cost other MACs. It is also checked that a subnet gives the same outputs
+    For each choice two subnets that differ in nothing else are run on the same input: they must
+    give other outputs, or cost other MACs. It is also checked that a subnet gives the same outputs
     after others were in force. The subnet in force and all random states come back.
 
     Args:
@@ -36,8 +36,8 @@ def check_elastic(module: nn.Module, example_input: Any, *, seed: int = 0) -> No
         seed: The seed of the subnets that are compared.
 
     Raises:
-        ElasticityError: A choice or a value changes nothing, a subnet cannot be put in force or run, or
-            its outputs depend on what was in force before.
+        ElasticityError: A choice or a value changes nothing, a subnet cannot be put in force or
+            run, or its outputs depend on what was in force before.
 
     Example:
         >>> from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3

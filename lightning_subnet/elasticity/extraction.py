@@ -28,7 +28,8 @@ def extract(module: nn.Module, subnet: Subnet) -> nn.Module:
         subnet: What to extract.
 
     Returns:
-        The module, in eval mode, with a copy of the weights; `sliced` tells whether it is only the subnet.
+        The module, in eval mode, with a copy of the weights; `sliced` tells whether it is only the
+        subnet.
 
     Example:
         >>> from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3
@@ -43,7 +44,7 @@ def extract(module: nn.Module, subnet: Subnet) -> nn.Module:
         plain: nn.Module = own(subnet)
         plain.sliced = True  # type: ignore[assignment] # a mark
         return plain.eval()
-    with activated(part, subnet):
+    with activated(module, subnet):
         frozen = copy.deepcopy(part)
     assert isinstance(frozen, nn.Module)
     for parameter in frozen.parameters():

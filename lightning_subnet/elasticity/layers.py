@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Elastic layers: the first channels of a weight, its inner kernel, the first modules of a sequence.
+"""Elastic layers: a weight's first channels, its inner kernel, the first modules of a sequence.
 
-A layer takes as many input channels as its input has, and gives `active_out` of its own. Weights are
-used as views; nothing is copied, so gradients of what is not in force are exactly zero. `plain`
+A layer takes as many input channels as its input has, and gives `active_out` of its own. Weights
+are used as views; nothing is copied, so gradients of what is not in force are exactly zero. `plain`
 returns an ordinary torch layer with a copy of what is in force.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,10 @@ from torch import nn
 
 from lightning_subnet.errors import InvalidSubnetError, SpaceError
 
+_M = TypeVar("_M", bound=nn.Module)
 
-class ElasticLayer:
+
+class ElasticLayer(nn.Module):
     """What elastic layers have in common: `check_input` for messages, and `plain`."""
 
     def plain(self, n_in: int) -> nn.Module:
@@ -123,7 +126,7 @@ class ElasticConv2d(ElasticLayer, nn.Conv2d):
         self.transforms = nn.ParameterDict(
             {
                 f"{large}to{small}": nn.Parameter(torch.eye(small**2))
-                for small, large in zip(sizes, sizes[1:], strict=False)
+                for small, large in pairwise(sizes)
                 if kernel_transform
             }
         )
@@ -149,7 +152,7 @@ class ElasticConv2d(ElasticLayer, nn.Conv2d):
             weight = weight[..., at : at + size, at : at + size]
             if f"{large}to{size}" in self.transforms:
                 matrix = self.transforms[f"{large}to{size}"]
-                weight = F.linear(weight.flatten(-2), matrix).unflatten(-1, (size, size))
+                weight = torch.unflatten(F.linear(weight.flatten(-2), matrix), -1, (size, size))
         return weight
 
     def _sliced(self, n_in: int) -> tuple[torch.Tensor, torch.Tensor | None, int]:
@@ -274,10 +277,11 @@ class ElasticSequential(ElasticLayer, nn.Sequential):
         return input
 
 
-def _filled(layer: Any, **tensors: torch.Tensor | None) -> Any:
+def _filled(layer: _M, **tensors: torch.Tensor | None) -> _M:
     """Give a layer on the meta device copies of tensors, on their device and in their type."""
     state = {name: t.detach().clone() for name, t in tensors.items() if t is not None}
     layer.load_state_dict(state, assign=True)
     for name, parameter in layer.named_parameters():
-        parameter.requires_grad_(tensors[name].requires_grad if tensors[name] is not None else True)  # type: ignore[union-attr] # tested
+        given = tensors[name]
+        parameter.requires_grad_(given is None or given.requires_grad)
     return layer

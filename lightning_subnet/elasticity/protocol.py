@@ -140,7 +140,7 @@ class _Attached:
 
 
 def elastic(net: _Net, *, space: SearchSpace, activate: Callable[[_Net, Subnet], object]) -> _Net:
-    """Attach the protocol to someone else's super-network; its class and state dict stay as they are.
+    """Attach the protocol to someone else's super-network; its class and state dict stay as is.
 
     Args:
         net: A network or a LightningModule.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights from elsewhere: the checkpoint layout of the `ofa` package, and loading with clear messages."""
+"""Weights from elsewhere: the checkpoints of the `ofa` package, and loading with clear messages."""
 
 from __future__ import annotations
 

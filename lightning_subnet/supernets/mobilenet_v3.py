@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Once-for-all MobileNetV3: elastic kernel size, expansion and depth, from ImageNet down to 8 x 8 pixels."""
+"""Once-for-all MobileNetV3: elastic kernels, expansion and depth, from ImageNet to 8 x 8 pixels."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class SqueezeExcite(nn.Module):
 
 
 class MBConv(nn.Module):
-    """Inverted bottleneck: expand, depthwise, squeeze and excite, project; with a shortcut if it fits.
+    """Inverted bottleneck: expand, depthwise, squeeze and excite, project; a shortcut if it fits.
 
     The layers may be elastic or plain; `channels` counts them at their largest.
     """
@@ -89,7 +89,7 @@ class MBConv(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the block; (n, c_in, h, w) to (n, c_out, h', w')."""
-        y = x if self.expand is None else self.expand(x)
+        y: torch.Tensor = x if self.expand is None else self.expand(x)
         y = self.depthwise(y)
         y = y if self.se is None else self.se(y)
         y = self.project(y)
@@ -228,7 +228,8 @@ class _Trunk(nn.Module):
         for stage in self.stages:
             x = stage(x)
         x = self.mix(self.expand(x).mean((2, 3), keepdim=True))
-        return self.classifier(self.dropout(x.flatten(1)))
+        logits: torch.Tensor = self.classifier(self.dropout(x.flatten(1)))
+        return logits
 
 
 def _halved(size: int, stride: int) -> int:
@@ -281,8 +282,8 @@ class MobileNetV3(_Trunk):
 class ElasticMobileNetV3(SubnetMixin, _Trunk):
     """The super-network: kernel size and expansion of every block, depth of every stage.
 
-    The choices are `d.<stage>`, `ks.<block>` and `e.<block>`, as in the original; a block exists only
-    while its stage is deep enough. At its defaults the space has 7371^5 distinct subnets.
+    The choices are `d.<stage>`, `ks.<block>` and `e.<block>`, as in the original; a block exists
+    only while its stage is deep enough. At its defaults the space has 7371^5 distinct subnets.
 
     Args:
         config: The sizes.
@@ -341,7 +342,8 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
     @property
     def blocks(self) -> list[MBConv]:
         """The elastic blocks of all stages, at full depth."""
-        return [block for stage in self.stages for block in stage]  # type: ignore[union-attr] # sequences
+        stages: list[Any] = [*self.stages]  # sequences of blocks
+        return [block for stage in stages for block in stage]
 
     def search_space(self) -> SearchSpace:
         """Return the space: depths first, as the blocks exist under them."""
@@ -359,9 +361,11 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
 
     def activate(self, subnet: Subnet) -> None:
         """Put a subnet in force."""
-        for s, stage in enumerate(self.stages):
+        stages: list[Any] = [*self.stages]
+        blocks: list[Any] = [*self.blocks]
+        for s, stage in enumerate(stages):
             stage.active_depth = subnet[f"d.{s}"]
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(blocks):
             mid = make_divisible(round(block.c_in * subnet[f"e.{i}"]))
             block.expand[0].active_out = mid
             block.depthwise[0].active_kernel = subnet[f"ks.{i}"]
@@ -370,7 +374,7 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
                 block.se.expand.active_out = mid
 
     def exact_measures(self) -> list[Measure]:
-        """Return `macs`, `params` and `size_mb` as tables over the blocks, for thousands of subnets.
+        """Return `macs`, `params` and `size_mb` as tables over blocks, for thousands of subnets.
 
         `macs` is for one image of `image_size`; `size_mb` counts parameters and buffers in their
         types, in 10^6 bytes.
