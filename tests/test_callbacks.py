@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +19,8 @@ from lightning_subnet.callbacks import soft_cross_entropy
 from lightning_subnet.errors import SearchError
 from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3
 from tests.networks import quiet_trainer
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class LitNet(L.LightningModule):
@@ -47,6 +51,17 @@ class LitNet(L.LightningModule):
         optimizer = torch.optim.SGD(self.parameters(), lr=self.rate)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class Unnormalised(LitNet):
+    """The same without BatchNorm, so that a batch is the sum of its halves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for parent in list(self.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, nn.BatchNorm2d):
+                    setattr(parent, name, nn.Identity())
 
 
 def loader(n: int = 24, size: int = 8) -> DataLoader:
@@ -189,11 +204,47 @@ def test_what_lightning_counts_is_as_without_the_callback() -> None:
     assert max(Clipped.norms) <= 0.5 + 1e-5
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-def test_mixed_precision_adds_up_too(precision: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "goal", "accumulated"),
+    [("batchnorm", "labels", 1), ("plain", "labels", 1), ("plain", "distill", 2)],
+)
+def test_two_processes_average_over_their_halves(
+    kind: str, goal: str, accumulated: int, tmp_path: Path
+) -> None:
+    program = [sys.executable, "-m", "tests.programs.ddp_sampling_program"]
+    command = [*program, str(tmp_path), kind, goal, str(accumulated)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f"rank{i}.pt") for i in range(2)]
+    gradient, other = (rank["gradients"] for rank in ranks)
+    for name in gradient:
+        assert torch.equal(gradient[name], other[name]), name
+    weights = [torch.load(tmp_path / f"weights{i}.pt") for i in range(2)]
+    for name, _ in LitNet().named_parameters():
+        assert name not in weights[0] or torch.equal(weights[0][name], weights[1][name]), name
+
+    torch.manual_seed(0)
+    model = LitNet() if kind == "batchnorm" else Unnormalised()
+    sampling = SubnetSampling(n_random=2)
+    sampling._part = model.net
+    halves = [rank["batches"] for rank in ranks]
+    assert [len(half) for half in halves] == [accumulated] * 2
+    if kind == "batchnorm":  # the mean of the two half-batches, each normalised by itself
+        one, two = (by_hand(model, half, sampling.subnets(0)) for half in halves)
+        expected = {n: (one[n] + two[n]) / 2 for n in one}
+    else:  # the global batch
+        whole = [
+            [torch.cat(pair) for pair in zip(a, b, strict=True)]
+            for a, b in zip(*halves, strict=True)
+        ]
+        expected = by_hand(model, whole, sampling.subnets(0), distilled=goal == "distill")
+    assert_equal_gradients(gradient, expected)
+
+
+def test_mixed_precision_adds_up_too() -> None:
     model, keep = lit(), Keep()
     sampling = SubnetSampling(n_random=1)
-    trainer = quiet_trainer(max_steps=1, callbacks=[sampling, keep], precision=precision)
+    trainer = quiet_trainer(max_steps=1, callbacks=[sampling, keep], precision="bf16-mixed")
     trainer.fit(model, loader())
     expected = by_hand(lit(), list(loader())[:1], sampling.subnets(0))
     got = keep.kept[0]

@@ -19,9 +19,7 @@ subnets = list(space)[first : first + count]
 sys.stdin.readline()  # all writers start together, so that they create the file at once too
 study = Storage(url).create_study(name, {"seed": 0}, space, {})
 numbers = [
-    study.add_evaluation(
-        Evaluation(0, subnet, {"f0": float(i)}), {"f0": f"shared:{i % 3}"}
-    ).number
+    study.add_evaluation(Evaluation(0, subnet, {"f0": float(i)}), {"f0": f"shared:{i % 3}"}).number
     for i, subnet in enumerate(subnets, start=first)
 ]
 print(json.dumps(numbers))
