@@ -10,9 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_subnet.callbacks import SubnetSampling
     from lightning_subnet.choices import Choice
     from lightning_subnet.comparison import Comparison, compare
-    from lightning_subnet.elasticity.protocol import SubnetMixin
+    from lightning_subnet.elasticity.calibration import recalibrate
+    from lightning_subnet.elasticity.extraction import extract
+    from lightning_subnet.elasticity.protocol import SubnetMixin, activated, elastic
     from lightning_subnet.errors import NoFeasibleSubnet, SpaceExhausted, SubnetError
     from lightning_subnet.evaluators import Evaluator, FunctionEvaluator, TableEvaluator
     from lightning_subnet.history import Evaluation, History
@@ -51,11 +54,16 @@ _HOME = {
     "Subnet": "subnet",
     "SubnetError": "errors",
     "SubnetMixin": "elasticity.protocol",
+    "SubnetSampling": "callbacks",
     "SubnetSearch": "search",
     "TableEvaluator": "evaluators",
     "VersionWarning": "studies",
+    "activated": "elasticity.protocol",
     "compare": "comparison",
+    "elastic": "elasticity.protocol",
+    "extract": "elasticity.extraction",
     "measure": "measures",
+    "recalibrate": "elasticity.calibration",
 }
 
 __all__ = [
@@ -79,11 +87,16 @@ __all__ = [
     "Subnet",
     "SubnetError",
     "SubnetMixin",
+    "SubnetSampling",
     "SubnetSearch",
     "TableEvaluator",
     "VersionWarning",
+    "activated",
     "compare",
+    "elastic",
+    "extract",
     "measure",
+    "recalibrate",
 ]
 
 

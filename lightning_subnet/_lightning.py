@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_subnet.errors import SearchError
 
-__all__ = ["LightningDataModule", "LightningModule", "Trainer", "is_overridden"]
+__all__ = ["Callback", "LightningDataModule", "LightningModule", "Trainer", "is_overridden"]
 
 
 def default_trainer() -> Trainer:
@@ -84,3 +88,64 @@ def attached_trainer(module: LightningModule) -> Trainer | None:
     """Return the Trainer of a module, or None; `module.trainer` raises where there is none."""
     trainer: Trainer | None = module._trainer
     return trainer
+
+
+# Training with several subnets per step
+
+
+def check_training(module: LightningModule, trainer: Trainer) -> None:
+    """Raise `SearchError` where several backward passes cannot share an optimizer step."""
+    name = type(module).__name__
+    if not module.automatic_optimization:
+        msg = (
+            f"{name} optimises manually, so a callback cannot add subnets to its steps. "
+            "Activate subnets inside its training_step, or use automatic optimisation."
+        )
+        raise SearchError(msg)
+    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        msg = (
+            f"SubnetSampling does not know {type(trainer.strategy).__name__}. "
+            "It works on a single device and under DDP."
+        )
+        raise SearchError(msg)
+
+
+def distributed_model(trainer: Trainer) -> DistributedDataParallel | None:
+    """Return the DDP wrapper, or None in one process."""
+    model = trainer.strategy.model
+    return model if isinstance(model, DistributedDataParallel) else None
+
+
+def run_training_step(
+    trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+) -> torch.Tensor | None:
+    """Call `training_step` as the Trainer would, past the DDP wrapper; return the loss."""
+    arguments = [batch]
+    if is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2):
+        arguments.append(batch_idx)
+    with trainer.precision_plugin.train_step_context():
+        output = module.training_step(*arguments)
+    loss: torch.Tensor | None = output["loss"] if isinstance(output, Mapping) else output
+    return loss
+
+
+def backward(trainer: Trainer, module: LightningModule, loss: torch.Tensor) -> None:
+    """Add the gradients of a loss, divided and scaled as those of Lightning's own pass."""
+    loss = loss / trainer.accumulate_grad_batches
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    module.backward(loss if scaler is None else scaler.scale(loss))
+
+
+def mean_gradients(trainer: Trainer, module: LightningModule) -> None:
+    """Average the gradients over ranks, unless more batches are to be accumulated."""
+    if distributed_model(trainer) is None or trainer.fit_loop._should_accumulate():
+        return
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    for dtype in dict.fromkeys(g.dtype for g in gradients):
+        group = [g for g in gradients if g.dtype == dtype]
+        flat = torch.cat([g.flatten() for g in group])
+        torch.distributed.all_reduce(flat)
+        flat /= trainer.world_size
+        means = torch.split(flat, [g.numel() for g in group])
+        for gradient, mean in zip(group, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))

@@ -32,6 +32,10 @@ class MeasurementError(SubnetError, RuntimeError):
     """A measure or an evaluator cannot work at all, for any subnet."""
 
 
+class ElasticityError(SubnetError, ValueError):
+    """A super-network does not do what its space says."""
+
+
 class SearchError(SubnetError, RuntimeError):
     """A search cannot start or go on."""
 

@@ -1,40 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leaving no trace: what a search changes comes back.
 
-That is random states, module flags, buffers, device, trainers and the SIGINT handler.
+That is module flags, buffers, device, trainers and the SIGINT handler.
 """
 
 from __future__ import annotations
 
-import random
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 
 from lightning_subnet._lightning import LightningModule, attached_trainer
-
-
-@contextmanager
-def random_state(seed: int | None = None) -> Iterator[None]:
-    """Restore the states of `random`, NumPy and torch on leaving; seed on entering if asked."""
-    python, numpy_ = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's code may use it
-    cuda: Any = torch.cuda  # is_initialized() carries no annotation
-    devices = range(torch.cuda.device_count()) if cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        if seed is not None:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002 - the user's code may use it
-            torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_)  # noqa: NPY002 - as above
 
 
 @contextmanager

@@ -10,13 +10,14 @@ from types import TracebackType
 from typing import Any
 
 from lightning_subnet._lightning import LightningModule, Trainer, check, default_trainer, quiet
-from lightning_subnet.costs.counts import traced_macs
+from lightning_subnet.costs.counts import BUILT_IN, traced_measures
 from lightning_subnet.data import data_fingerprint, first_input, frozen_data, update
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, SearchError
 from lightning_subnet.evaluators import Evaluator, Measured
 from lightning_subnet.measures import Measure
-from lightning_subnet.restore import module_state, random_state
+from lightning_subnet.randomness import random_state
+from lightning_subnet.restore import module_state
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
 
@@ -103,16 +104,20 @@ class TrainerEvaluator(Evaluator):
 
     def bound_measures(self, measures: Sequence[Measure], wanted: Sequence[str]) -> list[Measure]:
         """Return the user's measures and those built-in ones that are wanted by name."""
-        bound = list(measures)
-        if "macs" in wanted and all(measure.name != "macs" for measure in bound):
+        given = {measure.name for measure in measures}
+        missing = [name for name in dict.fromkeys(wanted) if name not in given and name in BUILT_IN]
+        if not missing:
+            return list(measures)
+        tables = getattr(self._elastic, "exact_measures", None)
+        exact = {measure.name: measure for measure in tables()} if callable(tables) else {}
+        if any(name not in exact for name in missing):
             example = self._model.example_input_array
             example = first_input(self._loaders) if example is None else example
-            macs = traced_macs(self._model, self._elastic, example)
-            macs(
-                [self.space.largest]
-            )  # an input that does not fit shows before anything is measured
-            bound.append(macs)
-        return bound
+            exact = traced_measures(self._model, self._elastic, example) | exact
+        bound = [exact[name] for name in missing]
+        for measure in bound:  # an input that does not fit shows before anything is measured
+            measure.evaluate(self.space, self.space.indices([self.space.largest]))
+        return [*measures, *bound]
 
     def evaluate(self, subnet: Subnet) -> Measured:
         """Activate the subnet, validate, and return every metric that was logged."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_subnet.costs.counts import count_macs, traced_macs
+from lightning_subnet.costs.counts import count_macs, traced_measures
 from lightning_subnet.errors import MeasurementError
 from tests.networks import ElasticMlp
 
@@ -38,7 +38,7 @@ def test_counting_changes_no_flag_and_no_statistic() -> None:
 
 def test_a_super_network_is_counted_subnet_by_subnet() -> None:
     net = ElasticMlp()
-    macs = traced_macs(net, net, torch.zeros(1, 64))
+    macs = traced_measures(net, net, torch.zeros(1, 64))["macs"]
     space = net.search_space()
     assert macs(list(space)) == [74.0 * s["width"] for s in space]
     assert macs.exact
@@ -61,7 +61,7 @@ def test_one_subnet_that_cannot_run_is_its_own_failure() -> None:
 
     net = Odd()
     space = net.search_space()
-    macs = traced_macs(net, net, torch.zeros(1, 64))
+    macs = traced_measures(net, net, torch.zeros(1, 64))["macs"]
     with pytest.raises(MeasurementError, match="too narrow"):
         macs([space.smallest])
     assert macs([space.largest]) == [74.0 * 32]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,10 +11,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import Elastic
 from lightning_subnet.errors import MeasurementError
 from lightning_subnet.measures import Measure
 from lightning_subnet.subnet import Subnet
+
+BUILT_IN = ("macs", "params", "size_mb")
 
 
 def count_macs(module: nn.Module, example_input: Any) -> int:
@@ -69,27 +73,54 @@ def count_macs(module: nn.Module, example_input: Any) -> int:
     return macs
 
 
-def traced_macs(module: nn.Module, elastic: Elastic, example_input: Any) -> Measure:
-    """Return the exact measure `macs` of a super-network, for one sample of the example input.
+def traced_measures(module: nn.Module, elastic: Elastic, example_input: Any) -> dict[str, Measure]:
+    """Return exact `macs`, `params` and `size_mb` of a super-network, one traced subnet at a time.
+
+    `macs` is for the example input. `params` and `size_mb` (parameters and buffers in their types,
+    in 10^6 bytes) are those of the extracted subnet: of a network that only a frozen copy can be
+    made of, they are those of the super-network.
 
     Args:
         module: The module whose forward pass is counted.
         elastic: The part of it that activates subnets.
         example_input: A tensor, or a tuple of positional arguments.
     """
-    counted: dict[Subnet, int] = {}
 
-    def macs(subnets: list[Subnet]) -> list[float]:
+    def macs(subnet: Subnet) -> float:
+        elastic.activate(subnet)
+        return count_macs(module, example_input)
+
+    def params(subnet: Subnet) -> float:
+        return sum(p.numel() for p in extract(_module(elastic), subnet).parameters())
+
+    def size_mb(subnet: Subnet) -> float:
+        state = extract(_module(elastic), subnet).state_dict().values()
+        n_bytes: int = sum(t.numel() * t.element_size() for t in state)
+        return n_bytes / 1e6
+
+    counts = {"macs": (macs, "MAC"), "params": (params, ""), "size_mb": (size_mb, "MB")}
+    return {name: _remembered(name, fn, unit) for name, (fn, unit) in counts.items()}
+
+
+def _module(elastic: Elastic) -> nn.Module:
+    assert isinstance(elastic, nn.Module), "the elastic part of a module is a module"
+    return elastic
+
+
+def _remembered(name: str, fn: Callable[[Subnet], float], unit: str) -> Measure:
+    """Return an exact measure that traces each subnet once."""
+    known: dict[Subnet, float] = {}
+
+    def measure(subnets: list[Subnet]) -> list[float]:
         for subnet in subnets:
-            if subnet in counted:
+            if subnet in known:
                 continue
-            elastic.activate(subnet)
             try:
-                counted[subnet] = count_macs(module, example_input)
+                known[subnet] = float(fn(subnet))
             except MeasurementError as error:
-                if not counted:
+                if not known:
                     raise  # no subnet can be counted
                 raise RuntimeError(str(error)) from error  # this one cannot
-        return [float(counted[subnet]) for subnet in subnets]
+        return [known[subnet] for subnet in subnets]
 
-    return Measure("macs", macs, unit="MAC", exact=True)
+    return Measure(name, measure, unit=unit, exact=True)

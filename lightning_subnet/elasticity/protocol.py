@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import nn
 
 from lightning_subnet.errors import SearchError
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
+
+_Net = TypeVar("_Net", bound=nn.Module)
 
 
 @runtime_checkable
@@ -76,6 +80,23 @@ class SubnetMixin(ABC):
         return self._active_subnet
 
 
+@contextmanager
+def activated(module: nn.Module, subnet: Subnet) -> Iterator[None]:
+    """Put a subnet in force inside a `with` block, and what was in force before it afterwards.
+
+    Args:
+        module: A super-network, or a module with one elastic descendant.
+        subnet: What to put in force. If nothing was before, the largest is afterwards.
+    """
+    part = elastic_part(module)
+    before = getattr(part, "active_subnet", None)
+    try:
+        part.activate(subnet)
+        yield
+    finally:
+        part.activate(part.search_space().largest if before is None else before)
+
+
 def elastic_part(module: nn.Module) -> Elastic:
     """Return the module itself if it is elastic, else its only elastic descendant.
 
@@ -100,3 +121,57 @@ def elastic_part(module: nn.Module) -> Elastic:
         "or give it exactly one child that does."
     )
     raise SearchError(msg)
+
+
+class _Attached:
+    """The protocol for a network that knows nothing of it; lives on the instance."""
+
+    def __init__(
+        self, net: nn.Module, space: SearchSpace, activate: Callable[[Any, Subnet], object]
+    ) -> None:
+        self._net, self._space, self._activate = net, space, activate
+
+    def search_space(self) -> SearchSpace:
+        return self._space
+
+    def activate(self, subnet: Subnet) -> None:
+        self._activate(self._net, subnet)
+        self._net.active_subnet = subnet  # type: ignore[assignment] # no parameter
+
+
+def elastic(net: _Net, *, space: SearchSpace, activate: Callable[[_Net, Subnet], object]) -> _Net:
+    """Attach the protocol to someone else's super-network; its class and state dict stay as is.
+
+    Args:
+        net: A network or a LightningModule.
+        space: What may vary.
+        activate: Called as `activate(net, subnet)`; puts the subnet in force.
+
+    Returns:
+        The same object, with `search_space()`, `activate(subnet)` and `active_subnet`.
+
+    Raises:
+        SearchError: Not a module, not a space, or nothing to call.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> net = elastic(net, space=SearchSpace(scale=[1, 2]),
+        ...               activate=lambda net, subnet: setattr(net, "scale", subnet["scale"]))
+        >>> net.activate(net.search_space().largest)
+        >>> net.scale, net.active_subnet, type(net).__name__
+        (2, Subnet(scale=2), 'Linear')
+    """
+    if not isinstance(net, nn.Module):
+        msg = f"elastic() got a {type(net).__name__}, which is no nn.Module. Pass the network."
+        raise SearchError(msg)
+    if not isinstance(space, SearchSpace):
+        msg = f"space={space!r:.60} is no SearchSpace. Write space=SearchSpace({{...}})."
+        raise SearchError(msg)
+    if not callable(activate):
+        msg = f"activate={activate!r:.60} cannot be called. Pass a function of (net, subnet)."
+        raise SearchError(msg)
+    attached = _Attached(net, space, activate)
+    net.search_space = attached.search_space  # type: ignore[assignment] # on the instance
+    net.activate = attached.activate  # type: ignore[assignment] # on the instance
+    net.active_subnet = None  # type: ignore[assignment] # on the instance
+    return net

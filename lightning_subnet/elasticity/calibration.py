@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BatchNorm recalibration: the running statistics that a subnet would have if trained alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_subnet.errors import MeasurementError
+
+
+def batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    """Return the layers whose running statistics depend on the subnet."""
+    return [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+    ]
+
+
+def recalibrate(
+    module: nn.Module,
+    batches: Iterable[Any],
+    *,
+    max_images: int = 2000,
+    forward: Callable[[Any], Any] | None = None,
+) -> int:
+    """Reset the BatchNorm statistics and average them anew over fixed batches of the active subnet.
+
+    Statistics of a super-network belong to whichever subnets ran last; without this a subnet is
+    measured far below its worth. Only BatchNorm layers are in training mode meanwhile (dropout
+    stays off); statistics are written in place; flags and momenta come back.
+
+    Args:
+        module: The network, with the subnet in force.
+        batches: Inputs of training data, always the same: tensors (n, ...), each given to
+            `forward`.
+        max_images: Stop after so many samples; the last batch is cut to fit.
+        forward: Called with each batch; by default the module itself.
+
+    Returns:
+        How many samples were used; 0 if the network has no BatchNorm.
+
+    Raises:
+        MeasurementError: No batches, or `max_images` is not positive.
+
+    References:
+        Yu and Huang, Universally Slimmable Networks, ICCV 2019, section 3.3 (post-statistics of
+        BN).
+
+    Example:
+        >>> net = nn.BatchNorm1d(2)
+        >>> recalibrate(net, [torch.full((4, 2), 3.0)])
+        4
+        >>> net.running_mean
+        tensor([3., 3.])
+    """
+    if max_images < 1:
+        msg = f"max_images={max_images} must be positive: 256 to 2000 are usual."
+        raise MeasurementError(msg)
+    layers = batch_norms(module)
+    if not layers:
+        return 0
+    training = {child: child.training for child in module.modules()}
+    momenta = [layer.momentum for layer in layers]
+    run, used = forward or module, 0
+    try:
+        module.eval()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the plain average of all batches
+            layer.train()
+        with torch.no_grad():
+            for batch in batches:
+                part = batch[: max_images - used]
+                run(part)
+                used += len(part)
+                if used >= max_images:
+                    break
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for child, flag in training.items():
+            child.training = flag
+    if not used:
+        msg = "There are no batches to recalibrate BatchNorm with. Give inputs of training data."
+        raise MeasurementError(msg)
+    return used

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Extraction: a subnet as a plain module of its own, with a copy of the weights it uses."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_subnet.elasticity.layers import ElasticLayer, ElasticSequential
+from lightning_subnet.elasticity.protocol import activated, elastic_part
+from lightning_subnet.errors import MeasurementError
+from lightning_subnet.subnet import Subnet
+
+
+def extract(module: nn.Module, subnet: Subnet) -> nn.Module:
+    """Return a subnet as a module of its own.
+
+    A network with an `extract(subnet)` method does it itself; those of this package return ordinary
+    torch layers with no trace of elasticity. Of any other network a frozen copy is returned, with
+    the subnet in force: its attribute `sliced` is False, it keeps all weights, and so its size and
+    often its latency are those of the super-network.
+
+    Args:
+        module: A super-network, or a module with one elastic descendant, which is then extracted.
+        subnet: What to extract.
+
+    Returns:
+        The module, in eval mode, with a copy of the weights; `sliced` tells whether it is only the
+        subnet.
+
+    Example:
+        >>> from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3
+        >>> net = ElasticMobileNetV3.tiny(n_classes=10)
+        >>> smallest = extract(net, net.search_space().smallest)
+        >>> smallest.sliced, smallest(torch.zeros(1, 1, 8, 8)).shape
+        (True, torch.Size([1, 10]))
+    """
+    part = elastic_part(module)
+    own = getattr(part, "extract", None)
+    if callable(own):
+        plain: nn.Module = own(subnet)
+        plain.sliced = True  # type: ignore[assignment] # a mark
+        return plain.eval()
+    with activated(module, subnet):
+        frozen = copy.deepcopy(part)
+    assert isinstance(frozen, nn.Module)
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    frozen.sliced = False  # type: ignore[assignment] # a mark
+    return frozen.eval()
+
+
+def plain_state(module: nn.Module, *inputs: Any) -> dict[str, torch.Tensor]:
+    """Return the state dict of the subnet in force, as plain layers in the same tree would have it.
+
+    Args:
+        module: A network of elastic and ordinary layers.
+        *inputs: An input of `forward`; one pass tells how many channels each layer gets.
+
+    Raises:
+        MeasurementError: A layer is used twice with different numbers of channels.
+    """
+    widths: dict[nn.Module, int] = {}
+
+    def remember(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0]
+        width = x.shape[-1] if isinstance(layer, nn.Linear) else x.shape[1]
+        if widths.setdefault(layer, width) != width:
+            msg = f"{type(layer).__name__} is used with {widths[layer]} and with {width} channels."
+            raise MeasurementError(msg)
+
+    leaves = {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, ElasticLayer) and not isinstance(layer, ElasticSequential)
+    }
+    hooks = [layer.register_forward_pre_hook(remember) for layer in leaves.values()]
+    training = {child: child.training for child in module.modules()}
+    try:
+        with torch.no_grad():
+            module.eval()(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for child, flag in training.items():
+            child.training = flag
+    resting = [
+        f"{name}.{i}."
+        for name, layer in module.named_modules()
+        if isinstance(layer, ElasticSequential)
+        for i in range(layer.active_depth, len(layer))
+    ]
+    state = {
+        key: value.detach().clone()
+        for key, value in module.state_dict().items()
+        if not key.startswith(tuple(resting))
+        and not any(key.startswith(f"{name}.") for name in leaves)
+    }
+    for name, layer in leaves.items():
+        if layer in widths:
+            state |= {f"{name}.{k}": v for k, v in layer.plain(widths[layer]).state_dict().items()}
+    return state

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Super-networks of the field, each one class."""
