@@ -43,7 +43,7 @@ clean: ## Remove what the targets wrote, .venv excepted
 
 # The stamp goes first and comes back last, so that an interrupted install is repeated.
 # A .venv without a working pip, left by an interruption or another Python, is built anew.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt tests/oracles.txt
 	@rm -f $@
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "error: no '$(PYTHON)' found; install Python 3.11 or newer, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }
@@ -53,4 +53,6 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "error: '$(PYTHON)' has no working venv module; install it (on Debian and Ubuntu: the package python3-venv)" >&2; exit 1; }
 	@$(PY) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs,cli]'
+	# The parity tests' oracle: kept apart, as its torchvision has no operators for a CPU build of torch.
+	$(PY) -m pip install --disable-pip-version-check -q --no-deps --upgrade --target $(VENV)/oracles -r tests/oracles.txt
 	@touch $@

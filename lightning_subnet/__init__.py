@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lightning_subnet.problem import Problem
     from lightning_subnet.profiling import Profile
     from lightning_subnet.result import SearchResult
-    from lightning_subnet.search import SubnetSearch
+    from lightning_subnet.search import BudgetWarning, SubnetSearch
     from lightning_subnet.session import Budget
     from lightning_subnet.space import SearchSpace
     from lightning_subnet.strategies.base import Strategy
@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Budget": "session",
+    "BudgetWarning": "search",
     "Choice": "choices",
     "Comparison": "comparison",
     "Constraint": "objectives",
@@ -68,6 +69,7 @@ _HOME = {
 
 __all__ = [
     "Budget",
+    "BudgetWarning",
     "Choice",
     "Comparison",
     "Constraint",

@@ -35,6 +35,9 @@ def default_trainer() -> Trainer:
 
 def check(model: Any, datamodule: Any, trainer: Any) -> None:
     """Raise `SearchError` where the parts are not what Lightning would take."""
+    if isinstance(model, type):
+        msg = f"fit() got the class {model.__name__}. Pass an object of it: {model.__name__}(...)."
+        raise SearchError(msg)
     if not isinstance(model, LightningModule):
         foreign = type(model).__mro__[-2 if len(type(model).__mro__) > 1 else 0].__module__
         hint = (
@@ -58,6 +61,9 @@ def check(model: Any, datamodule: Any, trainer: Any) -> None:
             f"{type(model).__name__} has no validation_step, so nothing can be validated. "
             "Add one that logs the metrics."
         )
+        raise SearchError(msg)
+    if trainer.limit_val_batches == 0:
+        msg = "The trainer has limit_val_batches=0, so nothing would be validated. Raise it."
         raise SearchError(msg)
     if trainer.num_devices * trainer.num_nodes > 1:
         msg = (

@@ -16,6 +16,7 @@ from lightning_subnet.evaluators import Evaluator
 from lightning_subnet.objectives import minimised
 from lightning_subnet.result import SearchResult
 from lightning_subnet.search import SubnetSearch
+from lightning_subnet.session import Budget
 from lightning_subnet.strategies import resolve
 from lightning_subnet.strategies.base import Strategy
 
@@ -30,7 +31,7 @@ def compare(  # noqa: PLR0913 - the parts of a comparison
     evaluator: Evaluator | None = None,
     model: Any = None,
     datamodule: Any = None,
-    budget: int = 250,
+    budget: int | Budget = 250,
     seeds: Iterable[int] = range(10),
     storage: str | None = None,
     bounds: Mapping[str, tuple[float, float]] | None = None,
@@ -66,9 +67,18 @@ def compare(  # noqa: PLR0913 - the parts of a comparison
         >>> table.summary().index.tolist()
         ['random', 'nsga2']
     """
+    if isinstance(strategies, str) or not isinstance(seeds, Iterable):
+        msg = (
+            f"compare({strategies!r:.40}, seeds={seeds!r:.40}): give lists of strategies and "
+            "seeds, such as ['random', 'nsga2'] and range(10)."
+        )
+        raise SearchError(msg)
     labelled = (
         dict(strategies) if isinstance(strategies, Mapping) else {_label(s): s for s in strategies}
     )
+    if (limit := Budget.of(budget).evaluations) is None:
+        msg = f"compare() needs a budget of evaluations, not {budget!r}."
+        raise SearchError(msg)
     seeds = list(seeds)
     if not labelled or not seeds or len(labelled) < len(strategies):
         msg = (
@@ -96,7 +106,7 @@ def compare(  # noqa: PLR0913 - the parts of a comparison
                 results[label, seed] = run.fit(model, datamodule, progress=False)
             else:
                 results[label, seed] = run.run(evaluator, progress=False)
-    return Comparison(results, budget=budget, bounds=bounds)
+    return Comparison(results, budget=limit, bounds=bounds)
 
 
 def _label(strategy: str | Strategy) -> str:
@@ -147,6 +157,9 @@ class Comparison:
                 raise SearchError(msg)
             ends = {o.name: np.array(self._bounds[o.name], dtype=float) for o in objectives}
             best, worst = minimised(objectives, ends)
+            if not (best < worst).all():
+                msg = f"bounds={self._bounds} must be (best, worst) by objective, best first."
+                raise SearchError(msg)
             return best, worst
         F = np.concatenate([result.minimised() for result in self.results.values()])
         F = F[np.isfinite(F).all(axis=1)]
@@ -201,6 +214,9 @@ class Comparison:
         """
         import pandas as pd
 
+        if at is not None and any(not 1 <= k <= self.budget for k in at):
+            msg = f"at={list(at)} must lie within the budget, 1..{self.budget}."
+            raise SearchError(msg)
         at = at or sorted({max(self.budget // 5, 1), max(2 * self.budget // 5, 1), self.budget})
         table = {
             f"hv@{k}": {

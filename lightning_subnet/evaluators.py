@@ -26,6 +26,9 @@ class Evaluator(ABC):
     that no subnet can be measured and ends the search.
     """
 
+    built_in: tuple[str, ...] = ()
+    """Measures that the search can compute by name."""
+
     def fingerprint(self, name: str) -> str | None:
         """Return what the value of a measure depends on besides the subnet; None: not reusable."""
         return None

@@ -66,7 +66,11 @@ class Measure:
         Raises:
             ObjectiveError: The function returned something else than n numbers or pairs.
         """
-        returned = self.fn(X if self.takes == "indices" else space.from_indices(X))
+        try:
+            returned = self.fn(X if self.takes == "indices" else space.from_indices(X))
+        except Exception as error:
+            error.add_note(f"This happened in the measure {self.name!r}, which takes {self.takes}.")
+            raise
         try:
             array = np.asarray(returned, dtype=float)
         except (TypeError, ValueError):

@@ -80,6 +80,12 @@ class Problem:
             return self.exact_constraints + others
         largest = history.get(self.space.largest)
         if largest is None or any(name not in largest.values for name in self.needs_reference):
+            if largest is not None:
+                msg = (
+                    f"The bound on {self.needs_reference[0]!r} is relative to the largest subnet, "
+                    f"which failed ({largest.reason}). Give an absolute bound under another name=."
+                )
+                raise ObjectiveError(msg)
             msg = (
                 f"The bound on {self.needs_reference[0]!r} is relative to the largest subnet, "
                 "which has no successful evaluation yet. Measure and tell space.largest first, "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_subnet.choices import Indices
+from lightning_subnet.errors import SearchError
 from lightning_subnet.members import row_codes
 from lightning_subnet.problem import Problem
 from lightning_subnet.subnet import Subnet
@@ -138,6 +139,24 @@ class Profile:
         if self.unchecked:
             lines.append(f"  Only a measurement can tell: {', '.join(self.unchecked)}")
         return "\n".join(lines)
+
+
+def check_feasible(problem: Problem, *, seed: int = 0) -> None:
+    """Raise `SearchError` if the exact constraints leave nothing of a space.
+
+    Only a space that was looked at as a whole can be refused; a larger one is searched.
+    """
+    if not problem.exact_constraints:
+        return
+    profile = Profile.of(problem, seed=seed)
+    if profile.satisfiable or not profile.complete:
+        return
+    reached = ", ".join(f"{k} = {v:.6g}" for k, v in profile.nearest_values.items())
+    msg = (
+        f"None of the {profile.size:,} subnets satisfies {' and '.join(profile.constraints)}. "
+        f"The nearest: {reached} at {profile.nearest}. Loosen the constraint."
+    )
+    raise SearchError(msg)
 
 
 def _descend(problem: Problem, row: Indices) -> Indices:

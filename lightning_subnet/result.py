@@ -93,7 +93,7 @@ class SearchResult:
             where: Further bounds, as in `constraints=`: `{"latency_ms": "<= 12"}`.
 
         Returns:
-            The evaluation; the first of several equal ones.
+            The evaluation; of several equally good ones the first that no other dominates.
 
         Raises:
             NoFeasibleSubnet: Nothing satisfies the bounds; the error names the nearest.
@@ -126,7 +126,9 @@ class SearchResult:
                     int(np.argmin(np.where(np.isfinite(missed), missed, np.inf)))
                 ]
             self._nothing(" and ".join(map(str, (*self.problem.constraints, *bounds))), nearest)
-        return self.history[int(np.argmin(np.where(usable, values, np.inf)))]
+        equal = np.flatnonzero(usable & (values == values[usable].min()))
+        F = self.minimised()[equal]  # of equally good ones, one that no other dominates
+        return self.history[int(equal[np.argmax(pareto.nondominated(F))])]
 
     def _absolute(self, constraint: Constraint) -> Constraint:
         if not constraint.relative:
@@ -236,7 +238,10 @@ class SearchResult:
         return cls(Problem(space, objectives, constraints), history, name=data["name"])
 
     def __str__(self) -> str:
-        front = self.front
+        try:
+            front = self.front
+        except ObjectiveError as error:  # a relative bound whose reference failed
+            return f"{self.name}: {len(self.history)} evaluations, no front. {error}"
         failed = int((~self.history.ok).sum()) if len(self.history) else 0
         head = (
             f"{self.name}: {len(self.history)} evaluations, {failed} failed, "
@@ -260,6 +265,8 @@ class SearchResult:
         return "\n".join([head, *table])
 
     def __repr__(self) -> str:
+        if self.problem.needs_reference:
+            return f"<SearchResult {self.name!r}: {len(self.history)} evaluations>"
         return (
             f"<SearchResult {self.name!r}: {len(self.history)} evaluations, "
             f"{len(self.front)} on the front>"

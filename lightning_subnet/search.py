@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import numbers
 import secrets
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -17,20 +18,27 @@ from lightning_subnet.history import Evaluation, History
 from lightning_subnet.measures import Measure
 from lightning_subnet.objectives import parse_constraints, parse_objectives
 from lightning_subnet.problem import Problem
-from lightning_subnet.profiling import Profile
+from lightning_subnet.profiling import Profile, check_feasible
 from lightning_subnet.progress import Progress
 from lightning_subnet.result import SearchResult
 from lightning_subnet.session import Budget, Session
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.strategies import resolve
 from lightning_subnet.strategies.base import Strategy
-from lightning_subnet.studies import Resume, make_header, open_study
+from lightning_subnet.studies import Resume, check_part, make_header, open_study
 from lightning_subnet.subnet import Subnet
 
 if TYPE_CHECKING:
     from lightning_subnet.storage import Storage
 
 _log = logging.getLogger(__name__)
+
+
+class BudgetWarning(UserWarning):
+    """The budget ends before the strategy has begun to learn.
+
+    Silence it with `warnings.simplefilter("ignore", lightning_subnet.BudgetWarning)`.
+    """
 
 
 class SubnetSearch:
@@ -97,7 +105,7 @@ class SubnetSearch:
         }
         self.objectives = parse_objectives(objectives)
         self.constraints = parse_constraints(constraints)
-        self.measures = list(measures)
+        self.measures = [measures] if isinstance(measures, Measure) else list(measures)
         self.strategy = resolve(strategy)
         self.budget = Budget.of(budget)
         whole: Any = seed  # a NumPy integer is welcome
@@ -105,7 +113,7 @@ class SubnetSearch:
             msg = f"seed={seed!r} must be a whole number from 0."
             raise SearchError(msg)
         if resume not in ("auto", "must", "never"):
-            msg = f"resume={resume!r} is 'auto', 'must' or 'never'."
+            msg = f"resume= must be 'auto', 'must' or 'never', not {resume!r}."
             raise SearchError(msg)
         if space is not None and not isinstance(space, SearchSpace):
             msg = f"space={space!r:.60} is no SearchSpace. Write space=SearchSpace({{...}})."
@@ -113,6 +121,16 @@ class SubnetSearch:
         if name is None and resume == "must":
             msg = "resume='must' needs the name= of the study to go on with."
             raise SearchError(msg)
+        limit, first = self.budget.evaluations, getattr(self.strategy, "population", 0)
+        if limit is not None and limit <= first and isinstance(strategy, str):
+            warnings.warn(
+                f"strategy={strategy!r} draws its first {first} subnets at random, and the budget "
+                f"is {limit}. Give a smaller population: {type(self.strategy).__name__}"
+                f"(population={max(limit // 4, 2)}). "
+                "Silence: ignore lightning_subnet.BudgetWarning.",
+                BudgetWarning,
+                stacklevel=2,
+            )
         self.seed = int(seed)
         self.name = name or f"search-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         self.warm_start = list(warm_start)
@@ -165,7 +183,7 @@ class SubnetSearch:
         measures: Sequence[Measure],
         *,
         first: Sequence[Subnet] = (),
-        fingerprints: Mapping[str, str | None] | None = None,
+        conditions: Mapping[str, Any] | None = None,
     ) -> Session:
         """Open or create the study and the session over it."""
         problem = self._make_problem(space, measures)
@@ -175,7 +193,7 @@ class SubnetSearch:
             problem,
             self.strategy,
             measures=measures,
-            fingerprints=fingerprints or {},
+            conditions=conditions or {},
             seed=self.seed,
             first=first,
         )
@@ -296,8 +314,15 @@ class SubnetSearch:
         return self._loop(self._opened(), evaluator, progress=progress)
 
     def _loop(
-        self, session: Session, evaluator: Evaluator | None, *, progress: bool
+        self,
+        session: Session,
+        evaluator: Evaluator | None,
+        *,
+        progress: bool,
+        first_must_work: bool = False,
     ) -> SearchResult:
+        if not len(session.history):
+            check_feasible(session.problem, seed=self.seed)
         with Progress(session, enabled=progress) as shown:
             while subnets := session.ask(1):
                 try:
@@ -305,6 +330,9 @@ class SubnetSearch:
                 except BaseException:
                     session.give_back(subnets[0])
                     raise
+                if first_must_work and session.only_failures:
+                    self._session = None
+                    session.give_up()
         return self.result()
 
     def fit(
@@ -326,29 +354,29 @@ class SubnetSearch:
             What was found.
 
         Raises:
-            SearchError: The model is no super-network, or there is no data.
+            SearchError: The model is no super-network, there is no data, nothing satisfies the exact
+                constraints, or the first five evaluations fail (which are then not recorded).
             MeasurementError: An objective is never logged.
         """
         from lightning_subnet.trainer_evaluator import TrainerEvaluator
 
         with TrainerEvaluator(
-            model, datamodule, dataloaders=dataloaders, trainer=self.trainer, seed=self.seed
+            model, datamodule, dataloaders=dataloaders, trainer=self.trainer
         ) as evaluator:
             wanted = [*(o.name for o in self.objectives), *(c.name for c in self.constraints)]
             measures = evaluator.bound_measures(self.measures, wanted)
             own = {measure.name for measure in measures}
             space = self._settings["space"] or evaluator.space
             if space is not evaluator.space:
-                for end in (space.smallest, space.largest):  # the model must understand its subnets
-                    evaluator.space.subnet(end.active)
+                check_part(space, evaluator.space)
             told = dict.fromkeys(name for name in wanted if name not in own)
             session = self._start(
                 space,
                 measures,
                 first=[space.largest],
-                fingerprints={name: evaluator.fingerprint(name) for name in told},
+                conditions={"measures": list(told), **evaluator.conditions},
             )
-            return self._loop(session, evaluator, progress=progress)
+            return self._loop(session, evaluator, progress=progress, first_must_work=True)
 
     def result(self) -> SearchResult:
         """Return what was found so far."""
@@ -371,9 +399,7 @@ class SubnetSearch:
             from lightning_subnet.trainer_evaluator import TrainerEvaluator
 
             wanted = [*(o.name for o in self.objectives), *(c.name for c in self.constraints)]
-            with TrainerEvaluator(
-                model, datamodule, trainer=self.trainer, seed=self.seed
-            ) as evaluator:
+            with TrainerEvaluator(model, datamodule, trainer=self.trainer) as evaluator:
                 measures = evaluator.bound_measures(self.measures, wanted)
                 return Profile.of(
                     self._make_problem(space or evaluator.space, measures), seed=self.seed

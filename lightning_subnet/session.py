@@ -39,6 +39,7 @@ from lightning_subnet.strategies.base import Strategy
 from lightning_subnet.subnet import Subnet
 
 _log = logging.getLogger(__name__)
+_FIRST = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,9 +279,11 @@ class Session:
                     subnet, {}, reason=_reason(error), seconds=time.perf_counter() - start
                 )
             if missing := [name for name in needed if name not in measured]:
+                known = [*measured, *evaluator.built_in]
+                also = f" Built in: {listed(evaluator.built_in)}." if evaluator.built_in else ""
                 msg = (
-                    f"The evaluator gives no {missing[0]!r}.{did_you_mean(missing[0], measured)} "
-                    f"It gave: {listed(measured)}."
+                    f"There is no {missing[0]!r}.{did_you_mean(missing[0], known)} "
+                    f"Measured or logged: {listed(measured)}.{also}"
                 )
                 raise MeasurementError(msg)
             values = as_numbers({k: v for k, v in measured.items() if k not in self.measures})
@@ -292,6 +295,22 @@ class Session:
             stored=stored,
             fingerprints=fingerprints,
         )
+
+    @property
+    def only_failures(self) -> bool:
+        """Whether the first evaluations have all failed, so that something else is wrong."""
+        most = self.budget.evaluations or _FIRST
+        return len(self.history) >= min(_FIRST, most) and not self.history.ok.any()
+
+    def give_up(self) -> None:
+        """Forget evaluations that all failed, so that they can be repeated, and raise."""
+        last = self.history[-1].reason
+        self.study.forget_evaluations()
+        msg = (
+            f"The first {len(self.history)} evaluations all failed, the last with: {last}\n"
+            "Nothing was recorded: mend the cause and search again under the same name."
+        )
+        raise SearchError(msg)
 
     def _fingerprints(self, evaluator: Evaluator | None) -> dict[str, str]:
         own = {name: m.fingerprint for name, m in self.measures.items() if not m.exact}

@@ -347,6 +347,11 @@ class Study:
         msg = f"Study {self.name!r}: no free number in {_TRIES} tries. Too many writers at once?"
         raise StorageError(msg)
 
+    def forget_evaluations(self) -> None:
+        """Delete the evaluations of this study; its proposals stay, and are asked again."""
+        with self.storage._connect(write=True) as connection:
+            connection.execute(_evaluations.delete().where(_evaluations.c.study == self._id))
+
     def _has(self, subnet: Subnet) -> bool:
         query = sa.select(_evaluations.c.number).where(
             _evaluations.c.study == self._id, _evaluations.c.key == subnet.key

@@ -9,9 +9,10 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_subnet.choices import digest
-from lightning_subnet.errors import SearchError, did_you_mean, listed
+from lightning_subnet.errors import InvalidSubnetError, SearchError, did_you_mean, listed
 from lightning_subnet.measures import Measure
 from lightning_subnet.problem import Problem
+from lightning_subnet.space import SearchSpace
 from lightning_subnet.strategies.base import Strategy
 from lightning_subnet.subnet import Subnet
 
@@ -35,7 +36,7 @@ def make_header(
     strategy: Strategy,
     *,
     measures: Sequence[Measure],
-    fingerprints: Mapping[str, str | None],
+    conditions: Mapping[str, Any],
     seed: int,
     first: Sequence[Subnet],
 ) -> dict[str, Any]:
@@ -48,12 +49,25 @@ def make_header(
         "objectives": {o.name: o.direction for o in problem.objectives},
         "constraints": [c.to_json() for c in problem.constraints],
         "measures": {m.name: {"exact": m.exact, "fingerprint": m.fingerprint} for m in measures},
-        "evaluator": dict(fingerprints),
+        "evaluator": dict(conditions),
         "strategy": {"name": getattr(strategy, "name", type(strategy).__name__)}
         | strategy.settings(),
         "seed": seed,
         "warm_start": [subnet.to_json() for subnet in first],
     }
+
+
+def check_part(space: SearchSpace, whole: SearchSpace) -> None:
+    """Raise `SearchError` if a given space is no part of the model's."""
+    try:
+        for end in (space.smallest, space.largest):
+            whole.subnet(end.active)
+    except InvalidSubnetError as error:
+        msg = (
+            f"space= does not fit the model's own space: {error}\n"
+            "Leave space= out, or give a part: model.search_space().restricted_to(...)."
+        )
+        raise SearchError(msg) from error
 
 
 def open_study(

@@ -85,9 +85,10 @@ class Subnet(Mapping[str, Value]):
         try:
             at = self._choices.position[name]
         except KeyError:
-            msg = (
-                f"{name!r} is not a choice of this subnet.{did_you_mean(name, self._choices.names)}"
-            )
+            hint = did_you_mean(name, self._choices.names)
+            if name in self._choices.groups:
+                hint = f" It is a group: subnet.grouped()[{name!r}]."
+            msg = f"{name!r} is not a choice of this subnet.{hint}"
             raise KeyError(msg) from None
         return self._choices.values[at][int.from_bytes(self._code[2 * at : 2 * at + 2], "little")]
 

@@ -10,6 +10,8 @@ from types import TracebackType
 from typing import Any
 
 from lightning_subnet._lightning import LightningModule, Trainer, check, default_trainer, quiet
+from lightning_subnet.choices import digest
+from lightning_subnet.codeprint import code_fingerprint
 from lightning_subnet.costs.counts import BUILT_IN, traced_measures
 from lightning_subnet.data import data_fingerprint, first_input, frozen_data, update
 from lightning_subnet.elasticity.protocol import elastic_part
@@ -20,6 +22,9 @@ from lightning_subnet.randomness import random_state
 from lightning_subnet.restore import module_state
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
+
+# The same for every search, so that strategies and seeds are compared on the same data.
+_SEED = 0
 
 
 class TrainerEvaluator(Evaluator):
@@ -33,11 +38,12 @@ class TrainerEvaluator(Evaluator):
         datamodule: Its data.
         dataloaders: Validation dataloaders, instead of a datamodule.
         trainer: The Trainer that validates; None makes one on one device.
-        seed: Every validation starts from this seed.
 
     Raises:
         SearchError: The parts do not fit; nothing has been measured then.
     """
+
+    built_in = BUILT_IN
 
     def __init__(
         self,
@@ -46,7 +52,6 @@ class TrainerEvaluator(Evaluator):
         *,
         dataloaders: Any = None,
         trainer: Trainer | None = None,
-        seed: int = 0,
     ) -> None:
         trainer = default_trainer() if trainer is None else trainer
         check(model, datamodule, trainer)
@@ -54,7 +59,6 @@ class TrainerEvaluator(Evaluator):
         self._datamodule = datamodule
         self._dataloaders = dataloaders
         self._trainer = trainer
-        self._seed = seed
         self._elastic = elastic_part(model)
         space = self._elastic.search_space()
         if not isinstance(space, SearchSpace):
@@ -66,18 +70,20 @@ class TrainerEvaluator(Evaluator):
         self.space = space
         self._stack = ExitStack()
         self._loaders: list[Any] = []
-        self._conditions = ""
+        self.conditions: dict[str, str] = {}
+        self._digest = ""
 
     def __enter__(self) -> TrainerEvaluator:
         before = getattr(self._elastic, "active_subnet", None)
         with ExitStack() as stack:
-            stack.enter_context(random_state(self._seed))
+            stack.enter_context(random_state(_SEED))
             stack.callback(self._elastic.activate, before or self.space.largest)
             stack.enter_context(module_state(self._model, self._datamodule))
             self._loaders = stack.enter_context(
                 frozen_data(self._model, self._datamodule, self._dataloaders, self._trainer)
             )
-            self._conditions = self._fingerprint()
+            self.conditions = self._conditions()
+            self._digest = digest(self.conditions)
             self._stack = stack.pop_all()
         return self
 
@@ -89,18 +95,22 @@ class TrainerEvaluator(Evaluator):
     ) -> None:
         self._stack.close()
 
-    def _fingerprint(self) -> str:
-        """Return a hash of weights, data, precision and limits: what a metric depends on."""
-        digest = hashlib.blake2b(digest_size=16)
+    def _conditions(self) -> dict[str, str]:
+        """Return hashes of what a metric depends on besides the subnet."""
+        weights = hashlib.blake2b(digest_size=8)
         for name, tensor in sorted(self._model.state_dict().items()):
-            update(digest, [name, tensor])
-        update(digest, [data_fingerprint(self._loaders), str(self._trainer.precision)])
-        update(digest, [str(self._trainer.limit_val_batches), type(self._model).__qualname__])
-        return digest.hexdigest()
+            update(weights, [name, tensor])
+        return {
+            "weights": weights.hexdigest(),
+            "data": data_fingerprint(self._loaders),
+            "code": code_fingerprint(self._model),
+            "precision": str(self._trainer.precision),
+            "limit_val_batches": str(self._trainer.limit_val_batches),
+        }
 
     def fingerprint(self, name: str) -> str | None:
         """Return the fingerprint of a logged metric."""
-        return f"{name}:{self._conditions}"
+        return f"{name}:{self._digest}"
 
     def bound_measures(self, measures: Sequence[Measure], wanted: Sequence[str]) -> list[Measure]:
         """Return the user's measures and those built-in ones that are wanted by name."""
@@ -128,7 +138,7 @@ class TrainerEvaluator(Evaluator):
             else {"datamodule": self._datamodule}
         )
         try:
-            with random_state(self._seed), quiet(self._trainer):
+            with random_state(_SEED), quiet(self._trainer):
                 logged = self._trainer.validate(self._model, verbose=False, **target)
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):  # what Lightning makes of Ctrl-C

@@ -49,7 +49,10 @@ def kill_and_resume(folder: Path, strategy: str, n: int) -> Killed:
         str(n),
     ]
     moments = random.Random(f"{strategy}{n}")
-    targets = sorted(moments.sample(range(ask_tell_program.BUDGET - 3), KILLS))
+    first, last = ask_tell_program.BATCH, ask_tell_program.BUDGET - 3
+    openings = set(range(first, last, first))  # numbers of evaluations that end a generation
+    others = moments.sample(sorted(set(range(last)) - openings), KILLS - len(openings))
+    targets = sorted([*openings, *others])
     seen = Killed()
     log.touch()
 
@@ -66,11 +69,17 @@ def kill_and_resume(folder: Path, strategy: str, n: int) -> Killed:
         booted = notes(b"boot") + 1
         process = subprocess.Popen(command, cwd=ROOT)
         if targets:
-            # Once it runs and so much has been told, some steps later, somewhere within a step.
+            # Once it runs and so much has been measured, somewhere within a step or two.
+            target = targets.pop(0)
+            unnoted = len(seen.committed[-1]) - notes(b"told") if seen.committed else 0
             wait_for(process, b"boot", booted)
-            wait_for(process, b"told", targets.pop(0))
-            wait_for(process, b"", notes() + moments.randint(0, 3))
-            time.sleep(moments.uniform(0, 5 * ask_tell_program.PAUSE))
+            wait_for(process, b"told", target - unnoted)
+            if target in openings:
+                wait_for(process, b"", notes() + 1)
+                time.sleep(moments.uniform(0, 3 * ask_tell_program.PAUSE))
+            else:
+                wait_for(process, b"", notes() + moments.randint(0, 3))
+                time.sleep(moments.uniform(0, 5 * ask_tell_program.PAUSE))
             process.send_signal(signal.SIGKILL)
         status = process.wait(timeout=_PATIENCE)
         lines = log.read_text().splitlines()

@@ -209,12 +209,51 @@ def test_other_weights_or_other_data_are_another_study(model: LitMlp, tmp_path: 
     data = DataLoader(digits(), 600)
     settings = {"storage": f"sqlite:///{tmp_path}/s.db", "name": "same"}
     search(**settings).fit(model, dataloaders=data, progress=False)
-    with pytest.raises(StudyMismatchError, match=r"evaluator\.val_acc"):
+    with pytest.raises(StudyMismatchError, match=r"evaluator\.data"):
         search(**settings).fit(model, dataloaders=DataLoader(digits(), 300), progress=False)
     with torch.no_grad():
         model.net.last.bias += 1
-    with pytest.raises(StudyMismatchError, match=r"evaluator\.val_acc"):
+    with pytest.raises(StudyMismatchError, match=r"evaluator\.weights"):
         search(**settings).fit(model, dataloaders=data, progress=False)
+
+
+def test_values_of_older_code_are_not_reused(model: LitMlp, tmp_path: Path) -> None:
+    class Other(LitMlp):
+        def validation_step(self, batch: Any, _: int, dataloader_idx: int = 0) -> None:
+            self.log("val_acc", 1 - (self(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    data, url = DataLoader(digits(), 600), f"sqlite:///{tmp_path}/s.db"
+    search(storage=url, name="a").fit(model, dataloaders=data, progress=False)
+    other = Other()
+    other.load_state_dict(model.state_dict())
+    with pytest.raises(StudyMismatchError, match=r"evaluator\.code"):
+        search(storage=url, name="a").fit(other, dataloaders=data, progress=False)
+    fresh = search(storage=url, name="b").fit(other, dataloaders=data, progress=False)
+    assert {e.reused for e in fresh.history} == {()}
+
+
+def test_when_everything_fails_nothing_is_spent(tmp_path: Path) -> None:
+    class Broken(LitMlp):
+        mended = False
+
+        def validation_step(self, batch: Any, i: int, dataloader_idx: int = 0) -> None:
+            if not self.mended:
+                raise RuntimeError("a typo")
+            super().validation_step(batch, i)
+
+    model, data = Broken(), DataLoader(digits(), 600)
+    settings = {"storage": f"sqlite:///{tmp_path}/s.db", "name": "broken"}
+    with pytest.raises(SearchError, match="first 5 evaluations all failed, the last with: Runtime"):
+        search(**settings).fit(model, dataloaders=data, progress=False)
+    model.mended = True
+    result = search(**settings).fit(model, dataloaders=data, progress=False)
+    assert [e.status for e in result.history] == ["ok"] * 6
+
+
+def test_constraints_that_nothing_satisfies_are_refused_at_once(model: LitMlp) -> None:
+    with pytest.raises(SearchError, match=r"None of the 12 subnets satisfies macs <= 10"):
+        search(constraints={"macs": "<= 10"}).fit(model, Digits(), progress=False)
+    assert model.validations == 0
 
 
 def test_another_study_reuses_what_was_measured(model: LitMlp, tmp_path: Path) -> None:
@@ -240,7 +279,7 @@ def test_a_part_of_the_space_can_be_searched_and_resumed(model: LitMlp, tmp_path
     again = search(**settings)
     assert len(again.history) == 3
     assert len(again.fit(model, dataloaders=data, progress=False).history) == len(WIDTHS)
-    with pytest.raises(ValueError, match="'depth' is not a choice"):
+    with pytest.raises(SearchError, match="does not fit the model's own space"):
         search(space=SearchSpace(depth=[1, 2])).fit(model, dataloaders=data, progress=False)
 
 
@@ -266,7 +305,9 @@ def test_profile_needs_no_validation(model: LitMlp) -> None:
 
 
 def test_an_objective_that_is_never_logged(model: LitMlp) -> None:
-    with pytest.raises(MeasurementError, match=r"no 'val_ac'\. Did you mean 'val_acc'") as told:
+    with pytest.raises(
+        MeasurementError, match=r"no 'val_ac'\. Did you mean 'val_acc'"
+    ) as told:
         search(objectives={"val_ac": "max"}).fit(model, Digits(), progress=False)
     assert "val_loss" in str(told.value)
     assert model._trainer is None

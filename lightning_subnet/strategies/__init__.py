@@ -51,6 +51,13 @@ def resolve(strategy: str | Strategy) -> Strategy:
         50
     """
     if isinstance(strategy, Strategy):
+        for name in ("name", "batch_size"):
+            if not hasattr(strategy, name):
+                msg = (
+                    f"{type(strategy).__name__} has no {name}. A strategy has a class attribute "
+                    "name = '...', and sets self.batch_size, its proposals per generation."
+                )
+                raise StrategyError(msg)
         return strategy
     if isinstance(strategy, str) and strategy in _NAMES:
         made: Strategy = __getattr__(_NAMES[strategy])()
