@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning_subnet.choices import Choice
     from lightning_subnet.comparison import Comparison, compare
     from lightning_subnet.elasticity.calibration import recalibrate
+    from lightning_subnet.elasticity.checking import check_elastic
     from lightning_subnet.elasticity.extraction import extract
     from lightning_subnet.elasticity.protocol import SubnetMixin, activated, elastic
     from lightning_subnet.errors import NoFeasibleSubnet, SpaceExhausted, SubnetError
@@ -60,6 +61,7 @@ _HOME = {
     "TableEvaluator": "evaluators",
     "VersionWarning": "studies",
     "activated": "elasticity.protocol",
+    "check_elastic": "elasticity.checking",
     "compare": "comparison",
     "elastic": "elasticity.protocol",
     "extract": "elasticity.extraction",
@@ -94,6 +96,7 @@ __all__ = [
     "TableEvaluator",
     "VersionWarning",
     "activated",
+    "check_elastic",
     "compare",
     "elastic",
     "extract",

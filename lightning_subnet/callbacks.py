@@ -97,6 +97,7 @@ class SubnetSampling(Callback):
         self._distill_loss = distill_loss or soft_cross_entropy
         self._given = (space, activate)
         self._part: Elastic | None = None
+        self._space: SearchSpace | None = None
         self._step: tuple[Any, int] | None = None
         self._subnets: list[Subnet] = []
         self._logits: list[torch.Tensor] = []
@@ -104,7 +105,7 @@ class SubnetSampling(Callback):
     def subnets(self, step: int) -> list[Subnet]:
         """Return the subnets that an optimizer step trains, the first first."""
         assert self._part is not None, "the subnets are known once training has begun"
-        space = self._part.search_space()
+        space = self._space = self._space or self._part.search_space()  # building it takes time
         drawn = space.sample(
             min(self.n_random, space.size), np.random.default_rng([self.seed, step])
         )
@@ -121,6 +122,7 @@ class SubnetSampling(Callback):
             elastic(pl_module, space=space, activate=activate)
         check_training(pl_module, trainer)
         self._part = elastic_part(pl_module)
+        self._space = self._part.search_space()
         if isinstance(self._distill, str) and self._distill not in dict(pl_module.named_modules()):
             names = [name for name, _ in pl_module.named_modules() if name]
             msg = (
@@ -186,8 +188,8 @@ class SubnetSampling(Callback):
         self._activate_largest()
 
     def _activate_largest(self) -> None:
-        if self._part is not None:
-            self._part.activate(self._part.search_space().largest)
+        if self._part is not None and self._space is not None:
+            self._part.activate(self._space.largest)
 
     @contextmanager
     def _watched(self, module: LightningModule) -> Iterator[None]:

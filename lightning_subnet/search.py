@@ -354,8 +354,8 @@ class SubnetSearch:
             What was found.
 
         Raises:
-            SearchError: The model is no super-network, there is no data, nothing satisfies the exact
-                constraints, or the first five evaluations fail (which are then not recorded).
+            SearchError: The model is no super-network, there is no data, nothing satisfies the
+                exact constraints, or the first five evaluations fail (and are not recorded).
             MeasurementError: An objective is never logged.
         """
         from lightning_subnet.trainer_evaluator import TrainerEvaluator

@@ -305,9 +305,7 @@ def test_profile_needs_no_validation(model: LitMlp) -> None:
 
 
 def test_an_objective_that_is_never_logged(model: LitMlp) -> None:
-    with pytest.raises(
-        MeasurementError, match=r"no 'val_ac'\. Did you mean 'val_acc'"
-    ) as told:
+    with pytest.raises(MeasurementError, match=r"no 'val_ac'\. Did you mean 'val_acc'") as told:
         search(objectives={"val_ac": "max"}).fit(model, Digits(), progress=False)
     assert "val_loss" in str(told.value)
     assert model._trainer is None

@@ -190,7 +190,9 @@ class ElasticConv2d(ElasticLayer, nn.Conv2d):
             bias=bias is not None,
             device="meta",
         )
-        return _filled(layer, weight=weight, bias=bias)
+        layer = _filled(layer, weight=weight, bias=bias)
+        layer.weight.requires_grad_(self.weight.requires_grad)  # a transformed kernel has no flag
+        return layer
 
 
 class ElasticBatchNorm2d(ElasticLayer, nn.BatchNorm2d):

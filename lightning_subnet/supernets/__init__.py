@@ -1,2 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Super-networks of the field, each one class."""
+
+from lightning_subnet.supernets.mobilenet_v3 import (
+    ElasticMobileNetV3,
+    MobileNetV3,
+    MobileNetV3Config,
+)
+
+__all__ = ["ElasticMobileNetV3", "MobileNetV3", "MobileNetV3Config"]

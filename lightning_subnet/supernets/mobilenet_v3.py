@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,122 +15,21 @@ from torch import nn
 from lightning_subnet.choices import Choice
 from lightning_subnet.costs.additive import Term, additive_measure
 from lightning_subnet.elasticity.extraction import plain_state
-from lightning_subnet.elasticity.layers import (
-    ElasticBatchNorm2d,
-    ElasticConv2d,
-    ElasticSequential,
-)
+from lightning_subnet.elasticity.layers import ElasticSequential
 from lightning_subnet.elasticity.protocol import SubnetMixin, activated
 from lightning_subnet.errors import SpaceError
 from lightning_subnet.measures import Measure
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
+from lightning_subnet.supernets._mbconv import (
+    ELASTIC,
+    PLAIN,
+    BlockSpec,
+    MBConv,
+    make_divisible,
+    plain_conv,
+)
 from lightning_subnet.supernets.checkpoints import from_ofa_mobilenet_v3, load_weights
-
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "h_swish": nn.Hardswish}
-
-
-def make_divisible(value: float, divisor: int = 8) -> int:
-    """Return the nearest multiple of the divisor, not more than 10 % below the value.
-
-    References:
-        Howard et al., Searching for MobileNetV3, ICCV 2019 (the reference implementation's rule).
-    """
-    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
-
-
-class SqueezeExcite(nn.Module):
-    """Scale channels by what a small network makes of their means.
-
-    Args:
-        reduce: From c to about c / 4 channels.
-        expand: And back.
-    """
-
-    def __init__(self, reduce: nn.Module, expand: nn.Module) -> None:
-        super().__init__()
-        self.reduce, self.expand = reduce, expand
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Scale; (n, c, h, w) to the same."""
-        y = self.expand(self.reduce(x.mean((2, 3), keepdim=True)).relu())
-        return x * nn.functional.hardsigmoid(y)
-
-
-class MBConv(nn.Module):
-    """Inverted bottleneck: expand, depthwise, squeeze and excite, project; a shortcut if it fits.
-
-    The layers may be elastic or plain; `channels` counts them at their largest.
-    """
-
-    def __init__(self, spec: BlockSpec, layers: Layers, kernels: Sequence[int], mid: int) -> None:
-        super().__init__()
-        act = _ACTIVATIONS[spec.activation]
-        c_in, c_out = spec.c_in, spec.c_out
-        self.expand = (
-            nn.Sequential(layers.conv(c_in, mid, 1), layers.norm(mid), act())
-            if spec.expands
-            else None
-        )
-        self.depthwise = nn.Sequential(
-            layers.conv(mid, mid, kernels, stride=spec.stride, groups=mid), layers.norm(mid), act()
-        )
-        squeezed = make_divisible(mid // 4)
-        self.se = (
-            SqueezeExcite(
-                layers.conv(mid, squeezed, 1, bias=True), layers.conv(squeezed, mid, 1, bias=True)
-            )
-            if spec.se
-            else None
-        )
-        self.project = nn.Sequential(layers.conv(mid, c_out, 1), layers.norm(c_out))
-        self.c_in, self.shortcut = c_in, spec.stride == 1 and c_in == c_out
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the block; (n, c_in, h, w) to (n, c_out, h', w')."""
-        y: torch.Tensor = x if self.expand is None else self.expand(x)
-        y = self.depthwise(y)
-        y = y if self.se is None else self.se(y)
-        y = self.project(y)
-        return x + y if self.shortcut else y
-
-
-@dataclass(frozen=True, slots=True)
-class Layers:
-    """How to make a convolution and a normalisation: elastic or plain."""
-
-    conv: Callable[..., nn.Module]
-    norm: Callable[[int], nn.Module]
-
-
-def _plain_conv(
-    c_in: int,
-    c_out: int,
-    kernel: int | Sequence[int],
-    *,
-    stride: int = 1,
-    groups: int = 1,
-    bias: bool = False,
-) -> nn.Conv2d:
-    (k,) = [kernel] if isinstance(kernel, int) else kernel
-    return nn.Conv2d(c_in, c_out, k, stride, k // 2, groups=groups, bias=bias)
-
-
-_ELASTIC = Layers(ElasticConv2d, ElasticBatchNorm2d)
-_PLAIN = Layers(_plain_conv, nn.BatchNorm2d)
-
-
-@dataclass(frozen=True, slots=True)
-class BlockSpec:
-    """What a block is, whatever subnet it belongs to."""
-
-    c_in: int
-    c_out: int
-    stride: int
-    activation: str
-    se: bool
-    expands: bool = True
 
 
 @dataclass(frozen=True)
@@ -209,16 +108,14 @@ class _Trunk(nn.Module):
         c = config.scaled(config.stem)
         last, (wide, mixed) = config.scaled(config.widths[-1]), map(config.scaled, config.head)
         self.stem = nn.Sequential(
-            _plain_conv(config.in_channels, c, 3, stride=config.strides[0]),
+            plain_conv(config.in_channels, c, 3, stride=config.strides[0]),
             nn.BatchNorm2d(c),
             nn.Hardswish(),
         )
-        self.first = MBConv(BlockSpec(c, c, 1, "relu", se=False, expands=False), _PLAIN, [3], c)
+        self.first = MBConv(BlockSpec(c, c, 1, "relu", se=False, expands=False), PLAIN, [3], c)
         self.stages = nn.ModuleList(stages)
-        self.expand = nn.Sequential(
-            _plain_conv(last, wide, 1), nn.BatchNorm2d(wide), nn.Hardswish()
-        )
-        self.mix = nn.Sequential(_plain_conv(wide, mixed, 1), nn.Hardswish())
+        self.expand = nn.Sequential(plain_conv(last, wide, 1), nn.BatchNorm2d(wide), nn.Hardswish())
+        self.mix = nn.Sequential(plain_conv(wide, mixed, 1), nn.Hardswish())
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(mixed, config.n_classes)
 
@@ -270,7 +167,7 @@ class MobileNetV3(_Trunk):
         stages = [
             nn.Sequential(
                 *(
-                    MBConv(spec, _PLAIN, [k], make_divisible(round(spec.c_in * e)))
+                    MBConv(spec, PLAIN, [k], make_divisible(round(spec.c_in * e)))
                     for spec, k, e in zip(specs, ks, es, strict=False)
                 )
             )
@@ -299,6 +196,8 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
         torch.Size([2, 10])
     """
 
+    _space: SearchSpace | None = None
+
     def __init__(self, config: MobileNetV3Config | None = None) -> None:
         config = config or MobileNetV3Config()
         widest = max(config.expansions)
@@ -307,7 +206,7 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
             [
                 ElasticSequential(
                     *(
-                        MBConv(s, _ELASTIC, config.kernels, make_divisible(round(s.c_in * widest)))
+                        MBConv(s, ELASTIC, config.kernels, make_divisible(round(s.c_in * widest)))
                         for s in specs
                     )
                 )
@@ -347,6 +246,8 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
 
     def search_space(self) -> SearchSpace:
         """Return the space: depths first, as the blocks exist under them."""
+        if self._space is not None:
+            return self._space
         config, most = self.config, max(self.config.depths)
         choices: dict[str, Choice] = {
             f"d.{s}": Choice(config.depths) for s in range(len(config.widths))
@@ -357,7 +258,8 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
                     deep = [d for d in config.depths if d > b]
                     when = {f"d.{s}": deep} if len(deep) < len(config.depths) else {}
                     choices[f"{name}.{s * most + b}"] = Choice(values, when=when)
-        return SearchSpace(choices)
+        self._space = SearchSpace(choices)
+        return self._space
 
     def activate(self, subnet: Subnet) -> None:
         """Put a subnet in force."""
@@ -390,7 +292,7 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
                 mids = [make_divisible(round(spec.c_in * e)) for e in config.expansions]
                 tables.append(
                     [
-                        [_costs(MBConv(spec, _PLAIN, [k], m).to(dtype), size) for m in mids]
+                        [_costs(MBConv(spec, PLAIN, [k], m).to(dtype), size) for m in mids]
                         for k in config.kernels
                     ]
                 )

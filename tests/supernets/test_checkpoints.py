@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_subnet.errors import SpaceError
+from lightning_subnet.supernets.checkpoints import from_ofa_mobilenet_v3, load_weights
+from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3, MobileNetV3Config
+from tests.problems import assert_clear
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+
+
+def message(net: nn.Module, state: dict[str, torch.Tensor]) -> str:
+    """The message, after proof that nothing was loaded."""
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(SpaceError) as caught:
+        load_weights(net, state)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    return str(caught.value)
+
+
+def test_what_fits_is_loaded() -> None:
+    net, other = network(), network()
+    with torch.no_grad():
+        for tensor in other.state_dict().values():
+            tensor.add_(1)
+    load_weights(net, other.state_dict())
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(net.state_dict()[name], tensor), name
+
+
+def test_the_first_tensor_of_another_size_is_named_with_both_shapes() -> None:
+    other = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(5, 7))
+    text = message(network(), other.state_dict())
+    assert_clear(text, "do not fit Sequential", "'2.weight'", "(7, 5) in the state", "(2, 3) here")
+    assert "2.bias" not in text
+
+
+def test_missing_and_unknown_tensors_are_named() -> None:
+    state = network().state_dict()
+    state["head.weight"] = state.pop("2.weight")
+    del state["1.running_mean"]
+    text = message(network(), state)
+    assert_clear(text, "missing '1.running_mean', '2.weight'", "unknown 'head.weight'")
+    assert_clear(message(network(), {}), "missing", "... (9 in all)", "unknown nothing")
+
+
+def test_a_checkpoint_of_another_size_of_the_same_network() -> None:
+    with torch.device("meta"):
+        narrow = ElasticMobileNetV3(MobileNetV3Config(width_mult=1.0))
+        wide = ElasticMobileNetV3(MobileNetV3Config(width_mult=1.2))
+        shallow = ElasticMobileNetV3(MobileNetV3Config(depths=(2, 3)))
+    with pytest.raises(SpaceError, match=r"'stem\.0\.weight' is \(24, 3, 3, 3\) .*\(16, 3, 3, 3\)"):
+        load_weights(narrow, wide.state_dict())
+    with pytest.raises(SpaceError, match=r"missing 'stages\.0\.3\.[^;]*in all\); unknown nothing"):
+        load_weights(narrow, shallow.state_dict())
+
+
+NAMES = {
+    "first_conv.conv.weight": "stem.0.weight",
+    "first_conv.bn.running_var": "stem.1.running_var",
+    "blocks.0.conv.depth_conv.conv.weight": "first.depthwise.0.weight",
+    "blocks.0.conv.point_linear.bn.bias": "first.project.1.bias",
+    "blocks.1.conv.inverted_bottleneck.conv.conv.weight": "stages.0.0.expand.0.weight",
+    "blocks.4.mobile_inverted_conv.depth_conv.bn.bn.weight": "stages.0.3.depthwise.1.weight",
+    "blocks.5.mobile_inverted_conv.depth_conv.se.fc.reduce.bias": "stages.1.0.se.reduce.bias",
+    "blocks.20.conv.depth_conv.conv.7to5_matrix": "stages.4.3.depthwise.0.transforms.7to5",
+    "blocks.7.conv.depth_conv.conv.conv.weight": "stages.1.2.depthwise.0.weight",
+    "final_expand_layer.bn.weight": "expand.1.weight",
+    "feature_mix_layer.conv.weight": "mix.0.weight",
+    "classifier.linear.bias": "classifier.bias",
+    "classifier.linear.linear.bias": "classifier.bias",
+}
+
+
+@pytest.mark.parametrize("original", NAMES)
+def test_names_of_the_original(original: str) -> None:
+    tensor = torch.zeros(1)
+    assert from_ofa_mobilenet_v3({original: tensor}, 4) == {NAMES[original]: tensor}
+    with torch.device("meta"):
+        assert NAMES[original] in ElasticMobileNetV3().state_dict()
+
+
+@pytest.mark.parametrize(
+    "name", ["state_dict.x", "blocks.1.conv.unknown.conv.weight", "blocks.x.conv.a", "classifier"]
+)
+def test_names_that_the_original_does_not_have(name: str) -> None:
+    with pytest.raises(SpaceError) as caught:
+        from_ofa_mobilenet_v3({name: torch.zeros(1)}, 4)
+    assert_clear(caught.value, repr(name), "Pass the state dict of OFAMobileNetV3")
+    with pytest.raises(SpaceError, match="is no name of an OFA MobileNetV3"):
+        ElasticMobileNetV3.tiny().load_ofa({name: torch.zeros(1)})
