@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_subnet.budget import Budget
     from lightning_subnet.callbacks import SubnetSampling
     from lightning_subnet.choices import Choice
     from lightning_subnet.comparison import Comparison, compare
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from lightning_subnet.profiling import Profile
     from lightning_subnet.result import SearchResult
     from lightning_subnet.search import BudgetWarning, SubnetSearch
-    from lightning_subnet.session import Budget
     from lightning_subnet.space import SearchSpace
     from lightning_subnet.strategies.base import Strategy
     from lightning_subnet.studies import VersionWarning
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "Budget": "session",
+    "Budget": "budget",
     "BudgetWarning": "search",
     "Choice": "choices",
     "Comparison": "comparison",

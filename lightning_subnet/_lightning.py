@@ -11,14 +11,24 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from lightning_subnet.errors import SearchError
 
-__all__ = ["Callback", "LightningDataModule", "LightningModule", "Trainer", "is_overridden"]
+__all__ = [
+    "Callback",
+    "CombinedLoader",
+    "LightningDataModule",
+    "LightningModule",
+    "Trainer",
+    "is_overridden",
+]
 
 
 def default_trainer() -> Trainer:
@@ -62,6 +72,9 @@ def check(model: Any, datamodule: Any, trainer: Any) -> None:
             "Add one that logs the metrics."
         )
         raise SearchError(msg)
+    if any(is_lazy(p) for p in model.parameters()):
+        msg = f"{type(model).__name__} has lazy layers without weights. Run one forward pass first."
+        raise SearchError(msg)
     if trainer.limit_val_batches == 0:
         msg = "The trainer has limit_val_batches=0, so nothing would be validated. Raise it."
         raise SearchError(msg)
@@ -78,7 +91,8 @@ def quiet(trainer: Trainer) -> Iterator[None]:
     """Take the user's loggers and callbacks away from a Trainer while it validates subnets."""
     dynamic: Any = trainer  # a connector sets `callbacks`, which the class does not declare
     callbacks, loggers = dynamic.callbacks, dynamic.loggers
-    dynamic.callbacks, dynamic.loggers = [], []
+    # A validation_step may use self.logger: it gets one that takes everything and keeps nothing.
+    dynamic.callbacks, dynamic.loggers = [], [DummyLogger() for _ in loggers]
     try:
         with warnings.catch_warnings():
             # Batches in memory need no workers, which Lightning cannot know.

@@ -19,6 +19,7 @@ from lightning_subnet.errors import InvalidSubnetError, SpaceError, did_you_mean
 Value = str | int | float | bool | None
 Indices = npt.NDArray[np.int64]
 
+_RESERVED = {"front", "generation", "number", "reason", "reused", "seconds", "status"}
 _MAX_VALUES = 2**16
 
 
@@ -163,8 +164,11 @@ class Choices:
 
     def _resolve(self, name: str) -> tuple[tuple[int, npt.NDArray[np.bool_]], ...]:
         """Return (position of the parent, allowed value indices as a mask) per condition."""
-        if not isinstance(name, str) or not name:
-            msg = f"The name {name!r} is not usable: names of choices are non-empty strings."
+        if not isinstance(name, str) or not name or name in _RESERVED:
+            msg = (
+                f"The name {name!r} is not usable: names of choices are non-empty strings, "
+                f"other than {', '.join(sorted(_RESERVED))}, which are columns of every table."
+            )
             raise SpaceError(msg)
         resolved = []
         for parent, allowed in self.by_name[name].when.items():

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_subnet import pareto
+from lightning_subnet.budget import Budget
 from lightning_subnet.errors import SearchError
 from lightning_subnet.evaluators import Evaluator
 from lightning_subnet.objectives import minimised
 from lightning_subnet.result import SearchResult
 from lightning_subnet.search import SubnetSearch
-from lightning_subnet.session import Budget
 from lightning_subnet.strategies import resolve
 from lightning_subnet.strategies.base import Strategy
 

@@ -4,15 +4,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_subnet._lightning import LightningModule, Trainer, is_overridden
+from lightning_subnet._lightning import (
+    CombinedLoader,
+    LightningModule,
+    Trainer,
+    is_overridden,
+)
 from lightning_subnet.errors import SearchError
 
 _RESIDENT_BYTES = 2**31
@@ -28,7 +35,8 @@ class _Batches(Dataset[Any]):
         return len(self.batches)
 
     def __getitem__(self, at: int) -> Any:
-        return self.batches[at]
+        # A copy, as a validation_step may work on its batch in place.
+        return tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, self.batches[at])
 
 
 @contextmanager
@@ -59,14 +67,19 @@ def frozen_data(
         owner.prepare_data()
         owner.setup("fit")
         dataloaders = owner.val_dataloader()
-    loaders = list(dataloaders) if isinstance(dataloaders, (list, tuple)) else [dataloaders]
+    if isinstance(dataloaders, Mapping):
+        loaders = list(dataloaders.values())
+    elif isinstance(dataloaders, CombinedLoader):
+        loaders = list(dataloaders.flattened)
+    else:
+        loaders = list(dataloaders) if isinstance(dataloaders, (list, tuple)) else [dataloaders]
     if not loaders or any(loader is None for loader in loaders):
         msg = (
             f"The validation data is empty: {type(owner).__name__}.val_dataloader() gave "
             f"{dataloaders!r}."
         )
         raise SearchError(msg)
-    loaders = [_resident(loader) for loader in loaders]
+    loaders = [_resident(loader, trainer.limit_val_batches) for loader in loaders]
     shadows: dict[str, Callable[..., Any]] = {}
     before: dict[str, Any] = {}
     if datamodule is not None:
@@ -89,10 +102,15 @@ def frozen_data(
             setattr(datamodule, name, own)
 
 
-def _resident(loader: Any) -> Any:
-    """Return a loader over the same batches in memory, or the loader itself if too many."""
+def _resident(loader: Any, limit: float) -> Any:
+    """Return a loader over the same batches in memory, or the loader itself if too many.
+
+    Args:
+        loader: A dataloader.
+        limit: How many batches a Trainer will take: a number, or a share of them (1.0 is all).
+    """
     batches, size = [], 0
-    for batch in loader:
+    for batch in itertools.islice(loader, limit if isinstance(limit, int) else None):
         size += sum(x.nbytes for x in tree_leaves(batch) if isinstance(x, torch.Tensor))
         if size > _RESIDENT_BYTES:
             return loader
@@ -126,7 +144,7 @@ def data_fingerprint(loaders: list[Any]) -> str:
         )
         if batches is None:
             batches = [next(iter(loader))]
-            digest.update(str(len(loader)).encode())
+            digest.update(str(len(loader) if hasattr(loader, "__len__") else "").encode())
         update(digest, batches)
     return digest.hexdigest()
 
@@ -141,5 +159,8 @@ def update(digest: Any, tree: Any) -> None:
                 if leaf.ndim
                 else repr(leaf.item()).encode()
             )
+        elif isinstance(leaf, np.ndarray):
+            digest.update(f"{leaf.dtype}{leaf.shape}".encode())
+            digest.update(np.ascontiguousarray(leaf).tobytes())
         else:
             digest.update(repr(leaf).encode())

@@ -147,7 +147,7 @@ def as_numbers(values: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
             numbers_[name] = (float(pair[0]), float(pair[1]))
             if numbers_[name][1] < 0:
                 raise ValueError
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             msg = (
                 f"The value of {name!r} is {given!r:.60}. Tell a number, or a pair "
                 "(value, standard error); a measurement that failed is told by "

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from lightning_subnet import pareto
 from lightning_subnet.choices import Indices
-from lightning_subnet.errors import ObjectiveError
+from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.history import Evaluation, History
 from lightning_subnet.measures import Measure
 from lightning_subnet.objectives import (
@@ -102,8 +103,24 @@ class Problem:
     def exact_violation(self, X: Indices) -> npt.NDArray[np.float64]:
         """Return the violation of the exact constraints of index rows, (n,); 0 is feasible."""
         names = {c.name for c in self.exact_constraints}
-        columns = {name: self.exact[name].evaluate(self.space, X)[0] for name in sorted(names)}
+        columns = {name: self.exact_values(name, X) for name in sorted(names)}
         return violation(self.exact_constraints, columns, len(X))
+
+    def exact_values(self, name: str, X: Indices) -> npt.NDArray[np.float64]:
+        """Return an exact measure of index rows, NaN where it fails for a subnet alone."""
+        measure = self.exact[name]
+        try:
+            return measure.evaluate(self.space, X)[0]
+        except (ObjectiveError, MeasurementError):
+            raise
+        except Exception:
+            values = np.full(len(X), np.nan)
+            for i in range(len(X)):
+                with suppress(Exception):
+                    values[i] = measure.evaluate(self.space, X[i : i + 1])[0][0]
+            if np.isnan(values).all():
+                raise  # it is the measure that is broken
+            return values
 
     def scores(self, history: History) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return objectives to be minimised (n, m) and violations (n,) of the evaluations.

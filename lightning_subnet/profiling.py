@@ -85,22 +85,20 @@ class Profile:
         else:
             X = np.concatenate([ends, space.sample_indices(limit, rng)])
             X = X[np.sort(np.unique(X, axis=0, return_index=True)[1])]
-        columns = {name: m.evaluate(space, X)[0] for name, m in problem.exact.items()}
-        at_largest = {name: m.evaluate(space, ends)[0][1] for name, m in problem.exact.items()}
+        columns = {name: problem.exact_values(name, X) for name in problem.exact}
+        at_largest = {name: problem.exact_values(name, ends)[1] for name in problem.exact}
         missed = problem.exact_violation(X)
         best = X[int(np.argmin(missed))]
         if missed.min() > 0 and not complete:
             best = _descend(problem, best)
-        values = {
-            name: float(m.evaluate(space, best[None])[0][0]) for name, m in problem.exact.items()
-        }
+        values = {name: float(problem.exact_values(name, best[None])[0]) for name in problem.exact}
         return cls(
             size=space.size,
             ranges={
                 name: Range(
-                    float(column.min()),
-                    float(np.median(column)),
-                    float(column.max()),
+                    float(np.nanmin(column)),
+                    float(np.nanmedian(column)),
+                    float(np.nanmax(column)),
                     float(at_largest[name]),
                 )
                 for name, column in columns.items()

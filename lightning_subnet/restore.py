@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -18,31 +18,69 @@ from lightning_subnet._lightning import LightningModule, attached_trainer
 
 
 @contextmanager
-def module_state(module: LightningModule, datamodule: Any = None) -> Iterator[None]:
-    """Restore what validating may change in a module, its datamodule and the process."""
-    training = {child: child.training for child in module.modules()}
-    wants_grad = {name: p.requires_grad for name, p in module.named_parameters()}
-    buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
-    devices = {p.device for p in module.parameters()}
+def module_state(module: LightningModule, datamodule: Any = None) -> Iterator[BufferState]:
+    """Restore what validating may change in a module, its datamodule and the process.
+
+    Every part is restored whatever happens to the others. Yields the state of the buffers, which
+    can be restored in between.
+    """
+    buffers = BufferState(module)
     trainer = attached_trainer(module)
     dm_trainer = getattr(datamodule, "trainer", None)
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if main else None
-    try:
-        yield
-    finally:
-        if len(devices) == 1:
-            module.to(devices.pop())
-        for child, flag in training.items():
-            child.training = flag
-        for name, p in module.named_parameters():
-            p.requires_grad_(wants_grad[name])
-        with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                if name in buffers and not torch.equal(buffer, buffers[name]):
-                    buffer.copy_(buffers[name])
-        module._trainer = trainer
+    with ExitStack() as stack:
+        if handler is not None:
+            stack.callback(signal.signal, signal.SIGINT, handler)
         if datamodule is not None:
-            datamodule.trainer = dm_trainer
-        if main and handler is not None:
-            signal.signal(signal.SIGINT, handler)
+            stack.callback(setattr, datamodule, "trainer", dm_trainer)
+        stack.callback(setattr, module, "_trainer", trainer)
+        stack.callback(buffers.restore)
+        for child in module.modules():
+            stack.callback(setattr, child, "training", child.training)
+        for p in module.parameters():
+            stack.callback(_restore_parameter, p, p.data, p.device, p.requires_grad)
+        yield buffers
+
+
+def _restore_parameter(
+    parameter: torch.nn.Parameter, data: torch.Tensor, device: torch.device, requires_grad: bool
+) -> None:
+    """Give a parameter its own data back where it was moved or converted to another type."""
+    if parameter.data_ptr() != data.data_ptr() or parameter.dtype != data.dtype:
+        parameter.data = data.to(device)
+    parameter.requires_grad_(requires_grad)
+
+
+class BufferState:
+    """The buffers of a module, as objects and as values."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._kept = [
+            (owner, name, buffer, buffer.detach().clone())
+            for owner in module.modules()
+            for name, buffer in owner._buffers.items()
+            if buffer is not None
+        ]
+
+    def restore(self) -> None:
+        """Put every buffer back, with its value, even where it was rebound or resized."""
+        with torch.no_grad():
+            for owner, name, buffer, value in self._kept:
+                if buffer.shape != value.shape:
+                    buffer.resize_(value.shape)
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+                owner._buffers[name] = buffer
+
+    def restore_values(self) -> None:
+        """Give the present buffers their first values, where they still have that form."""
+        with torch.no_grad():
+            for owner, name, _, value in self._kept:
+                now = owner._buffers.get(name)
+                if now is None or now.shape != value.shape or now.is_inference():
+                    owner._buffers[name] = value.clone().to(
+                        value.device if now is None else now.device
+                    )
+                elif not torch.equal(now, value.to(now)):
+                    now.copy_(value)

@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from lightning_subnet import measures as measures_module
-from lightning_subnet.errors import SearchError, TellError, did_you_mean
+from lightning_subnet.budget import Budget
+from lightning_subnet.errors import ObjectiveError, SearchError, TellError, did_you_mean
 from lightning_subnet.evaluators import Evaluator
 from lightning_subnet.history import Evaluation, History
 from lightning_subnet.measures import Measure
@@ -21,7 +22,7 @@ from lightning_subnet.problem import Problem
 from lightning_subnet.profiling import Profile, check_feasible
 from lightning_subnet.progress import Progress
 from lightning_subnet.result import SearchResult
-from lightning_subnet.session import Budget, Session
+from lightning_subnet.session import Session
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.strategies import resolve
 from lightning_subnet.strategies.base import Strategy
@@ -166,6 +167,9 @@ class SubnetSearch:
     def _make_problem(self, space: SearchSpace, measures: Sequence[Measure]) -> Problem:
         named = measures_module.by_name(measures)
         exact = {name: measure for name, measure in named.items() if measure.exact}
+        if twice := [n for n in (*named, *(o.name for o in self.objectives)) if n in space.choices]:
+            msg = f"{twice[0]!r} is a choice of the space and a measure. Rename one of them."
+            raise ObjectiveError(msg)
         problem = Problem(space, self.objectives, self.constraints, exact)
         _ = problem.exact_constraints  # contradictions between relative and absolute bounds
         return problem

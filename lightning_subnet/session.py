@@ -13,11 +13,11 @@ import math
 import numbers
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from lightning_subnet.budget import Budget
 from lightning_subnet.errors import (
     MeasurementError,
     ObjectiveError,
@@ -40,41 +40,6 @@ from lightning_subnet.subnet import Subnet
 
 _log = logging.getLogger(__name__)
 _FIRST = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """When a search stops: after so many evaluations, so many seconds of measuring, or either.
-
-    Args:
-        evaluations: Evaluations that the search asked for; failed and reused ones count.
-        seconds: Seconds spent in measurements, over all runs of the study.
-
-    Raises:
-        SearchError: Neither is given, or one is not positive.
-    """
-
-    evaluations: int | None = None
-    seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        given = [limit for limit in (self.evaluations, self.seconds) if limit is not None]
-        whole = self.evaluations is None or isinstance(self.evaluations, numbers.Integral)
-        usable = all(
-            isinstance(v, numbers.Real) and not isinstance(v, bool) and v > 0 for v in given
-        )
-        if not (given and whole and usable):
-            msg = (
-                f"A budget of evaluations={self.evaluations!r}, seconds={self.seconds!r} buys "
-                "nothing. Give a positive whole number of evaluations (budget=250), "
-                "Budget(seconds=3600), or both."
-            )
-            raise SearchError(msg)
-
-    @classmethod
-    def of(cls, budget: Budget | int) -> Budget:
-        """Return the budget that `budget=` describes."""
-        return budget if isinstance(budget, cls) else cls(evaluations=budget)  # type: ignore[arg-type] # checked there
 
 
 class Session:
@@ -183,7 +148,10 @@ class Session:
             return False
         proposals = self._check(proposals, pending)
         self._open(self.study.add_generation(number, proposals))
-        return bool(self._waiting)
+        if not self._waiting:  # another process opened this generation, and has measured it all
+            self._sync()
+            return self._propose()
+        return True
 
     def _check(self, proposed: Any, pending: Iterable[Subnet]) -> list[Subnet]:
         """Hold a strategy (perhaps the user's own) to its contract."""
@@ -399,17 +367,22 @@ class Session:
             ),
             fingerprints,
         )
-        self._pending.pop(code, None)
-        self._waiting = [s for s in self._waiting if s != subnet]
-        missed = evaluation.number > len(self.history)  # another process wrote in between
-        new = (
-            self.study.evaluations(self.problem.space, start=len(self.history))
-            if missed
-            else [evaluation]
-        )
-        for item in new:
-            self.history.add(item)
+        if evaluation.number > len(self.history):  # another process wrote in between
+            self._sync()
+        else:
+            self._take(evaluation)
         return evaluation
+
+    def _take(self, evaluation: Evaluation) -> None:
+        self.history.add(evaluation)
+        self._pending.pop(self._code(evaluation.subnet), None)
+        if evaluation.subnet in self._waiting:
+            self._waiting.remove(evaluation.subnet)
+
+    def _sync(self) -> None:
+        """Take in what other processes have written to the study."""
+        for item in self.study.evaluations(self.problem.space, start=len(self.history)):
+            self._take(item)
 
 
 def _reason(error: BaseException) -> str:

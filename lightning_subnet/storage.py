@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import StaticPool
 
+from lightning_subnet.differences import differences
 from lightning_subnet.errors import StorageError, StudyMismatchError, TellError
 from lightning_subnet.history import Evaluation
 from lightning_subnet.space import SearchSpace
@@ -93,7 +95,7 @@ class Storage:
             options: dict[str, Any] = {"poolclass": StaticPool} if memory else {}
             if self._url.get_backend_name() == "sqlite":
                 options["connect_args"] = {"timeout": 120, "check_same_thread": False}
-            self._engine = sa.create_engine(self._url, **options)
+            self._engine = sa.create_engine(self._url, pool_pre_ping=True, **options)
         except (sa.exc.ArgumentError, ImportError, AttributeError) as error:
             msg = (
                 f"storage={url!r} is not usable ({error}). "
@@ -174,10 +176,19 @@ class Storage:
     def _create(self) -> None:
         if self._exists():
             return
-        with self._connect(write=True) as connection:
-            _meta.create_all(connection)
-            if connection.scalar(sa.select(_format.c.version)) is None:
-                connection.execute(_format.insert().values(version=_FORMAT))
+        try:
+            with self._connect(write=True) as connection:
+                _meta.create_all(connection)
+                if connection.scalar(sa.select(_format.c.version)) is None:
+                    connection.execute(_format.insert().values(version=_FORMAT))
+        except (sa.exc.IntegrityError, StorageError):
+            # On PostgreSQL several writers may create the tables at once; one of them succeeds.
+            for _ in range(_TRIES):
+                if self._exists():
+                    break
+                time.sleep(0.1)
+            else:
+                raise
         self._ready = True
 
     def study_names(self) -> list[str]:
@@ -256,9 +267,9 @@ class Study:
 
     def check(self, header: Mapping[str, Any]) -> None:
         """Raise `StudyMismatchError` naming the differences if the stored header is another one."""
-        differences = list(_differences(self.header, json.loads(json.dumps(header))))
-        if differences:
-            shown = "; ".join(differences[:4]) + ("; ..." if len(differences) > 4 else "")  # noqa: PLR2004 - a few do
+        found = list(differences(self.header, json.loads(json.dumps(header))))
+        if found:
+            shown = "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "")  # noqa: PLR2004 - a few do
             msg = (
                 f"Study {self.name!r} in {self.storage.url!r} was made with other settings: "
                 f"{shown}.\nRestore them to resume it, or give this search another name=."
@@ -390,26 +401,3 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     # A write transaction takes the lock at once: two that upgrade later would fail, not wait.
     write = connection.get_execution_options().get("subnet_write")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-
-def _differences(stored: Any, now: Any, path: str = "") -> Iterator[str]:
-    """Yield one line per place where two JSON values differ."""
-    if isinstance(stored, dict) and isinstance(now, dict):
-        for key in {**stored, **now}:
-            where = f"{path}.{key}" if path else key
-            if key not in stored:
-                yield f"{where}: stored nothing, now {_short(now[key])}"
-            elif key not in now:
-                yield f"{where}: stored {_short(stored[key])}, now nothing"
-            else:
-                yield from _differences(stored[key], now[key], where)
-    elif isinstance(stored, list) and isinstance(now, list) and len(stored) == len(now):
-        for i, (one, other) in enumerate(zip(stored, now, strict=True)):
-            yield from _differences(one, other, f"{path}[{i}]")
-    elif stored != now:
-        yield f"{path}: stored {_short(stored)}, now {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."  # noqa: PLR2004 - a line's worth

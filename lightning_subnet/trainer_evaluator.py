@@ -78,7 +78,7 @@ class TrainerEvaluator(Evaluator):
         with ExitStack() as stack:
             stack.enter_context(random_state(_SEED))
             stack.callback(self._elastic.activate, before or self.space.largest)
-            stack.enter_context(module_state(self._model, self._datamodule))
+            self._buffers = stack.enter_context(module_state(self._model, self._datamodule))
             self._loaders = stack.enter_context(
                 frozen_data(self._model, self._datamodule, self._dataloaders, self._trainer)
             )
@@ -98,12 +98,15 @@ class TrainerEvaluator(Evaluator):
     def _conditions(self) -> dict[str, str]:
         """Return hashes of what a metric depends on besides the subnet."""
         weights = hashlib.blake2b(digest_size=8)
-        for name, tensor in sorted(self._model.state_dict().items()):
+        for name, tensor in sorted(
+            {**dict(self._model.named_buffers()), **self._model.state_dict()}.items()
+        ):
             update(weights, [name, tensor])
         return {
             "weights": weights.hexdigest(),
             "data": data_fingerprint(self._loaders),
             "code": code_fingerprint(self._model),
+            "hparams": repr(sorted(self._model.hparams.items())),
             "precision": str(self._trainer.precision),
             "limit_val_batches": str(self._trainer.limit_val_batches),
         }
@@ -131,6 +134,7 @@ class TrainerEvaluator(Evaluator):
 
     def evaluate(self, subnet: Subnet) -> Measured:
         """Activate the subnet, validate, and return every metric that was logged."""
+        self._buffers.restore_values()  # a score depends on the subnet, not on those before it
         self._elastic.activate(subnet)
         target = (
             {"dataloaders": self._loaders}

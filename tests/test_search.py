@@ -712,3 +712,33 @@ def test_strategies_learn_from_what_is_attached() -> None:
     for evaluation in history_of(problem_of(grid(4, 4)), grid(4, 4).sample(20, rng=0)):
         informed.tell(evaluation.subnet, told(evaluation.subnet))
     assert ask_and_tell(plain) != ask_and_tell(informed)[20:]
+
+
+def test_an_exact_measure_that_fails_for_one_subnet_fails_that_subnet_alone() -> None:
+    @measure("cost", exact=True)
+    def cost(subnets: list[Subnet]) -> list[float]:
+        if any(s["a"] == 2 for s in subnets):
+            raise RuntimeError("no cost of two")
+        return [float(s["a"]) for s in subnets]
+
+    search = SubnetSearch(
+        space=SearchSpace(a=[1, 2, 3, 4]),
+        measures=cost,
+        objectives={"error": "min"},
+        constraints={"cost": "<= 3"},
+        strategy="random",
+        budget=4,
+        storage=None,
+    )
+    result = search.run(FunctionEvaluator(lambda s: {"error": 1 / s["a"]}), progress=False)
+    failed = [e for e in result.history if not e.ok]
+    assert [e.subnet["a"] for e in failed] == [2]
+    assert "no cost of two" in failed[0].reason
+    assert {e.subnet["a"] for e in result.history[:2]} == {1, 3}
+
+
+def test_names_that_tables_need_are_refused() -> None:
+    with pytest.raises(SpaceError, match="'status' is not usable"):
+        SearchSpace(status=[1, 2])
+    with pytest.raises(ObjectiveError, match="'a' is a choice of the space and a measure"):
+        SubnetSearch(space=SearchSpace(a=[1, 2]), objectives={"a": "min"}, storage=None)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_subnet import SearchSpace, SubnetMixin, SubnetSearch
+from lightning_subnet.data import data_fingerprint
 from lightning_subnet.errors import MeasurementError, SearchError, StudyMismatchError
 from lightning_subnet.strategies import RandomSearch
 from lightning_subnet.trainer_evaluator import TrainerEvaluator
@@ -299,6 +300,90 @@ def test_profile_needs_no_validation(model: LitMlp) -> None:
     assert profile.nearest["width"] == min(WIDTHS)
     assert profile.ranges["macs"].largest == 74 * 32
     assert "No feasible subnet was found" in str(profile)
+
+
+class Meddling(LitMlp):
+    """Does in its hooks what a user may do, and a search must not be disturbed by."""
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("counted", torch.zeros(1))
+
+    def validation_step(self, batch: Any, i: int, dataloader_idx: int = 0) -> None:
+        batch[0].mul_(0.5)
+        self.seen = self.seen + 1  # rebound
+        self.counted = torch.cat([self.counted, self.counted[:1]])  # resized
+        self.net.norm.running_mean.add_(1)
+        self.logger.log_metrics({"x": 1.0})
+        x = batch[0] / self.hparams.temperature + 0.01 * self.seen
+        super().validation_step((x, batch[1]), i)
+
+
+def test_a_score_depends_on_the_subnet_alone_whatever_hooks_do(tmp_path: Path) -> None:
+    model, trainer = Meddling(), quiet_trainer(logger=CSVLogger(tmp_path))
+    objects = dict(model.named_buffers())
+    values = {name: buffer.clone() for name, buffer in objects.items()}
+    with TrainerEvaluator(model, Digits(), trainer=trainer) as evaluator:
+        told = [evaluator.evaluate(evaluator.space.largest) for _ in range(3)]
+    assert told[0] == told[1] == told[2]
+    for name, buffer in model.named_buffers():
+        assert buffer is objects[name]
+        assert torch.equal(buffer, values[name])
+    assert model._trainer is None
+    assert len(search(trainer=trainer).fit(model, Digits(), progress=False).front)
+
+
+def test_other_hyperparameters_are_other_values(tmp_path: Path) -> None:
+    data, url = DataLoader(digits(), 600), f"sqlite:///{tmp_path}/s.db"
+    settings = {"storage": url, "trainer": quiet_trainer(logger=CSVLogger(tmp_path))}
+    one, other = Meddling(), Meddling(temperature=5.0)
+    other.load_state_dict(one.state_dict())
+    search(**settings, name="a").fit(one, dataloaders=data, progress=False)
+    fresh = search(**settings, name="b").fit(other, dataloaders=data, progress=False)
+    assert {e.reused for e in fresh.history} == {()}
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_weights_come_back_from_another_precision(model: LitMlp, precision: str) -> None:
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer = quiet_trainer(precision=precision)
+    result = search(trainer=trainer).fit(model, Digits(), progress=False)
+    assert all(e.ok for e in result.history)
+    for name, p in model.named_parameters():
+        assert p.dtype == torch.float32
+        assert torch.equal(p, before[name])
+
+
+def test_layers_that_setup_adds_do_not_lose_the_result() -> None:
+    class Late(LitMlp):
+        def setup(self, stage: str) -> None:
+            self.extra = nn.Linear(2, 2)
+
+    assert len(search().fit(Late(), Digits(), progress=False).history) == 6
+
+
+def test_dataloaders_by_name_and_endless_ones(model: LitMlp) -> None:
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            while True:
+                yield from digits()
+
+    named = {"one": DataLoader(digits(), 900), "two": DataLoader(digits(), 600)}
+    objectives = {"val_acc/dataloader_idx_1": "max"}
+    both = search(objectives=objectives).fit(model, dataloaders=named, progress=False)
+    assert len(both.history) == 6
+    trainer, endless = quiet_trainer(limit_val_batches=2), DataLoader(Endless(), 100)
+    cut = search(trainer=trainer).fit(model, dataloaders=endless, progress=False)
+    assert len(cut.history) == 6
+
+
+def test_batches_of_numpy_arrays_are_told_apart() -> None:
+    rows = np.arange(4000.0).reshape(40, 100)
+    changed = rows.copy()
+    changed[15] += 1
+    assert data_fingerprint([[rows]]) != data_fingerprint([[changed]])
 
 
 # Bad input: one clear error, and nothing measured

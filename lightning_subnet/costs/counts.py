@@ -38,6 +38,9 @@ def count_macs(module: nn.Module, example_input: Any) -> int:
         50
     """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    weights = [p for p in module.parameters() if p.is_floating_point()]
+    if weights:  # as the weights are, wherever and in whichever precision a Trainer left them
+        inputs = tuple(_as(weights[0], x) for x in inputs)
     training = {child: child.training for child in module.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # nothing inside it is counted
@@ -71,6 +74,12 @@ def count_macs(module: nn.Module, example_input: Any) -> int:
         )
         raise MeasurementError(msg)
     return macs
+
+
+def _as(weight: torch.Tensor, x: Any) -> Any:
+    if not isinstance(x, torch.Tensor):
+        return x
+    return x.to(weight) if x.is_floating_point() else x.to(weight.device)
 
 
 def traced_measures(module: nn.Module, elastic: Elastic, example_input: Any) -> dict[str, Measure]:

@@ -17,7 +17,7 @@ from lightning_subnet.costs.additive import Term, additive_measure
 from lightning_subnet.elasticity.extraction import plain_state
 from lightning_subnet.elasticity.layers import ElasticSequential
 from lightning_subnet.elasticity.protocol import SubnetMixin, activated
-from lightning_subnet.errors import SpaceError
+from lightning_subnet.errors import InvalidSubnetError, SpaceError, did_you_mean, listed
 from lightning_subnet.measures import Measure
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
@@ -76,6 +76,15 @@ class MobileNetV3Config:
                 f"{len(self.strides)}, {len(self.activations)} and {len(self.se)}."
             )
             raise SpaceError(msg)
+        for activation in self.activations:
+            if activation not in _ACTIVATIONS:
+                msg = f"activation {activation!r} is not one of {listed(_ACTIVATIONS)}."
+                raise SpaceError(msg + did_you_mean(activation, _ACTIVATIONS))
+        for name in ("kernels", "expansions", "depths"):
+            values = getattr(self, name)
+            if not values or min(values) <= 0:
+                msg = f"{name}={values!r} must be one or more positive numbers."
+                raise SpaceError(msg)
 
     def scaled(self, channels: int) -> int:
         """Return channels times the width multiplier, divisible by 8."""
@@ -262,7 +271,12 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
         return self._space
 
     def activate(self, subnet: Subnet) -> None:
-        """Put a subnet in force."""
+        """Put a subnet in force.
+
+        Raises:
+            InvalidSubnetError: A value that the network was not built with; nothing changes then.
+        """
+        self._check(subnet)
         stages: list[Any] = [*self.stages]
         blocks: list[Any] = [*self.blocks]
         for s, stage in enumerate(stages):
@@ -274,6 +288,24 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
             if block.se is not None:
                 block.se.reduce.active_out = make_divisible(mid // 4)
                 block.se.expand.active_out = mid
+
+    def _check(self, subnet: Subnet) -> None:
+        """Refuse what the network was not built with, of the blocks that exist."""
+        config, most = self.config, max(self.config.depths)
+
+        def check(name: str, allowed: Sequence[float]) -> None:
+            if subnet[name] not in allowed:
+                msg = (
+                    f"{name}={subnet[name]!r} is not one of {list(allowed)}, "
+                    "what this network was built with."
+                )
+                raise InvalidSubnetError(msg)
+
+        for s in range(len(config.widths)):
+            check(f"d.{s}", config.depths)
+            for i in range(s * most, s * most + subnet[f"d.{s}"]):
+                check(f"ks.{i}", config.kernels)
+                check(f"e.{i}", config.expansions)
 
     def exact_measures(self) -> list[Measure]:
         """Return `macs`, `params` and `size_mb` as tables over blocks, for thousands of subnets.

@@ -30,7 +30,7 @@ Sized = tuple[ElasticMobileNetV3, int]
 
 
 def build(size: str) -> ElasticMobileNetV3:
-    """A network with no weight at its initial value, so that nothing is hidden by a zero or a one."""
+    """A network with no weight at its initial value, so that no zero or one hides anything."""
     torch.manual_seed(0)
     if size == "full":
         net = ElasticMobileNetV3(MobileNetV3Config(image_size=64))
@@ -73,7 +73,7 @@ def layout(net: ElasticMobileNetV3, subnet: Subnet) -> tuple[list[list[int]], li
 
 
 def inactive_masks(net: ElasticMobileNetV3, subnet: Subnet) -> dict[str, torch.Tensor]:
-    """Of each parameter of the elastic blocks, where it is not in force (written from the paper)."""
+    """Of each parameter of the blocks, where it is not in force (written from the paper)."""
     most, masks = max(net.config.depths), {}
     for name, weight in net.stages.named_parameters(prefix="stages"):
         _, s, b, part, *rest = name.split(".")
@@ -89,8 +89,9 @@ def inactive_masks(net: ElasticMobileNetV3, subnet: Subnet) -> dict[str, torch.T
             elif part == "expand" or (part, rest[0]) == ("depthwise", "1"):
                 used[:mid] = True
             elif part == "depthwise":
-                edge = (weight.shape[-1] - kernel) // 2
-                inner = slice(edge, edge + kernel)
+                largest, below = sorted(net.config.kernels, reverse=True)[:2]
+                side = largest if kernel == largest else below  # matrices mix all of that crop
+                inner = slice((largest - side) // 2, (largest + side) // 2)
                 used[:mid, :, inner, inner] = True
             elif part == "project":
                 used[(slice(None), slice(mid))[: weight.ndim]] = True
@@ -319,8 +320,21 @@ def test_only_blocks_of_the_stages_are_elastic() -> None:
 
 def test_a_subnet_of_another_space_is_refused_with_the_choice() -> None:
     tiny, small = build("tiny"), build("small")
-    with pytest.raises((InvalidSubnetError, KeyError), match=r"d\.2|ks\."):
+    with pytest.raises(KeyError, match=r"d\.2"):
         small.activate(tiny.search_space().largest)
+    subnet = tiny.search_space().smallest
+    tiny.activate(subnet)
+    for changes, message in [
+        ({"depths": (1, 4)}, r"d\.0=4 is not one of \[1, 2, 3\]"),
+        ({"kernels": (3, 7)}, r"ks\.0=7 is not one of \[3, 5\], what this network was built with"),
+        ({"expansions": (1, 3)}, r"e\.0=3 is not one of \[1, 2, 4\]"),  # narrower, yet unknown
+    ]:
+        other = ElasticMobileNetV3.tiny(**changes).search_space()
+        with pytest.raises(InvalidSubnetError, match=message):
+            tiny.activate(other.largest)
+        assert tiny.active_subnet == subnet
+        assert tiny.stages[0].active_depth == 1  # nothing was changed
+    tiny.activate(ElasticMobileNetV3.tiny(depths=(3,)).search_space().largest)  # a part of it
 
 
 @pytest.mark.parametrize(
@@ -330,6 +344,9 @@ def test_a_subnet_of_another_space_is_refused_with_the_choice() -> None:
         ({"se": (True,)}, "not 3, 2 and 1"),
         ({"activations": ("relu",)}, "not 3, 1 and 2"),
         ({"kernels": (3, 4)}, r"kernel_size=\(3, 4\) must be odd sizes, each once"),
+        ({"activations": ("relu", "h_swich")}, "'h_swich' is not one .* Did you mean 'h_swish'"),
+        ({"depths": (0, 1)}, r"depths=\(0, 1\) must be one or more positive numbers"),
+        ({"expansions": ()}, r"expansions=\(\) must be one or more positive numbers"),
         ({"kernels": (3, 3)}, r"kernel_size=\(3, 3\) must be odd sizes, each once"),
     ],
 )

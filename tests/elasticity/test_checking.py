@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_subnet import Choice, SearchSpace, Subnet, elastic
+from lightning_subnet.elasticity.checking import check_elastic
+from lightning_subnet.errors import ElasticityError, SearchError
+from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3, MobileNetV3Config
+from tests.networks import ElasticMlp, LitMlp
+from tests.problems import assert_clear
+
+X = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+
+
+def message(net: nn.Module, example: Any = X) -> str:
+    with pytest.raises(ElasticityError) as caught:
+        check_elastic(net, example)
+    return str(caught.value)
+
+
+class Mlp(ElasticMlp):
+    """ElasticMlp with an activate and a space that a test gives."""
+
+    def __init__(self, space: SearchSpace, act: Callable[[Any, Subnet], object]) -> None:
+        super().__init__()
+        self.space, self.act = space, act
+
+    def search_space(self) -> SearchSpace:
+        return self.space
+
+    def activate(self, subnet: Subnet) -> None:
+        self.act(self, subnet)
+
+
+def both(net: Any, subnet: Subnet) -> None:
+    net.width, net.sharpen = subnet["width"], subnet["sharpen"]
+
+
+SPACE = SearchSpace(width=[4, 8, 16], sharpen=[1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("net", "image"),
+    [
+        (ElasticMobileNetV3.tiny, (2, 1, 8, 8)),
+        (ElasticMobileNetV3.small, (1, 3, 32, 32)),
+    ],
+)
+def test_mobilenets_are_wired(net: Any, image: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    check_elastic(net(), torch.randn(image))
+
+
+def test_the_full_mobilenet_is_wired() -> None:
+    torch.manual_seed(0)
+    check_elastic(ElasticMobileNetV3(MobileNetV3Config(image_size=64)), torch.randn(1, 3, 64, 64))
+
+
+def test_it_passes_for_a_network_of_ones_own_alone_or_in_a_module() -> None:
+    check_elastic(ElasticMlp(), X)
+    check_elastic(LitMlp(), (X,))
+    check_elastic(Mlp(SearchSpace(width=[4, 8], sharpen=[2]), both), X)  # one value: no choice
+
+
+def test_the_dead_choice_is_named() -> None:
+    def forgot(net: Any, subnet: Subnet) -> None:
+        net.width = subnet["width"]
+
+    text = message(Mlp(SPACE, forgot))
+    assert_clear(text, "Choice 'sharpen' is dead", "Use it in activate() and forward()")
+    assert "width" not in text
+    text = message(Mlp(SPACE, lambda net, subnet: None))
+    assert_clear(text, "'width' is dead", "'sharpen' is dead")
+    many = SearchSpace({f"c.{i}": [1, 2] for i in range(9)})
+    assert_clear(message(Mlp(many, lambda net, subnet: None)), "'c.0'", "'c.2'")
+
+
+def test_a_dead_choice_under_a_condition_is_found() -> None:
+    space = SearchSpace(
+        {
+            "width": [4, 8],
+            "sharpen": Choice([1, 2], when={"width": [4]}),
+            "dead": Choice([1, 2], when={"width": [4]}),
+        }
+    )
+    text = message(Mlp(space, both))
+    assert_clear(text, "'dead' is dead")
+    assert "'sharpen'" not in text
+
+
+def test_two_equal_values_are_named_unless_the_space_says_so() -> None:
+    def clipped(net: Any, subnet: Subnet) -> None:
+        net.width, net.sharpen = subnet["width"], max(2, subnet["sharpen"])
+
+    text = message(Mlp(SPACE, clipped))
+    assert_clear(text, "Values 1 and 2 of 'sharpen' are the same network", "same=[(1, 2)]")
+    said = SearchSpace(width=[4, 8], sharpen=Choice([1, 2, 3], same=[(1, 2)]))
+    check_elastic(Mlp(said, clipped), X)
+
+
+def test_choices_that_only_change_the_cost_are_alive() -> None:
+    class Wasteful(Mlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(self.sharpen):
+                self.first(x)
+            return self.last.weight.sum() + x.sum() + self.width
+
+    check_elastic(Wasteful(SPACE, both), X)
+
+
+def test_a_subnet_that_cannot_be_put_in_force_or_run_is_named() -> None:
+    def raising(net: Any, subnet: Subnet) -> None:
+        if subnet["sharpen"] == 2:
+            raise RuntimeError("no kernel for that")
+        both(net, subnet)
+
+    text = message(Mlp(SPACE, raising))
+    assert_clear(text, "sharpen=2", "cannot be put in force", "RuntimeError: no kernel for that")
+    text = message(Mlp(SearchSpace(width=[4, 64], sharpen=[1]), both), torch.zeros(4, 63))
+    assert_clear(text, "width=64", "cannot be put in force or run")
+
+
+def test_state_that_leaks_between_subnets_is_found() -> None:
+    def leaking(net: Any, subnet: Subnet) -> None:
+        net.width, net.sharpen = subnet["width"], subnet["sharpen"]
+        if subnet["sharpen"] == 3 and subnet["width"] == 4:
+            net.offset = 1.0
+
+    class Leaking(Mlp):
+        offset = 0.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + self.offset
+
+    assert_clear(
+        message(Leaking(SPACE, leaking)),
+        "gives other outputs after others were in force",
+        "activate() must set everything",
+    )
+
+
+@pytest.mark.parametrize("outcome", ["passes", "fails"])
+def test_what_was_in_force_flags_and_random_states_come_back(outcome: str) -> None:
+    class Drawing(Mlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            random.random()
+            np.random.rand()  # noqa: NPY002 - as users' code may
+            torch.rand(1)
+            return super().forward(x)
+
+    def act(net: Any, subnet: Subnet) -> None:
+        net.width, net.sharpen = subnet["width"], subnet["sharpen"] if outcome == "passes" else 1
+
+    net = Drawing(SPACE, act).train()
+    net.drop.eval()
+    subnet = SPACE.subnet(width=8, sharpen=2)
+    net.activate(subnet)
+    flags = [module.training for module in net.modules()]
+    state = copy.deepcopy(net.state_dict())
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    if outcome == "passes":
+        check_elastic(net, X)
+    else:
+        assert "'sharpen' is dead" in message(net)
+    assert net.active_subnet == subnet
+    assert net.width == 8
+    assert [module.training for module in net.modules()] == flags
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    assert random.getstate() == states[0]
+    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_attached_networks_and_several_outputs() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.scale = nn.Linear(64, 2), 1
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, Any]:
+            return {"first": self.layer(x), "second": (y * self.scale, 3)}
+
+    space = SearchSpace(scale=[1, 2])
+    net = elastic(Two(), space=space, activate=lambda n, s: setattr(n, "scale", s["scale"]))
+    check_elastic(net, (X, X))
+    assert_clear(message(net, (X, torch.zeros(1))), "Choice 'scale' is dead")
+
+
+def test_something_without_an_elastic_part_is_refused() -> None:
+    with pytest.raises(SearchError, match="no elastic part"):
+        check_elastic(nn.Linear(2, 2), torch.zeros(1, 2))
