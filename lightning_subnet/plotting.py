@@ -70,7 +70,17 @@ def draw_front(
         return _draw_single(result, y, figure, ax)
     X, Y = result.history.column(x), result.history.column(y)
     front = result.front
-    ax.scatter(X, Y, s=22, color=_OTHER, alpha=0.8, linewidths=0, label="measured subnets")
+    allowed = ~np.isnan(result.minimised()).any(axis=1)
+    ax.scatter(
+        X[allowed], Y[allowed], s=22, color=_OTHER, alpha=0.8, linewidths=0,
+        label="measured subnets",
+    )  # fmt: skip
+    refused = ~allowed & result.history.ok
+    if refused.any():
+        ax.scatter(
+            X[refused], Y[refused], s=22, facecolors="none", edgecolors=_OTHER,
+            label="break a constraint",
+        )  # fmt: skip
     fx, fy = front.column(x), front.column(y)
     order = np.argsort(fx, kind="stable")
     flat = len(names) == 2 and {x, y} == set(names)  # noqa: PLR2004 - a staircase needs exactly two objectives
@@ -105,7 +115,9 @@ def draw_front(
             axis.set_major_formatter(EngFormatter(sep=""))
     ax.set_xlabel(_label(x, result.objectives))
     ax.set_ylabel(_label(y, result.objectives))
-    ax.set_title(f"{len(result.history)} of {_count(result.history.space.size)} subnets measured")
+    ax.set_title(
+        f"{int(result.history.ok.sum())} of {_count(result.history.space.size)} subnets measured"
+    )
     ax.grid(alpha=0.25)
     ax.legend(loc="best")
     return figure, ax

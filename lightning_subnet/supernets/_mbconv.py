@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_subnet.elasticity.layers import ElasticBatchNorm2d, ElasticConv2d
 
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "h_swish": nn.Hardswish}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "h_swish": nn.Hardswish}
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -50,7 +50,7 @@ class MBConv(nn.Module):
 
     def __init__(self, spec: BlockSpec, layers: Layers, kernels: Sequence[int], mid: int) -> None:
         super().__init__()
-        act = _ACTIVATIONS[spec.activation]
+        act = ACTIVATIONS[spec.activation]
         c_in, c_out = spec.c_in, spec.c_out
         self.expand = (
             nn.Sequential(layers.conv(c_in, mid, 1), layers.norm(mid), act())

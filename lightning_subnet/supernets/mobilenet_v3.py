@@ -22,6 +22,7 @@ from lightning_subnet.measures import Measure
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
 from lightning_subnet.supernets._mbconv import (
+    ACTIVATIONS,
     ELASTIC,
     PLAIN,
     BlockSpec,
@@ -77,9 +78,9 @@ class MobileNetV3Config:
             )
             raise SpaceError(msg)
         for activation in self.activations:
-            if activation not in _ACTIVATIONS:
-                msg = f"activation {activation!r} is not one of {listed(_ACTIVATIONS)}."
-                raise SpaceError(msg + did_you_mean(activation, _ACTIVATIONS))
+            if activation not in ACTIVATIONS:
+                msg = f"activation {activation!r} is not one of {listed(ACTIVATIONS)}."
+                raise SpaceError(msg + did_you_mean(activation, ACTIVATIONS))
         for name in ("kernels", "expansions", "depths"):
             values = getattr(self, name)
             if not values or min(values) <= 0:
@@ -303,7 +304,8 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
 
         for s in range(len(config.widths)):
             check(f"d.{s}", config.depths)
-            for i in range(s * most, s * most + subnet[f"d.{s}"]):
+            depth: Any = subnet[f"d.{s}"]
+            for i in range(s * most, s * most + depth):
                 check(f"ks.{i}", config.kernels)
                 check(f"e.{i}", config.expansions)
 
