@@ -320,7 +320,7 @@ def test_only_blocks_of_the_stages_are_elastic() -> None:
 
 def test_a_subnet_of_another_space_is_refused_with_the_choice() -> None:
     tiny, small = build("tiny"), build("small")
-    with pytest.raises(KeyError, match="'ks.6' is not a choice of this subnet"):
+    with pytest.raises(KeyError, match=r"'ks\.6' is not a choice of this subnet"):
         small.activate(tiny.search_space().largest)
     subnet = tiny.search_space().smallest
     tiny.activate(subnet)
