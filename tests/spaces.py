@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from lightning_subnet import Choice, SearchSpace, SubnetError
+from tests.problems import conditional as by_depth  # noqa: F401 - the tests of floor 0 take it from here
 
 property_test = settings(max_examples=60, deadline=None)
 
@@ -51,19 +52,6 @@ def ofa_resnet50_stem() -> SearchSpace:
             "e.3": Choice([0.2, 0.25, 0.35], when={"d.1": [2]}),
             "w.0": [0.65, 0.8, 1.0],
             "w.1": [0.65, 0.8, 1.0],
-        }
-    )
-
-
-def by_depth() -> SearchSpace:
-    """Return the space of the design: 9 + 27 + 81 = 117 subnets."""
-    return SearchSpace(
-        {
-            "depth": [2, 3, 4],
-            "ks.0": [3, 5, 7],
-            "ks.1": [3, 5, 7],
-            "ks.2": Choice([3, 5, 7], when={"depth": [3, 4]}),
-            "ks.3": Choice([3, 5, 7], when={"depth": [4]}),
         }
     )
 
