@@ -101,6 +101,7 @@ class SubnetSampling(Callback):
         self._step: tuple[Any, int] | None = None
         self._subnets: list[Subnet] = []
         self._logits: list[torch.Tensor] = []
+        self._watch = ExitStack()
 
     def subnets(self, step: int) -> list[Subnet]:
         """Return the subnets that an optimizer step trains, the first first."""
@@ -148,7 +149,6 @@ class SubnetSampling(Callback):
         if parallel is not None:  # gradients of all subnets are reduced together, once
             parallel.require_backward_grad_sync = False
             parallel.require_forward_param_sync = True
-        self._watch = ExitStack()
         if self._distill:
             self._watch.enter_context(self._watched(pl_module))
 
@@ -181,9 +181,7 @@ class SubnetSampling(Callback):
         self._finish()
 
     def _finish(self) -> None:
-        watch: ExitStack | None = getattr(self, "_watch", None)
-        if watch is not None:
-            watch.close()
+        self._watch.close()
         self._step, self._logits = None, []
         self._activate_largest()
 
