@@ -142,7 +142,7 @@ class SubnetSearch:
         self._storage: Storage = Storage(storage)
         self._session: Session | None = None
         if space is not None:
-            self._problem = self._make_problem(space, self.measures)
+            self._make_problem(space, self.measures)  # what makes no sense shows now
             self.warm_start = [space.subnet(subnet) for subnet in self.warm_start]
             self._load(space)
 
@@ -202,7 +202,6 @@ class SubnetSearch:
             first=first,
         )
         study = open_study(self._storage, self.name, header, problem, self._settings["resume"])
-        self._problem = problem
         self._session = Session(
             problem,
             self.strategy,

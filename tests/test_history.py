@@ -36,9 +36,9 @@ def test_an_evaluation_is_frozen_with_its_values() -> None:
     given["f0"] = 2.0
     assert evaluation.values == {"f0": 1.0}
     with pytest.raises(TypeError):
-        evaluation.values["f0"] = 3.0  # type: ignore[index]
+        evaluation.values["f0"] = 3.0
     with pytest.raises(dataclasses.FrozenInstanceError):
-        evaluation.status = "failed"  # type: ignore[misc]
+        evaluation.status = "failed"
 
 
 @pytest.mark.parametrize("space", [grid(), conditional(), mixed()], ids=repr)

@@ -115,12 +115,12 @@ def test_an_error_of_the_function_is_not_hidden() -> None:
     [
         (lambda: measure("")(len), ["''", '@measure("latency_ms"']),
         (lambda: measure("  ")(len), ["'  '"]),
-        (lambda: measure(len)(len), ["built-in function len", '@measure("latency_ms"']),  # type: ignore[arg-type]
+        (lambda: measure(len)(len), ["built-in function len", '@measure("latency_ms"']),
         (
-            lambda: measure("m", takes="index")(len),  # type: ignore[arg-type]
+            lambda: measure("m", takes="index")(len),
             ["'m'", "'index'", "'subnets' or 'indices'"],
         ),
-        (lambda: by_name([weights, len]), ["built-in function len", "@measure(name)"]),  # type: ignore[list-item]
+        (lambda: by_name([weights, len]), ["built-in function len", "@measure(name)"]),
         (lambda: by_name([weights, weights]), ["two measures", "'weights'"]),
     ],
 )

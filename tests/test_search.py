@@ -578,7 +578,7 @@ BAD: list[tuple[str, Callable[[], Any], type[SubnetError], tuple[str, ...]]] = [
     ("storage", settings(storage="search.db"), StorageError, ("'search.db'", "sqlite:///")),
     (
         "evaluator",
-        lambda: search_of().run(told, progress=False),  # type: ignore[arg-type]
+        lambda: search_of().run(told, progress=False),
         SearchError,
         ("told", "FunctionEvaluator(fn)"),
     ),
@@ -607,10 +607,10 @@ WRONG: list[
     ("missing measure", lambda s, x: s.tell(x, f0=1), TellError, ("'f1' is missing",)),
     ("unknown measure", lambda s, x: s.tell(x, f0=1, f1=1, g=1), TellError, ("'g'", "'f0', 'f1'")),
     ("text", lambda s, x: s.tell(x, f0="0.5", f1=1), TellError, ("'0.5'", "Tell a number")),
-    ("values that are no mapping", lambda s, x: s.tell(x, 0.5), TellError, ("0.5", "by name")),  # type: ignore[arg-type]
-    ("values that are a text", lambda s, x: s.tell(x, "f0"), TellError, ("'f0'", "by name")),  # type: ignore[arg-type]
-    ("no subnet", lambda s, _: s.tell("x", f0=1, f1=1), InvalidSubnetError, ("'x'", "by name")),  # type: ignore[arg-type]
-    ("a list", lambda s, _: s.tell([1, 2], f0=1, f1=1), InvalidSubnetError, ("[1, 2]", "by name")),  # type: ignore[arg-type]
+    ("values that are no mapping", lambda s, x: s.tell(x, 0.5), TellError, ("0.5", "by name")),
+    ("values that are a text", lambda s, x: s.tell(x, "f0"), TellError, ("'f0'", "by name")),
+    ("no subnet", lambda s, _: s.tell("x", f0=1, f1=1), InvalidSubnetError, ("'x'", "by name")),
+    ("a list", lambda s, _: s.tell([1, 2], f0=1, f1=1), InvalidSubnetError, ("[1, 2]", "by name")),
     (
         "unknown name",
         lambda s, _: s.tell({"x.0": 1, "x.1": 1, "y": 1}, f0=1, f1=1),
@@ -639,7 +639,7 @@ WRONG: list[
     ),
     (
         "evaluator that returns a number",
-        lambda s, _: s.run(FunctionEvaluator(lambda x: 1.0), progress=False),  # type: ignore[arg-type, return-value]
+        lambda s, _: s.run(FunctionEvaluator(lambda x: 1.0), progress=False),
         MeasurementError,
         ("returned 1.0", "by name"),
     ),

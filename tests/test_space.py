@@ -427,7 +427,7 @@ def test_bad_spaces(build: Callable[[], object], parts: list[str]) -> None:
 
 
 def test_an_unknown_encoding_is_refused() -> None:
-    message = error_of(SpaceError, lambda: flat().encode([], kind="hot"))  # type: ignore[arg-type]
+    message = error_of(SpaceError, lambda: flat().encode([], kind="hot"))
     assert "'hot'" in message
     assert "'onehot' or 'ordinal'" in message
 

@@ -22,7 +22,7 @@ _M = TypeVar("_M", bound=nn.Module)
 
 
 class ElasticLayer(nn.Module):
-    """What elastic layers have in common: `check_input` for messages, and `plain`."""
+    """What elastic layers have in common: a plain form of the part in force."""
 
     def plain(self, n_in: int) -> nn.Module:
         """Return an ordinary torch layer with a copy of the weights in force.
