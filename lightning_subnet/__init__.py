@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning_subnet.callbacks import SubnetSampling
     from lightning_subnet.choices import Choice
     from lightning_subnet.comparison import Comparison, compare
+    from lightning_subnet.costs.latency import Latency
     from lightning_subnet.elasticity.calibration import recalibrate
     from lightning_subnet.elasticity.checking import check_elastic
     from lightning_subnet.elasticity.extraction import extract
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from lightning_subnet.problem import Problem
     from lightning_subnet.profiling import Profile
     from lightning_subnet.result import SearchResult
-    from lightning_subnet.search import BudgetWarning, SubnetSearch
+    from lightning_subnet.search import SubnetSearch
+    from lightning_subnet.search_callback import SubnetSearchCallback
+    from lightning_subnet.settings import BudgetWarning
     from lightning_subnet.space import SearchSpace
     from lightning_subnet.strategies.base import Strategy
     from lightning_subnet.studies import VersionWarning
@@ -36,7 +39,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Budget": "budget",
-    "BudgetWarning": "search",
+    "BudgetWarning": "settings",
     "Choice": "choices",
     "Comparison": "comparison",
     "Constraint": "objectives",
@@ -44,6 +47,7 @@ _HOME = {
     "Evaluator": "evaluators",
     "FunctionEvaluator": "evaluators",
     "History": "history",
+    "Latency": "costs.latency",
     "Measure": "measures",
     "NoFeasibleSubnet": "errors",
     "Objective": "objectives",
@@ -58,6 +62,7 @@ _HOME = {
     "SubnetMixin": "elasticity.protocol",
     "SubnetSampling": "callbacks",
     "SubnetSearch": "search",
+    "SubnetSearchCallback": "search_callback",
     "TableEvaluator": "evaluators",
     "VersionWarning": "studies",
     "activated": "elasticity.protocol",
@@ -79,6 +84,7 @@ __all__ = [
     "Evaluator",
     "FunctionEvaluator",
     "History",
+    "Latency",
     "Measure",
     "NoFeasibleSubnet",
     "Objective",
@@ -93,6 +99,7 @@ __all__ = [
     "SubnetMixin",
     "SubnetSampling",
     "SubnetSearch",
+    "SubnetSearchCallback",
     "TableEvaluator",
     "VersionWarning",
     "activated",

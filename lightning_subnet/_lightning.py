@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
@@ -26,6 +29,7 @@ __all__ = [
     "CombinedLoader",
     "LightningDataModule",
     "LightningModule",
+    "ModelCheckpoint",
     "Trainer",
     "is_overridden",
 ]
@@ -47,6 +51,21 @@ def check(model: Any, datamodule: Any, trainer: Any) -> None:
     """Raise `SearchError` where the parts are not what Lightning would take."""
     if isinstance(model, type):
         msg = f"fit() got the class {model.__name__}. Pass an object of it: {model.__name__}(...)."
+        raise SearchError(msg)
+    compiled = (
+        [
+            name or type(model).__name__
+            for name, child in model.named_modules()
+            if isinstance(child, OptimizedModule) or child._compiled_call_impl is not None
+        ]
+        if isinstance(model, torch.nn.Module)
+        else []
+    )
+    if compiled:
+        msg = (
+            f"{compiled[0]!r} is compiled, and would be compiled anew for every subnet. Search the "
+            "module before torch.compile(), and compile the subnet that you extract."
+        )
         raise SearchError(msg)
     if not isinstance(model, LightningModule):
         foreign = type(model).__mro__[-2 if len(type(model).__mro__) > 1 else 0].__module__
@@ -78,21 +97,34 @@ def check(model: Any, datamodule: Any, trainer: Any) -> None:
     if trainer.limit_val_batches == 0:
         msg = "The trainer has limit_val_batches=0, so nothing would be validated. Raise it."
         raise SearchError(msg)
-    if trainer.num_devices * trainer.num_nodes > 1:
+    if trainer.barebones:
         msg = (
-            f"The trainer uses {trainer.num_devices * trainer.num_nodes} devices; "
-            "a search validates on one so far. Pass trainer=Trainer(devices=1, ...)."
+            "The trainer has barebones=True, which turns off all logging, and objectives are "
+            "logged. Pass Trainer() with other arguments."
+        )
+        raise SearchError(msg)
+    launcher = trainer.strategy.launcher
+    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)) or not (
+        launcher is None or isinstance(launcher, _SubprocessScriptLauncher)
+    ):
+        name = getattr(trainer.strategy, "_start_method", "") or type(trainer.strategy).__name__
+        msg = (
+            f"A search does not run with the strategy {name!r}: it validates hundreds of times, "
+            "on one device or under 'ddp', whose processes stay alive (those of 'ddp_spawn' start "
+            "anew at every call, 14 to 24 s each). Pass Trainer(strategy='ddp') or devices=1."
         )
         raise SearchError(msg)
 
 
 @contextmanager
-def quiet(trainer: Trainer) -> Iterator[None]:
-    """Take the user's loggers and callbacks away from a Trainer while it validates subnets."""
+def quiet(trainer: Trainer, callbacks: list[Callback]) -> Iterator[None]:
+    """Let a Trainer validate subnets with these callbacks, without the user's and their loggers."""
     dynamic: Any = trainer  # a connector sets `callbacks`, which the class does not declare
-    callbacks, loggers = dynamic.callbacks, dynamic.loggers
+    connector = dynamic._accelerator_connector
+    before = dynamic.callbacks, dynamic.loggers, connector.use_distributed_sampler
     # A validation_step may use self.logger: it gets one that takes everything and keeps nothing.
-    dynamic.callbacks, dynamic.loggers = [], [DummyLogger() for _ in loggers]
+    dynamic.callbacks, dynamic.loggers = callbacks, [DummyLogger() for _ in before[1]]
+    connector.use_distributed_sampler = False  # it would repeat samples to make shares equal
     try:
         with warnings.catch_warnings():
             # Batches in memory need no workers, which Lightning cannot know.
@@ -101,7 +133,86 @@ def quiet(trainer: Trainer) -> Iterator[None]:
             warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
             yield
     finally:
-        dynamic.callbacks, dynamic.loggers = callbacks, loggers
+        dynamic.callbacks, dynamic.loggers, connector.use_distributed_sampler = before
+
+
+def run_on_batch(trainer: Trainer, step: Callable[[Any], Any], batch: Any) -> Any:
+    """Call a function with a batch as the Trainer would: on its device, in its precision."""
+    precision = trainer.precision_plugin
+    batch = trainer.strategy.batch_to_device(precision.convert_input(batch))
+    with precision.val_step_context():
+        return step(batch)
+
+
+# Several processes
+
+
+def launch(trainer: Trainer) -> None:
+    """Start the other processes of a Trainer, if any, and connect them.
+
+    Lightning does this in the first call of `fit` or `validate`; until then each process stands
+    alone, and `broadcast` does nothing.
+    """
+    if trainer.num_devices * trainer.num_nodes > 1 and trainer.strategy.launcher is not None:
+        trainer.strategy.launcher.launch(trainer.strategy.setup_environment, trainer=trainer)
+
+
+def prepares_data(part: Any, trainer: Trainer) -> bool:
+    """Return whether this process is the one that runs `prepare_data` of a (data) module."""
+    return trainer.local_rank == 0 and (part.prepare_data_per_node or trainer.node_rank == 0)
+
+
+def gathered(trainer: Trainer, item: Any) -> list[Any]:
+    """Return the items of all processes, in the order of their ranks."""
+    if trainer.world_size == 1:
+        return [item]
+    items = [None] * trainer.world_size
+    torch.distributed.all_gather_object(items, item)
+    return items
+
+
+# A search at the end of training
+
+
+def is_checkpoint(callback: Callback) -> bool:
+    """Return whether a callback writes checkpoints; Lightning keeps those last."""
+    return isinstance(callback, Checkpoint)
+
+
+def validates(trainer: Trainer) -> bool:
+    """Return whether a `fit` that has begun has validation data."""
+    source = trainer.fit_loop.epoch_loop.val_loop._data_source
+    return source.is_defined() and source.instance is not None and trainer.limit_val_batches != 0
+
+
+def fit_loaders(trainer: Trainer) -> tuple[Any, Any]:
+    """Return validation and training dataloaders as `fit` got them, without Lightning's samplers.
+
+    They come from where `fit` took them (arguments, datamodule or module), which is set up already.
+    """
+    validation = trainer.fit_loop.epoch_loop.val_loop._data_source
+    return validation.dataloader(), trainer.fit_loop._data_source.dataloader()
+
+
+def inner_trainer(outer: Trainer) -> Trainer:
+    """Return a Trainer that validates on the devices of another one, inside its `fit`."""
+    distributed = isinstance(outer.strategy, DDPStrategy)
+    device = outer.strategy.root_device
+    devices: Any = outer.num_devices if device.type == "cpu" else outer.device_ids
+    return Trainer(
+        accelerator=device.type,
+        devices=devices,
+        num_nodes=outer.num_nodes,
+        strategy="ddp" if distributed else "auto",
+        precision=outer.precision,
+        limit_val_batches=outer.limit_val_batches,
+        fast_dev_run=getattr(outer, "fast_dev_run", False),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:

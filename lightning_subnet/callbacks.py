@@ -19,6 +19,7 @@ from lightning_subnet._lightning import (
     backward,
     check_training,
     distributed_model,
+    is_overridden,
     mean_gradients,
     run_training_step,
 )
@@ -47,8 +48,8 @@ class SubnetSampling(Callback):
         rule: `"sandwich"`: the largest, the smallest and `n_random` others; `"random"`: `n_random`.
         n_random: How many random subnets per step.
         distill: In-place distillation: the subnets after the first learn from its logits instead of
-            from the labels. True takes what `forward` returns; a name takes the output of that
-            submodule.
+            from the labels. True takes what `forward` returns (of a LightningModule without its own
+            `forward`, that of its elastic part); a name takes the output of that submodule.
         distill_loss: Called as `distill_loss(student_logits, teacher_logits)`; by default the cross
             entropy with the teacher's probabilities along dimension 1.
         space: What may vary, for a module that is not elastic itself.
@@ -192,8 +193,12 @@ class SubnetSampling(Callback):
     @contextmanager
     def _watched(self, module: LightningModule) -> Iterator[None]:
         """Keep the logits of each forward pass."""
+        child: Any = None
         if isinstance(self._distill, str):
             child = module.get_submodule(self._distill)
+        elif not is_overridden("forward", module):
+            child = self._part
+        if child is not None:
             hook = child.register_forward_hook(lambda _m, _i, out: self._logits.append(out))
             try:
                 yield

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from lightning_subnet.choices import Indices
 from lightning_subnet.errors import MeasurementError, TellError, listed
+from lightning_subnet.history import Evaluation
 from lightning_subnet.members import row_codes
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
@@ -36,6 +37,9 @@ class Evaluator(ABC):
     @abstractmethod
     def evaluate(self, subnet: Subnet) -> Measured:
         """Return values by name of measure: numbers, or pairs (value, standard error)."""
+
+    def recorded(self, evaluation: Evaluation) -> None:  # noqa: B027 - a hook, optional
+        """Take note of an evaluation that was recorded; by default nothing is done."""
 
 
 class FunctionEvaluator(Evaluator):

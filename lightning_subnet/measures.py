@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,8 @@ class Measure:
         takes: What `fn` is called with. Inner searches call measures of indices in bulk.
         fingerprint: Names what the value depends on besides the subnet (weights, data, device).
             Values of equal fingerprint are reused between studies of one storage; None: never.
+        on_reference: Called with the recorded value of the largest subnet when a study goes on, for
+            measures that are taken relative to it.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Measure:
     exact: bool = False
     takes: Takes = "subnets"
     fingerprint: str | None = None
+    on_reference: Callable[[float], None] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -87,6 +90,23 @@ class Measure:
         raise ObjectiveError(msg)
 
 
+@runtime_checkable
+class NetworkMeasure(Protocol):
+    """A measure of networks, such as `Latency`: `fit` binds it to the model that it searches."""
+
+    @property
+    def name(self) -> str:
+        """Its name in objectives, constraints, histories and plots."""
+
+    def bind(self, elastic: Any, example_input: Any) -> Measure:
+        """Return the measure of one super-network.
+
+        Args:
+            elastic: The module that activates subnets.
+            example_input: One sample, as its forward pass takes it: a tensor or a tuple of them.
+        """
+
+
 def measure(
     name: str,
     *,
@@ -124,15 +144,15 @@ def measure(
     return decorate
 
 
-def by_name(measures: Sequence[Measure]) -> dict[str, Measure]:
-    """Return the measures by name.
+def by_name(measures: Sequence[Measure | NetworkMeasure]) -> dict[str, Measure]:
+    """Return the measures by name, those that wait for a network left out.
 
     Raises:
         ObjectiveError: Not a measure, or two of one name.
     """
-    found: dict[str, Measure] = {}
+    found: dict[str, Any] = {}
     for item in measures:
-        if not isinstance(item, Measure):
+        if isinstance(item, type) or not isinstance(item, (Measure, NetworkMeasure)):
             msg = (
                 f"measures= holds {item!r}, which is no measure. "
                 "Decorate a function with @measure(name)."
@@ -142,4 +162,4 @@ def by_name(measures: Sequence[Measure]) -> dict[str, Measure]:
             msg = f"measures= holds two measures of the name {item.name!r}. Give each its own name."
             raise ObjectiveError(msg)
         found[item.name] = item
-    return found
+    return {name: item for name, item in found.items() if isinstance(item, Measure)}

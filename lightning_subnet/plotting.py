@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet import pareto
 from lightning_subnet.errors import ObjectiveError, SearchError, did_you_mean, listed
-from lightning_subnet.objectives import Objective
+from lightning_subnet.objectives import Objective, minimised
 
 if TYPE_CHECKING:
     from lightning_subnet.result import SearchResult
 
-_SINGLE = 1
+_SINGLE, _PAIR = 1, 2
 _FRONT = "#c0392b"
 _OTHER = "#8fa3b5"
 
@@ -68,8 +69,9 @@ def draw_front(
 
     if x is None:
         return _draw_single(result, y, figure, ax)
-    X, Y = result.history.column(x), result.history.column(y)
+    X, Y = result.final.column(x), result.final.column(y)
     front = result.front
+    flat = {x, y} <= set(names)
     allowed = ~np.isnan(result.minimised()).any(axis=1)
     ax.scatter(
         X[allowed], Y[allowed], s=22, color=_OTHER, alpha=0.8, linewidths=0,
@@ -82,8 +84,15 @@ def draw_front(
             label="break a constraint",
         )  # fmt: skip
     fx, fy = front.column(x), front.column(y)
+    if flat and len(names) > _PAIR and len(front):  # of many objectives, the front in these two
+        ax.scatter(
+            fx, fy, s=30, facecolors="white", edgecolors=_FRONT, zorder=2,
+            label=f"front of all {len(names)} objectives ({len(front)} subnets)",
+        )  # fmt: skip
+        drawn = [o for o in result.objectives if o.name in (x, y)]
+        pair = pareto.nondominated(minimised(drawn, {x: fx, y: fy}))
+        fx, fy = fx[pair], fy[pair]
     order = np.argsort(fx, kind="stable")
-    flat = len(names) == 2 and {x, y} == set(names)  # noqa: PLR2004 - a staircase needs exactly two objectives
     if len(front):
         ax.plot(
             fx[order],
@@ -93,15 +102,15 @@ def draw_front(
             marker="o",
             markersize=5.5,
             color=_FRONT,
-            label=f"front ({len(front)} subnets)",
+            label=f"front{'' if len(names) <= _PAIR else ' of these two'} ({len(fx)} subnets)",
         )
-    largest = result.history.get(result.history.space.largest)
+    largest = result.final.get(result.history.space.largest)
     if largest is not None and largest.ok and x in largest.values and y in largest.values:
         ax.scatter(
             largest.values[x], largest.values[y], marker="s", s=70, facecolors="none",
             edgecolors="black", label="largest subnet", zorder=3,
         )  # fmt: skip
-    if len(front) > 2 and flat:  # noqa: PLR2004 - between two points there is no knee
+    if len(front) > _PAIR and len(names) == _PAIR and flat:  # between two points there is none
         knee = result.knee
         ax.annotate(
             "knee",

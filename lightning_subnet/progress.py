@@ -8,14 +8,22 @@ import time
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
+from lightning_subnet import pareto
+from lightning_subnet.errors import ObjectiveError
 from lightning_subnet.history import Evaluation
 from lightning_subnet.session import Session
 
 _LINES = 10
+_FIRST = 10
 
 
 class Progress:
-    """Shows evaluations done, the best of every objective, failures and time left.
+    """Shows evaluations done, best values, hypervolume, failures and time left.
+
+    The hypervolume is that of the front over that of the first ten feasible evaluations, whose
+    worst values are the reference point; so it starts at 1 and grows.
 
     Args:
         session: The search.
@@ -89,11 +97,29 @@ class Progress:
         parts = []
         for objective in session.problem.objectives:
             column = history.column(objective.name)
-            column = column[column == column]  # noqa: PLR0124 - leaves NaN out
+            column = column[~np.isnan(column)]
             if len(column):
                 best = column.min() if objective.direction == "min" else column.max()
                 parts.append(f"{objective.name} {best:.4g}")
+        text = "best " + ", ".join(parts) if parts else ""
+        if (grown := self._hypervolume()) is not None:
+            text += f"  hypervolume x{grown:.2f}"
         failed = int((~history.ok).sum()) if len(history) else 0
-        return (
-            "best " + ", ".join(parts) + (f"  {failed} failed" if failed else "") if parts else ""
-        )
+        return text + (f"  {failed} failed" if failed else "")
+
+    def _hypervolume(self) -> float | None:
+        """Return the hypervolume over that of the first evaluations; None while it means nothing.
+
+        It is also None where the first evaluations agree in an objective, or with one objective.
+        """
+        problem, history = self._session.problem, self._session.history
+        if len(problem.objectives) == 1 or len(history) <= _FIRST:
+            return None
+        try:
+            F, missed = problem.scores(history)
+        except ObjectiveError:  # a relative bound whose reference failed
+            return None
+        F = F[missed <= 0]
+        reference = F[:_FIRST].max(axis=0) if len(F) > _FIRST else np.zeros(0)
+        start = pareto.hypervolume(F[:_FIRST], reference) if len(F) > _FIRST else 0.0
+        return pareto.hypervolume(F, reference) / start if start > 0 else None

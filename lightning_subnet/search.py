@@ -4,11 +4,7 @@
 from __future__ import annotations
 
 import logging
-import numbers
-import secrets
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_subnet import measures as measures_module
@@ -16,30 +12,24 @@ from lightning_subnet.budget import Budget
 from lightning_subnet.errors import ObjectiveError, SearchError, TellError, did_you_mean
 from lightning_subnet.evaluators import Evaluator
 from lightning_subnet.history import Evaluation, History
-from lightning_subnet.measures import Measure
-from lightning_subnet.objectives import parse_constraints, parse_objectives
+from lightning_subnet.measures import Measure, NetworkMeasure
 from lightning_subnet.problem import Problem
-from lightning_subnet.profiling import Profile, check_feasible
-from lightning_subnet.progress import Progress
+from lightning_subnet.profiling import Profile
 from lightning_subnet.result import SearchResult
+from lightning_subnet.running import loop
 from lightning_subnet.session import Session
+from lightning_subnet.settings import parse
 from lightning_subnet.space import SearchSpace
-from lightning_subnet.strategies import resolve
 from lightning_subnet.strategies.base import Strategy
-from lightning_subnet.studies import Resume, check_part, make_header, open_study
+from lightning_subnet.studies import Resume, make_header, open_study
 from lightning_subnet.subnet import Subnet
+from lightning_subnet.verification import verified_values
 
 if TYPE_CHECKING:
     from lightning_subnet.storage import Storage
 
 _log = logging.getLogger(__name__)
-
-
-class BudgetWarning(UserWarning):
-    """The budget ends before the strategy has begun to learn.
-
-    Silence it with `warnings.simplefilter("ignore", lightning_subnet.BudgetWarning)`.
-    """
+_DEV_RUN = 3
 
 
 class SubnetSearch:
@@ -67,6 +57,10 @@ class SubnetSearch:
             refuses, `"must"` refuses if there is none.
         warm_start: Subnets to measure first, such as the front of another search.
         trainer: The Trainer that `fit` validates with.
+        calibration_images: How many training samples `fit` recalibrates BatchNorm with, before each
+            validation; 0 leaves its statistics alone.
+        verify_front: Let `fit` end with a second measurement of noisy measures (latency) on the
+            front, outside the budget, so that a lucky draw does not win.
 
     Raises:
         SubnetError: Any argument that makes no sense; each says what was expected.
@@ -91,7 +85,7 @@ class SubnetSearch:
         objectives: Mapping[str, str],
         constraints: Mapping[str, str | Sequence[str]] | None = None,
         space: SearchSpace | None = None,
-        measures: Sequence[Measure] = (),
+        measures: Sequence[Measure | NetworkMeasure] = (),
         strategy: str | Strategy = "nsga2",
         budget: int | Budget = 250,
         storage: str | None = "sqlite:///subnet_search.db",
@@ -100,43 +94,19 @@ class SubnetSearch:
         resume: Resume = "auto",
         warm_start: Iterable[Subnet] = (),
         trainer: Any = None,
+        calibration_images: int = 512,
+        verify_front: bool = True,
     ) -> None:
         self._settings = {
             key: value for key, value in locals().items() if key not in ("self", "__class__")
         }
-        self.objectives = parse_objectives(objectives)
-        self.constraints = parse_constraints(constraints)
-        self.measures = [measures] if isinstance(measures, Measure) else list(measures)
-        self.strategy = resolve(strategy)
-        self.budget = Budget.of(budget)
-        whole: Any = seed  # a NumPy integer is welcome
-        if isinstance(seed, bool) or not isinstance(whole, numbers.Integral) or seed < 0:
-            msg = f"seed={seed!r} must be a whole number from 0."
-            raise SearchError(msg)
-        if resume not in ("auto", "must", "never"):
-            msg = f"resume= must be 'auto', 'must' or 'never', not {resume!r}."
-            raise SearchError(msg)
-        if space is not None and not isinstance(space, SearchSpace):
-            msg = f"space={space!r:.60} is no SearchSpace. Write space=SearchSpace({{...}})."
-            raise SearchError(msg)
-        if name is None and resume == "must":
-            msg = "resume='must' needs the name= of the study to go on with."
-            raise SearchError(msg)
-        limit, first = self.budget.evaluations, getattr(self.strategy, "population", 0)
-        if limit is not None and limit <= first and isinstance(strategy, str):
-            warnings.warn(
-                f"strategy={strategy!r} draws its first {first} subnets at random, and the budget "
-                f"is {limit}. Give a smaller population: {type(self.strategy).__name__}"
-                f"(population={max(limit // 4, 2)}). "
-                "Silence: ignore lightning_subnet.BudgetWarning.",
-                BudgetWarning,
-                stacklevel=2,
-            )
-        self.seed = int(seed)
-        self.name = name or f"search-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        self.warm_start = list(warm_start)
+        parsed = parse(self._settings)
+        self.objectives, self.constraints = parsed.objectives, parsed.constraints
+        self.measures, self.strategy, self.budget = parsed.measures, parsed.strategy, parsed.budget
+        self.seed, self.calibration_images = parsed.seed, parsed.calibration_images
+        self.name, self.trainer, self.verify_front = parsed.name, trainer, bool(verify_front)
+        self.warm_start: list[Subnet] = list(warm_start)
         self._settings["warm_start"] = self.warm_start  # an iterator can be read once
-        self.trainer = trainer
         from lightning_subnet.storage import Storage
 
         self._storage: Storage = Storage(storage)
@@ -178,7 +148,8 @@ class SubnetSearch:
         """Open an existing study at once, so that a mismatch shows now; `fit` opens its own."""
         study = self._storage.find_study(self.name)
         by_fit = study is not None and study.header["evaluator"]
-        if (study is not None or self._settings["resume"] == "must") and not by_fit:
+        loose = any(not isinstance(item, Measure) for item in self.measures)
+        if (study is not None or self._settings["resume"] == "must") and not by_fit and not loose:
             self._start(space, self.measures)
 
     def _start(
@@ -211,6 +182,10 @@ class SubnetSearch:
             seed=self.seed,
             first=first,
         )
+        largest = self._session.history.get(space.largest)
+        for item in measures:
+            if item.on_reference and largest is not None and item.name in largest.values:
+                item.on_reference(largest.values[item.name])
         if len(self._session.history):
             _log.info(
                 "Study %r goes on after %d evaluations.", self.name, len(self._session.history)
@@ -221,6 +196,12 @@ class SubnetSearch:
         """Return the session, opening the study on first use."""
         if self._session is None:
             space = self._settings["space"]
+            if loose := [m for m in self.measures if not isinstance(m, Measure)]:
+                msg = (
+                    f"{loose[0].name!r} measures networks, and this search has none. Call "
+                    "fit(model, datamodule), or leave it out of measures= and tell its values."
+                )
+                raise SearchError(msg)
             if space is None:
                 msg = (
                     "This search has no space. Give space=SearchSpace({...}) for ask/tell and "
@@ -314,32 +295,18 @@ class SubnetSearch:
                 "Wrap a function that returns values by name: run(FunctionEvaluator(fn))."
             )
             raise SearchError(msg)
-        return self._loop(self._opened(), evaluator, progress=progress)
-
-    def _loop(
-        self,
-        session: Session,
-        evaluator: Evaluator | None,
-        *,
-        progress: bool,
-        first_must_work: bool = False,
-    ) -> SearchResult:
-        if not len(session.history):
-            check_feasible(session.problem, seed=self.seed)
-        with Progress(session, enabled=progress) as shown:
-            while subnets := session.ask(1):
-                try:
-                    shown.update(session.measure(subnets[0], evaluator))
-                except BaseException:
-                    session.give_back(subnets[0])
-                    raise
-                if first_must_work and session.only_failures:
-                    self._session = None
-                    session.give_up()
+        session = self._opened()
+        loop(session, evaluator, progress=progress)
         return self.result()
 
     def fit(
-        self, model: Any, datamodule: Any = None, *, dataloaders: Any = None, progress: bool = True
+        self,
+        model: Any,
+        datamodule: Any = None,
+        *,
+        dataloaders: Any = None,
+        train_dataloaders: Any = None,
+        progress: bool = True,
     ) -> SearchResult:
         """Search the subnets of a trained model by validating them with a Lightning Trainer.
 
@@ -348,66 +315,93 @@ class SubnetSearch:
 
         Args:
             model: A LightningModule with `search_space()` and `activate(subnet)` (`SubnetMixin`),
-                whose `validation_step` logs the objectives.
+                or with one descendant that has them, whose `validation_step` logs the objectives.
             datamodule: The data; its `prepare_data` and `setup("fit")` run once.
             dataloaders: Validation dataloaders, instead of a datamodule.
+            train_dataloaders: Training data that recalibrates BatchNorm, beside `dataloaders`.
             progress: Show progress.
 
         Returns:
             What was found.
 
         Raises:
-            SearchError: The model is no super-network, there is no data, nothing satisfies the
-                exact constraints, or the first five evaluations fail (and are not recorded).
-            MeasurementError: An objective is never logged.
+            SearchError: The model is no super-network, data is missing, nothing satisfies the exact
+                constraints, or the first five evaluations fail (and are not recorded).
+            MeasurementError: An objective is never logged, or not reduced over processes.
         """
+        return self._fit(
+            model,
+            trainer=self.trainer,
+            progress=progress,
+            datamodule=datamodule,
+            dataloaders=dataloaders,
+            train_dataloaders=train_dataloaders,
+        )
+
+    def _fit(
+        self, model: Any, *, trainer: Any, progress: bool, loggers: Sequence[Any] = (), **data: Any
+    ) -> SearchResult:
+        from lightning_subnet.data import Source
+        from lightning_subnet.fitting import fit
         from lightning_subnet.trainer_evaluator import TrainerEvaluator
 
-        with TrainerEvaluator(
-            model, datamodule, dataloaders=dataloaders, trainer=self.trainer
-        ) as evaluator:
-            wanted = [*(o.name for o in self.objectives), *(c.name for c in self.constraints)]
-            measures = evaluator.bound_measures(self.measures, wanted)
-            own = {measure.name for measure in measures}
-            space = self._settings["space"] or evaluator.space
-            if space is not evaluator.space:
-                check_part(space, evaluator.space)
-            told = dict.fromkeys(name for name in wanted if name not in own)
-            session = self._start(
-                space,
-                measures,
-                first=[space.largest],
-                conditions={"measures": list(told), **evaluator.conditions},
-            )
-            return self._loop(session, evaluator, progress=progress, first_must_work=True)
+        source = Source(calibration_images=self.calibration_images, **data)
+        evaluator = TrainerEvaluator(model, source, trainer=trainer, loggers=loggers)
+        if getattr(evaluator.trainer, "fast_dev_run", False):
+            few = min(self.budget.evaluations or _DEV_RUN, _DEV_RUN)
+            _log.info("fast_dev_run: %d evaluations, kept in memory only.", few)
+            return fit(self.replace(budget=few, storage=None), evaluator, progress=progress)
+        try:
+            return fit(self, evaluator, progress=progress)
+        except BaseException:
+            if self._session is not None and not len(self._session.history):
+                self._session = None  # nothing was spent: the next call may have other settings
+            raise
 
-    def result(self) -> SearchResult:
-        """Return what was found so far."""
+    def result(self, extractor: Callable[[Subnet], Any] | None = None) -> SearchResult:
+        """Return what was found so far.
+
+        Args:
+            extractor: Gives a subnet as a module, for `result.extract`; `fit` passes its own.
+        """
         session = self._opened()
-        return SearchResult(session.problem, session.history, name=self.name)
+        return SearchResult(
+            session.problem,
+            session.history,
+            name=self.name,
+            verified=verified_values(session),
+            extractor=extractor,
+        )
 
-    def profile(self, model: Any = None, datamodule: Any = None) -> Profile:
+    def profile(
+        self,
+        model: Any = None,
+        datamodule: Any = None,
+        *,
+        dataloaders: Any = None,
+    ) -> Profile:
         """Say what the exact measures allow, before any budget is spent.
 
         Args:
             model: The model, where the space or an exact measure (`macs`) comes from it.
             datamodule: The data, where the model has no `example_input_array`.
+            dataloaders: Validation dataloaders, instead of a datamodule.
 
         Returns:
             The range of every exact measure, the share of feasible subnets and, if there are none,
             the nearest.
         """
-        space, measures = self._settings["space"], self.measures
+        space = self._settings["space"]
         if model is not None:
+            from lightning_subnet.data import Source
+            from lightning_subnet.fitting import bind
             from lightning_subnet.trainer_evaluator import TrainerEvaluator
 
-            wanted = [*(o.name for o in self.objectives), *(c.name for c in self.constraints)]
-            with TrainerEvaluator(model, datamodule, trainer=self.trainer) as evaluator:
-                measures = evaluator.bound_measures(self.measures, wanted)
-                return Profile.of(
-                    self._make_problem(space or evaluator.space, measures), seed=self.seed
-                )
+            source = Source(datamodule, dataloaders, calibration_images=0)
+            with TrainerEvaluator(model, source, trainer=self.trainer) as evaluator:
+                space, bound, _ = bind(self, evaluator)
+                return Profile.of(self._make_problem(space, bound), seed=self.seed)
         if space is None:
             msg = "This search has no space: call profile(model, datamodule), or give space=."
             raise SearchError(msg)
-        return Profile.of(self._make_problem(space, measures), seed=self.seed)
+        return Profile.of(self._make_problem(space, self.measures), seed=self.seed)

@@ -149,7 +149,7 @@ class Session:
         proposals = self._check(proposals, pending)
         self._open(self.study.add_generation(number, proposals))
         if not self._waiting:  # another process opened this generation, and has measured it all
-            self._sync()
+            self.sync()
             return self._propose()
         return True
 
@@ -368,7 +368,7 @@ class Session:
             fingerprints,
         )
         if evaluation.number > len(self.history):  # another process wrote in between
-            self._sync()
+            self.sync()
         else:
             self._take(evaluation)
         return evaluation
@@ -379,8 +379,8 @@ class Session:
         if evaluation.subnet in self._waiting:
             self._waiting.remove(evaluation.subnet)
 
-    def _sync(self) -> None:
-        """Take in what other processes have written to the study."""
+    def sync(self) -> None:
+        """Take in what was written to the study elsewhere."""
         for item in self.study.evaluations(self.problem.space, start=len(self.history)):
             self._take(item)
 

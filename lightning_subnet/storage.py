@@ -248,6 +248,19 @@ class Storage:
             found = {row.fingerprint: (row.value, row.error) for row in connection.execute(query)}
         return {name: found[print_] for name, print_ in fingerprints.items() if print_ in found}
 
+    def values_of(self, fingerprint: str) -> dict[str, tuple[float, float]]:
+        """Return stored (value, standard error) under a fingerprint, by key of the subnet."""
+        if not self._exists():
+            return {}
+        query = sa.select(_values).where(_values.c.fingerprint == fingerprint)
+        with self._connect(write=False) as connection:
+            return {row.key: (row.value, row.error) for row in connection.execute(query)}
+
+    def keep_value(self, fingerprint: str, subnet: Subnet, value: float, error: float) -> None:
+        """Store a value under a fingerprint, where none is."""
+        with self._connect(write=True) as connection:
+            _keep(connection, fingerprint, subnet, value, error)
+
 
 class Study:
     """One search in a storage: its header, generations and evaluations."""
@@ -345,7 +358,11 @@ class Study:
                     last = connection.scalar(highest)
                     number = 0 if last is None else last + 1
                     connection.execute(_evaluations.insert().values(number=number, **row))
-                    self._keep_values(connection, evaluation, fingerprints or {})
+                    for name, print_ in (fingerprints or {}).items():
+                        if name in evaluation.values:
+                            value = evaluation.values[name]
+                            error = evaluation.errors.get(name, 0.0)
+                            _keep(connection, print_, evaluation.subnet, value, error)
             except sa.exc.IntegrityError as error:
                 if self._has(evaluation.subnet):
                     msg = (
@@ -370,20 +387,13 @@ class Study:
         with self.storage._connect(write=False) as connection:
             return connection.scalar(query) is not None
 
-    @staticmethod
-    def _keep_values(
-        connection: sa.Connection, evaluation: Evaluation, fingerprints: Mapping[str, str]
-    ) -> None:
-        for name, fingerprint in fingerprints.items():
-            if name not in evaluation.values:
-                continue
-            key = {"fingerprint": fingerprint, "key": evaluation.subnet.key}
-            known = sa.select(_values.c.value).filter_by(**key)
-            if connection.scalar(known) is None:
-                error = evaluation.errors.get(name, 0.0)
-                connection.execute(
-                    _values.insert().values(value=evaluation.values[name], error=error, **key)
-                )
+
+def _keep(
+    connection: sa.Connection, fingerprint: str, subnet: Subnet, value: float, error: float
+) -> None:
+    key = {"fingerprint": fingerprint, "key": subnet.key}
+    if connection.scalar(sa.select(_values.c.value).filter_by(**key)) is None:
+        connection.execute(_values.insert().values(value=value, error=error, **key))
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

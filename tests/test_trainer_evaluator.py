@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
+import csv
 import random
 import signal
 from pathlib import Path
@@ -13,14 +15,17 @@ import pytorch_lightning
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
-from lightning_subnet import SearchSpace, SubnetMixin, SubnetSearch
-from lightning_subnet.data import data_fingerprint
+from lightning_subnet import SearchSpace, SubnetMixin, SubnetSearch, recalibrate
+from lightning_subnet.data import Resident, Source, data_fingerprint
 from lightning_subnet.errors import MeasurementError, SearchError, StudyMismatchError
 from lightning_subnet.strategies import RandomSearch
+from lightning_subnet.supernets import ElasticMobileNetV3
 from lightning_subnet.trainer_evaluator import TrainerEvaluator
 from tests.networks import WIDTHS, Digits, LitMlp, digits, quiet_trainer
+
+TRAIN = DataLoader(digits(), 100)
 
 
 def search(**settings: Any) -> SubnetSearch:
@@ -51,12 +56,12 @@ def test_fit_measures_the_largest_first_and_every_subnet_once(model: LitMlp) -> 
 
 def test_the_data_is_set_up_once_although_setup_splits_at_random(model: LitMlp) -> None:
     data = Digits()
-    with TrainerEvaluator(model, data, trainer=quiet_trainer()) as evaluator:
+    with TrainerEvaluator(model, Source(data), trainer=quiet_trainer()) as evaluator:
         subnets = evaluator.space.sample(4, rng=0)
         there = [evaluator.evaluate(s) for s in subnets]
         back = [evaluator.evaluate(s) for s in reversed(subnets)][::-1]
     assert there == back  # neither the split nor the order matters
-    assert data.calls == ["prepare_data", "setup fit", "val_dataloader"]
+    assert data.calls == ["prepare_data", "setup fit", "val_dataloader", "teardown fit"]
     assert "setup" not in vars(data)
     assert data.setup.__func__ is Digits.setup
 
@@ -72,7 +77,7 @@ def test_a_datamodule_made_from_datasets_can_be_searched_twice(model: LitMlp) ->
 
 def test_values_are_those_of_a_plain_loop(model: LitMlp) -> None:
     data = Digits()
-    with TrainerEvaluator(model, data, trainer=quiet_trainer()) as evaluator:
+    with TrainerEvaluator(model, Source(data), trainer=quiet_trainer()) as evaluator:
         for subnet in evaluator.space.sample(3, rng=1):
             told = evaluator.evaluate(subnet)
             model.net.activate(subnet)
@@ -115,7 +120,7 @@ def test_nothing_is_left_changed(model: LitMlp, tmp_path: Path) -> None:
     handler = signal.getsignal(signal.SIGINT)
     states = (random.getstate(), legacy_state(), torch.get_rng_state())
 
-    search(trainer=trainer).fit(model, data, progress=False)
+    result = search(trainer=trainer).fit(model, data, progress=False)
 
     assert {k: m.training for k, m in model.named_modules()} == flags
     assert not model.net.first.weight.requires_grad
@@ -127,7 +132,14 @@ def test_nothing_is_left_changed(model: LitMlp, tmp_path: Path) -> None:
     assert trainer.callbacks is callbacks
     assert trainer.loggers == loggers
     assert callback.calls == 0
-    assert list(tmp_path.rglob("*.csv")) == []
+    (log,) = tmp_path.rglob("*.csv")  # one row per evaluation, and nothing of the validations
+    rows = list(csv.DictReader(log.open()))
+    assert [row["step"] for row in rows] == [str(i) for i in range(6)]
+    assert [float(row["search/val_acc"]) for row in rows] == [
+        pytest.approx(e.values["val_acc"]) for e in result.history
+    ]
+    assert {row["search/failed"] for row in rows} == {"0.0"}
+    assert not any(name.startswith("val_") for name in rows[0])
     assert all(torch.equal(v, buffers[k]) for k, v in model.named_buffers())
     assert signal.getsignal(signal.SIGINT) is handler
     after = (random.getstate(), legacy_state(), torch.get_rng_state())
@@ -176,20 +188,26 @@ def test_ctrl_c_arrives_as_keyboard_interrupt_and_keeps_what_was_measured(tmp_pa
     model, handler = Interrupted(), signal.getsignal(signal.SIGINT)
     settings = {"storage": f"sqlite:///{tmp_path}/s.db", "name": "stopped"}
     with pytest.raises(KeyboardInterrupt):
-        search(**settings).fit(model, dataloaders=DataLoader(digits(), 600), progress=False)
+        search(**settings).fit(
+            model, dataloaders=DataLoader(digits(), 600), train_dataloaders=TRAIN, progress=False
+        )
     assert signal.getsignal(signal.SIGINT) is handler
     assert model.training
     data = DataLoader(digits(), 600)
-    result = search(**settings).fit(model, dataloaders=data, progress=False)
+    result = search(**settings).fit(
+        model, dataloaders=data, train_dataloaders=TRAIN, progress=False
+    )
     assert len(result.history) == 6
 
 
 def test_dataloaders_without_a_datamodule_and_several_of_them(model: LitMlp) -> None:
     loaders = [DataLoader(digits(), 900), DataLoader(digits(), 600)]
-    one = search().fit(model, dataloaders=loaders[0], progress=False)
+    one = search().fit(model, dataloaders=loaders[0], train_dataloaders=TRAIN, progress=False)
     assert len(one.history) == 6
     names = {"val_acc/dataloader_idx_0": "max", "val_acc/dataloader_idx_1": "max"}
-    two = search(objectives=names).fit(model, dataloaders=loaders, progress=False)
+    two = search(objectives=names).fit(
+        model, dataloaders=loaders, train_dataloaders=TRAIN, progress=False
+    )
     first, second = (two.history.column(name) for name in names)
     np.testing.assert_allclose(first, second, atol=1e-6)  # the same data, in other batches
 
@@ -197,10 +215,14 @@ def test_dataloaders_without_a_datamodule_and_several_of_them(model: LitMlp) -> 
 def test_a_growing_budget_goes_on_and_equals_one_run(model: LitMlp, tmp_path: Path) -> None:
     data = DataLoader(digits(), 600)
     settings = {"storage": f"sqlite:///{tmp_path}/s.db", "name": "grows"}
-    search(**settings).fit(model, dataloaders=data, progress=False)
-    grown = search(**settings, budget=12).fit(model, dataloaders=data, progress=False)
+    search(**settings).fit(model, dataloaders=data, train_dataloaders=TRAIN, progress=False)
+    grown = search(**settings, budget=12).fit(
+        model, dataloaders=data, train_dataloaders=TRAIN, progress=False
+    )
     assert model.validations == 12
-    straight = search(budget=12).fit(model, dataloaders=data, progress=False)
+    straight = search(budget=12).fit(
+        model, dataloaders=data, train_dataloaders=TRAIN, progress=False
+    )
     assert [(e.subnet, e.values) for e in grown.history] == [
         (e.subnet, e.values) for e in straight.history
     ]
@@ -209,13 +231,15 @@ def test_a_growing_budget_goes_on_and_equals_one_run(model: LitMlp, tmp_path: Pa
 def test_other_weights_or_other_data_are_another_study(model: LitMlp, tmp_path: Path) -> None:
     data = DataLoader(digits(), 600)
     settings = {"storage": f"sqlite:///{tmp_path}/s.db", "name": "same"}
-    search(**settings).fit(model, dataloaders=data, progress=False)
+    search(**settings).fit(model, dataloaders=data, train_dataloaders=TRAIN, progress=False)
     with pytest.raises(StudyMismatchError, match=r"evaluator\.data"):
-        search(**settings).fit(model, dataloaders=DataLoader(digits(), 300), progress=False)
+        search(**settings).fit(
+            model, dataloaders=DataLoader(digits(), 300), train_dataloaders=TRAIN, progress=False
+        )
     with torch.no_grad():
         model.net.last.bias += 1
     with pytest.raises(StudyMismatchError, match=r"evaluator\.weights"):
-        search(**settings).fit(model, dataloaders=data, progress=False)
+        search(**settings).fit(model, dataloaders=data, train_dataloaders=TRAIN, progress=False)
 
 
 def test_values_of_older_code_are_not_reused(model: LitMlp, tmp_path: Path) -> None:
@@ -224,12 +248,18 @@ def test_values_of_older_code_are_not_reused(model: LitMlp, tmp_path: Path) -> N
             self.log("val_acc", 1 - (self(batch[0]).argmax(1) == batch[1]).float().mean())
 
     data, url = DataLoader(digits(), 600), f"sqlite:///{tmp_path}/s.db"
-    search(storage=url, name="a").fit(model, dataloaders=data, progress=False)
+    search(storage=url, name="a").fit(
+        model, dataloaders=data, train_dataloaders=TRAIN, progress=False
+    )
     other = Other()
     other.load_state_dict(model.state_dict())
     with pytest.raises(StudyMismatchError, match=r"evaluator\.code"):
-        search(storage=url, name="a").fit(other, dataloaders=data, progress=False)
-    fresh = search(storage=url, name="b").fit(other, dataloaders=data, progress=False)
+        search(storage=url, name="a").fit(
+            other, dataloaders=data, train_dataloaders=TRAIN, progress=False
+        )
+    fresh = search(storage=url, name="b").fit(
+        other, dataloaders=data, train_dataloaders=TRAIN, progress=False
+    )
     assert {e.reused for e in fresh.history} == {()}
 
 
@@ -245,9 +275,11 @@ def test_when_everything_fails_nothing_is_spent(tmp_path: Path) -> None:
     model, data = Broken(), DataLoader(digits(), 600)
     settings = {"storage": f"sqlite:///{tmp_path}/s.db", "name": "broken"}
     with pytest.raises(SearchError, match="first 5 evaluations all failed, the last with: Runtime"):
-        search(**settings).fit(model, dataloaders=data, progress=False)
+        search(**settings).fit(model, dataloaders=data, train_dataloaders=TRAIN, progress=False)
     model.mended = True
-    result = search(**settings).fit(model, dataloaders=data, progress=False)
+    result = search(**settings).fit(
+        model, dataloaders=data, train_dataloaders=TRAIN, progress=False
+    )
     assert [e.status for e in result.history] == ["ok"] * 6
 
 
@@ -259,9 +291,13 @@ def test_constraints_that_nothing_satisfies_are_refused_at_once(model: LitMlp) -
 
 def test_another_study_reuses_what_was_measured(model: LitMlp, tmp_path: Path) -> None:
     data, url = DataLoader(digits(), 600), f"sqlite:///{tmp_path}/s.db"
-    first = search(storage=url, name="a", budget=12).fit(model, dataloaders=data, progress=False)
+    first = search(storage=url, name="a", budget=12).fit(
+        model, dataloaders=data, train_dataloaders=TRAIN, progress=False
+    )
     before = model.validations
-    second = search(storage=url, name="b", seed=1).fit(model, dataloaders=data, progress=False)
+    second = search(storage=url, name="b", seed=1).fit(
+        model, dataloaders=data, train_dataloaders=TRAIN, progress=False
+    )
     assert model.validations == before
     assert {e.reused for e in second.history} == {("val_acc",)}
     assert len(second.history) == 6
@@ -275,13 +311,19 @@ def test_a_part_of_the_space_can_be_searched_and_resumed(model: LitMlp, tmp_path
     whole, data = model.net.search_space(), DataLoader(digits(), 600)
     pool = whole.restricted_to([s for s in whole if s["sharpen"] == 2])
     settings = {"storage": f"sqlite:///{tmp_path}/s.db", "name": "part", "space": pool}
-    first = search(**settings, budget=3).fit(model, dataloaders=data, progress=False)
+    first = search(**settings, budget=3).fit(
+        model, dataloaders=data, train_dataloaders=TRAIN, progress=False
+    )
     assert {e.subnet["sharpen"] for e in first.history} == {2}
     again = search(**settings)
     assert len(again.history) == 3
-    assert len(again.fit(model, dataloaders=data, progress=False).history) == len(WIDTHS)
+    assert len(
+        again.fit(model, dataloaders=data, train_dataloaders=TRAIN, progress=False).history
+    ) == len(WIDTHS)
     with pytest.raises(SearchError, match="does not fit the model's own space"):
-        search(space=SearchSpace(depth=[1, 2])).fit(model, dataloaders=data, progress=False)
+        search(space=SearchSpace(depth=[1, 2])).fit(
+            model, dataloaders=data, train_dataloaders=TRAIN, progress=False
+        )
 
 
 def test_relative_constraints_refer_to_the_largest_as_measured(model: LitMlp) -> None:
@@ -325,7 +367,7 @@ def test_a_score_depends_on_the_subnet_alone_whatever_hooks_do(tmp_path: Path) -
     model, trainer = Meddling(), quiet_trainer(logger=CSVLogger(tmp_path))
     objects = dict(model.named_buffers())
     values = {name: buffer.clone() for name, buffer in objects.items()}
-    with TrainerEvaluator(model, Digits(), trainer=trainer) as evaluator:
+    with TrainerEvaluator(model, Source(Digits()), trainer=trainer) as evaluator:
         told = [evaluator.evaluate(evaluator.space.largest) for _ in range(3)]
     assert told[0] == told[1] == told[2]
     for name, buffer in model.named_buffers():
@@ -340,8 +382,10 @@ def test_other_hyperparameters_are_other_values(tmp_path: Path) -> None:
     settings = {"storage": url, "trainer": quiet_trainer(logger=CSVLogger(tmp_path))}
     one, other = Meddling(), Meddling(temperature=5.0)
     other.load_state_dict(one.state_dict())
-    search(**settings, name="a").fit(one, dataloaders=data, progress=False)
-    fresh = search(**settings, name="b").fit(other, dataloaders=data, progress=False)
+    search(**settings, name="a").fit(one, dataloaders=data, train_dataloaders=TRAIN, progress=False)
+    fresh = search(**settings, name="b").fit(
+        other, dataloaders=data, train_dataloaders=TRAIN, progress=False
+    )
     assert {e.reused for e in fresh.history} == {()}
 
 
@@ -372,10 +416,14 @@ def test_dataloaders_by_name_and_endless_ones(model: LitMlp) -> None:
 
     named = {"one": DataLoader(digits(), 900), "two": DataLoader(digits(), 600)}
     objectives = {"val_acc/dataloader_idx_1": "max"}
-    both = search(objectives=objectives).fit(model, dataloaders=named, progress=False)
+    both = search(objectives=objectives).fit(
+        model, dataloaders=named, train_dataloaders=TRAIN, progress=False
+    )
     assert len(both.history) == 6
     trainer, endless = quiet_trainer(limit_val_batches=2), DataLoader(Endless(), 100)
-    cut = search(trainer=trainer).fit(model, dataloaders=endless, progress=False)
+    cut = search(trainer=trainer).fit(
+        model, dataloaders=endless, train_dataloaders=TRAIN, progress=False
+    )
     assert len(cut.history) == 6
 
 
@@ -383,10 +431,183 @@ def test_batches_of_numpy_arrays_are_told_apart() -> None:
     rows = np.arange(4000.0).reshape(40, 100)
     changed = rows.copy()
     changed[15] += 1
-    assert data_fingerprint([[rows]]) != data_fingerprint([[changed]])
+    assert data_fingerprint([Resident([rows])]) != data_fingerprint([Resident([changed])])
+
+
+# BatchNorm
+
+
+class LitConv(LitMlp):
+    """Its BatchNorm stands behind elastic channels, so its statistics depend on the subnet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = ElasticMobileNetV3.tiny(n_classes=10, dropout=0.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x.view(-1, 1, 8, 8) - 0.5)
+
+
+def test_statistics_are_recalibrated_on_the_same_training_samples_for_each_subnet() -> None:
+    L.seed_everything(0, verbose=False)
+    model, data = LitConv(), Digits()
+    subnets = model.net.search_space().sample(3, rng=0)
+    with TrainerEvaluator(
+        model, Source(data, calibration_images=120), trainer=quiet_trainer()
+    ) as evaluator:
+        told = [evaluator.evaluate(subnet) for subnet in subnets]
+        again = [evaluator.evaluate(subnet) for subnet in reversed(subnets)][::-1]
+        calibration = evaluator._data.calibration
+        batches = [batch for loader in evaluator._data.loaders for batch in loader]
+        extracted = evaluator.extractor()
+    assert told == again
+    assert sum(len(x) for x in calibration) == 120
+    train = {tuple(x.tolist()) for x, _ in data.train}
+    assert {tuple(x.tolist()) for batch in calibration for x in batch} <= train
+    for subnet, metrics in zip(subnets, told, strict=True):  # by hand, outside of Lightning
+        net = copy.deepcopy(model.net)
+        net.activate(subnet)
+        recalibrate(net, [x.view(-1, 1, 8, 8) - 0.5 for x in calibration])
+        net.eval()
+        plain = extracted(subnet)
+        right, seen = 0, 0
+        with torch.no_grad():
+            for x, y in batches:
+                logits = net(x.view(-1, 1, 8, 8) - 0.5)
+                torch.testing.assert_close(plain(x.view(-1, 1, 8, 8) - 0.5), logits)
+                right, seen = right + (logits.argmax(1) == y).sum().item(), seen + len(y)
+        assert metrics["val_acc"] == pytest.approx(right / seen, abs=1e-6)
+        assert plain.sliced
+
+
+def test_without_recalibration_statistics_are_those_of_the_super_network() -> None:
+    L.seed_everything(0, verbose=False)
+    model = LitConv()
+    outcomes = []
+    for images in (0, 200):
+        run = search(calibration_images=images, budget=3, objectives={"val_loss": "min"})
+        outcomes.append(run.fit(model, Digits(), progress=False).history.column("val_loss"))
+    assert (outcomes[0] != outcomes[1]).all()
+
+
+def test_batches_of_another_form_are_calibrated_by_the_model(model: LitMlp) -> None:
+    class Mapped(LitMlp):
+        def validation_step(self, batch: Any, i: int, dataloader_idx: int = 0) -> None:
+            super().validation_step((batch["x"], batch["y"]), i)
+
+    class Calibrated(Mapped):
+        seen = 0
+
+        def calibration_step(self, batch: Any) -> None:
+            self.seen += len(batch["x"])
+            self(batch["x"])
+
+    rows = [{"x": x, "y": y} for x, y in digits()]
+    loaders = {"dataloaders": DataLoader(rows, 600), "train_dataloaders": DataLoader(rows, 300)}
+    run = search(objectives={"val_acc": "max"}, budget=2)
+    with pytest.raises(SearchError, match=r"a method calibration_step\(batch\)"):
+        run.fit(Mapped(), **loaders, progress=False)
+    calibrated = Calibrated()
+    assert len(run.fit(calibrated, **loaders, progress=False).history) == 2
+    assert calibrated.seen == 2 * 512
+
+
+def test_a_datamodule_without_training_data_where_batchnorm_needs_it(model: LitMlp) -> None:
+    class ValOnly(L.LightningDataModule):
+        def val_dataloader(self) -> DataLoader:
+            return DataLoader(digits(), 600)
+
+    with pytest.raises(SearchError, match=r"BatchNorm.*ValOnly has no train_dataloader"):
+        search().fit(model, ValOnly(), progress=False)
+    assert len(search(calibration_images=0).fit(model, ValOnly(), progress=False).history) == 6
+
+
+def test_hooks_of_the_module_run_once(model: LitMlp) -> None:
+    class Hooked(LitMlp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[str] = []
+
+        def prepare_data(self) -> None:
+            self.calls.append("prepare_data")
+
+        def setup(self, stage: str) -> None:
+            self.calls.append(f"setup {stage}")
+
+        def teardown(self, stage: str) -> None:
+            self.calls.append(f"teardown {stage}")
+
+    hooked = Hooked()
+    search().fit(hooked, Digits(), progress=False)
+    assert hooked.calls == ["prepare_data", "setup fit", "teardown fit"]
+    assert hooked.setup.__func__ is Hooked.setup
+
+
+def test_fast_dev_run_evaluates_a_few_subnets_and_keeps_nothing(
+    model: LitMlp, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/s.db"
+    trainer = quiet_trainer(fast_dev_run=True)
+    result = search(trainer=trainer, storage=url).fit(model, Digits(), progress=False)
+    assert len(result.history) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_extraction_of_what_fit_found(model: LitMlp) -> None:
+    result = search().fit(model, Digits(), progress=False)
+    frozen = result.extract(result.best("val_acc"))
+    assert not frozen.sliced  # ElasticMlp has no extract() of its own
+    assert frozen.width == result.best("val_acc").subnet["width"]
+    assert frozen is not model.net
+    with pytest.raises(SearchError, match="does not know the network"):
+        type(result)(result.problem, result.history).extract(result.best("val_acc"))
+
+
+def test_verify_reports_the_drop_on_other_data(model: LitMlp) -> None:
+    class Split(Digits):
+        def setup(self, stage: str) -> None:
+            self.calls.append(f"setup {stage}")
+            rows = digits()
+            self.train, self.val, self.test = (
+                Subset(rows, range(a, b)) for a, b in ((0, 300), (300, 500), (500, 1797))
+            )
+
+        def test_dataloader(self) -> DataLoader:
+            return DataLoader(self.test, batch_size=300)
+
+    result = search(budget=12).fit(model, Split(), progress=False)
+    same = result.verify(model, Split(), trainer=quiet_trainer())
+    assert list(same.index) == [e.number for e in result.front]
+    assert (same["val_acc_drop"] == 0).all()
+    data = Split()
+    held_out = result.verify(model, data, split="test", trainer=quiet_trainer())
+    assert data.calls == ["prepare_data", "setup fit", "setup test", "teardown fit"]
+    assert (held_out["val_acc_drop"] != 0).any()
+    np.testing.assert_allclose(
+        held_out["val_acc"] - held_out["val_acc_verified"], held_out["val_acc_drop"]
+    )
+    best = result.front[0]
+    frozen = result.extract(best)
+    x, y = (torch.stack(items) for items in zip(*data.test, strict=True))
+    right = (frozen(x).argmax(1) == y).float().mean().item()
+    assert held_out.loc[best.number, "val_acc_verified"] == pytest.approx(right, abs=1e-6)
+    with pytest.raises(SearchError, match="Digits has no test_dataloader"):
+        result.verify(model, Digits(), split="test")
 
 
 # Bad input: one clear error, and nothing measured
+
+
+def test_compiled_modules_are_refused(model: LitMlp) -> None:
+    model.net = torch.compile(model.net)
+    with pytest.raises(SearchError, match=r"'net' is compiled, and would be compiled anew"):
+        search().fit(model, Digits(), progress=False)
+    fresh = LitMlp()
+    fresh.net.compile()
+    with pytest.raises(SearchError, match="'net' is compiled"):
+        search().fit(fresh, Digits(), progress=False)
+    with pytest.raises(SearchError, match="compiled"):
+        search().fit(torch.compile(LitMlp()), Digits(), progress=False)
 
 
 def test_an_objective_that_is_never_logged(model: LitMlp) -> None:
@@ -450,16 +671,19 @@ def test_data_and_trainers_that_do_not_fit(model: LitMlp) -> None:
     with pytest.raises(SearchError, match="has no val_dataloader"):
         search().fit(model, progress=False)
     with pytest.raises(SearchError, match="both datamodule= and dataloaders="):
-        search().fit(model, Digits(), dataloaders=loader, progress=False)
+        search().fit(model, Digits(), dataloaders=loader, train_dataloaders=TRAIN, progress=False)
     with pytest.raises(SearchError, match="no LightningDataModule"):
         search().fit(model, loader, progress=False)
     with pytest.raises(SearchError, match="gave no batches"):
         search().fit(model, Empty(), progress=False)
     with pytest.raises(SearchError, match=r"no lightning\.pytorch\.Trainer"):
         search(trainer="cpu").fit(model, Digits(), progress=False)
-    two = quiet_trainer(devices=2, strategy="ddp")
-    with pytest.raises(SearchError, match="uses 2 devices"):
-        search(trainer=two).fit(model, Digits(), progress=False)
+    spawned = quiet_trainer(devices=2, strategy="ddp_spawn")
+    with pytest.raises(SearchError, match=r"strategy 'spawn'.*Pass Trainer\(strategy='ddp'\)"):
+        search(trainer=spawned).fit(model, Digits(), progress=False)
+    bare = L.Trainer(barebones=True, accelerator="cpu")
+    with pytest.raises(SearchError, match="barebones=True, which turns off all logging"):
+        search(trainer=bare).fit(model, Digits(), progress=False)
 
 
 def test_a_mapping_as_batch_needs_an_example_input(model: LitMlp) -> None:
@@ -468,11 +692,12 @@ def test_a_mapping_as_batch_needs_an_example_input(model: LitMlp) -> None:
             super().validation_step((batch["x"], batch["y"]), i)
 
     rows = [{"x": x, "y": y} for x, y in digits()]
+    without = search(calibration_images=0)
     with pytest.raises(SearchError, match="Set example_input_array"):
-        search().fit(Mapped(), dataloaders=DataLoader(rows, 600), progress=False)
+        without.fit(Mapped(), dataloaders=DataLoader(rows, 600), progress=False)
     mapped = Mapped()
     mapped.example_input_array = torch.zeros(1, 64)
-    assert len(search().fit(mapped, dataloaders=DataLoader(rows, 600), progress=False).front)
+    assert len(without.fit(mapped, dataloaders=DataLoader(rows, 600), progress=False).front)
 
 
 def test_the_space_may_be_passed_by_the_model_only() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_subnet.errors import MeasurementError
 
@@ -20,6 +21,32 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
         for layer in module.modules()
         if isinstance(layer, _BatchNorm) and layer.running_mean is not None
     ]
+
+
+def n_samples(batch: Any) -> int:
+    """Return how many samples a batch has: the length of its first tensor; 1 if it has none.
+
+    Example:
+        >>> n_samples({"x": torch.zeros(5, 2), "y": torch.zeros(5)})
+        5
+    """
+    lengths = (len(x) for x in tree_leaves(batch) if isinstance(x, torch.Tensor) and x.ndim)
+    return next(lengths, 1)
+
+
+def first_samples(batch: Any, n: int) -> Any:
+    """Return the first n samples of a batch.
+
+    Example:
+        >>> first_samples([torch.zeros(5, 2), torch.zeros(5)], 3)[0].shape
+        torch.Size([3, 2])
+    """
+    length = n_samples(batch)
+    if length <= n:
+        return batch
+    return tree_map(
+        lambda x: x[:n] if isinstance(x, torch.Tensor) and x.ndim and len(x) == length else x, batch
+    )
 
 
 def recalibrate(
@@ -37,8 +64,8 @@ def recalibrate(
 
     Args:
         module: The network, with the subnet in force.
-        batches: Inputs of training data, always the same: tensors (n, ...), each given to
-            `forward`.
+        batches: Inputs of training data, always the same: tensors (n, ...), or structures of them,
+            each given to `forward`.
         max_images: Stop after so many samples; the last batch is cut to fit.
         forward: Called with each batch; by default the module itself.
 
@@ -76,9 +103,9 @@ def recalibrate(
             layer.train()
         with torch.no_grad():
             for batch in batches:
-                part = batch[: max_images - used]
+                part = first_samples(batch, max_images - used)
                 run(part)
-                used += len(part)
+                used += n_samples(part)
                 if used >= max_images:
                     break
     finally:

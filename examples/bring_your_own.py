@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Search a network that nobody trained as a super-network: a pre-trained CIFAR-10 ResNet-56.
+
+    python examples/bring_your_own.py [--budget 60] [--images 500]
+
+24 of its 27 residual blocks keep their shape, so each may be skipped: 2^24 subnets, without any
+training. Weights and images come from the folder that LIGHTNING_SUBNET_DATA names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import types
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_subnet import Latency, SearchSpace, Subnet, SubnetSearch, elastic
+from lightning_subnet.strategies import NSGA2
+
+DATA = Path(os.environ.get("LIGHTNING_SUBNET_DATA", "../shared/data"))
+
+
+# Someone else's network, as it is published: nothing in it knows of subnets.
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride, self.grown = stride, outputs - inputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.stride > 1 or self.grown:  # fewer pixels, and more channels: zeros on both sides
+            half = self.grown // 2
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, half))
+        return F.relu(y + x)
+
+
+class ResNet(nn.Module):
+    def __init__(self, blocks: int = 9) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        widths = [16, 16, 32, 64]
+        for s in (1, 2, 3):
+            first = Block(widths[s - 1], widths[s], 1 if s == 1 else 2)
+            rest = [Block(widths[s], widths[s], 1) for _ in range(blocks - 1)]
+            setattr(self, f"layer{s}", nn.Sequential(first, *rest))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        return self.linear(x.mean(dim=(2, 3)))
+
+
+def pretrained(data: Path = DATA) -> ResNet:
+    net = ResNet()
+    state = torch.load(data / "cifar10_resnet" / "resnet56.th", weights_only=True)["state_dict"]
+    net.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    return net
+
+
+# What makes it searchable.
+
+
+def skippable(net: nn.Module) -> list[Block]:
+    return [block for stage in (net.layer1, net.layer2, net.layer3) for block in stage[1:]]
+
+
+def activate(net: nn.Module, subnet: Subnet) -> None:
+    for block, keep in zip(skippable(net), subnet.values(), strict=True):
+        block.forward = types.MethodType(Block.forward, block) if keep else nn.Identity().forward
+
+
+def searchable(net: ResNet) -> nn.Module:
+    space = SearchSpace({f"keep.{i}": [0, 1] for i in range(len(skippable(net)))})
+    return elastic(net, space=space, activate=activate)
+
+
+class LitClassifier(L.LightningModule):
+    """An ordinary LightningModule."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        self.log("val_acc", (self(batch[0]).argmax(1) == batch[1]).float().mean())
+
+
+class Cifar10(L.LightningDataModule):
+    def __init__(self, images: int, data: Path = DATA) -> None:
+        super().__init__()
+        self.images, self.data = images, data
+
+    def setup(self, stage: str) -> None:
+        arrays = np.load(self.data / "cifar10_small.npz")
+        self.train = self._set(arrays["train_x"][:2000], arrays["train_y"][:2000])
+        self.val = self._set(arrays["test_x"][: self.images], arrays["test_y"][: self.images])
+
+    def _set(self, images: np.ndarray, classes: np.ndarray) -> TensorDataset:
+        x = torch.tensor(images).permute(0, 3, 1, 2) / 255
+        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+        x = (x - mean[:, None, None]) / std[:, None, None]
+        return TensorDataset(x, torch.tensor(classes).long())
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train, batch_size=128, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.val, batch_size=125)
+
+
+def gentle(space: SearchSpace, n: int) -> list[Subnet]:
+    """Return subnets that skip one block more each: half of all blocks at random is too many."""
+    rng, names = np.random.default_rng(0), list(space.names)
+    skipped = [set(rng.choice(names, 1 + i * 10 // n, replace=False)) for i in range(n)]
+    return [space.subnet({name: int(name not in some) for name in names}) for some in skipped]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--budget", type=int, default=60)
+    parser.add_argument("--images", type=int, default=500, help="validated per subnet")
+    args = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*(many workers|LeafSpec).*")
+    if not DATA.is_dir():
+        raise SystemExit(f"There is no {DATA}: set LIGHTNING_SUBNET_DATA.")
+    output = Path("byo_output")
+    output.mkdir(exist_ok=True)
+
+    net = searchable(pretrained())
+    search = SubnetSearch(
+        objectives={"val_acc": "max", "latency_ms": "min"},
+        measures=[Latency(batch_size=8)],
+        strategy=NSGA2(population=16),
+        warm_start=gentle(net.search_space(), 15),
+        budget=args.budget,
+        storage=f"sqlite:///{output}/search.db",
+        name=f"resnet56-{args.images}",
+        calibration_images=256,
+    )
+    result = search.fit(LitClassifier(net), Cifar10(args.images))
+    print(result)
+
+    whole = result.history[0]
+    best = result.best("val_acc", where={"latency_ms": "<= 80%"})
+    for label, e in (("The whole network", whole), ("Best within 80 % of its latency", best)):
+        kept = sum(e.subnet.values())
+        print(f"{label}: {kept} of 24 blocks, {e.values['val_acc']:.1%}, "
+              f"{e.values['latency_ms']:.2f} ms")  # fmt: skip
+    figure, ax = result.plot()
+    ax.set_title(f"Skipping blocks of a pre-trained ResNet-56: {ax.get_title()}")
+    figure.savefig(output / "front.png", dpi=120)
+    result.save(output / "result.json")
+    print(f"Wrote {output}/front.png and {output}/result.json.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A second look at the front: noisy measures are taken again, so that a lucky draw does not win.
+
+A search keeps the luckiest of noisy values. A second, independent value is not the luckiest of
+anything: it stands beside the first in the study, and decides the front.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from lightning_subnet.errors import MeasurementError, ObjectiveError
+from lightning_subnet.history import Evaluation, History
+from lightning_subnet.session import Session
+from lightning_subnet.subnet import Subnet
+
+_log = logging.getLogger(__name__)
+
+Verified = Mapping[str, Mapping[str, tuple[float, float]]]
+"""Second (value, standard error) by name of measure, by key of the subnet."""
+
+
+def noisy_names(session: Session) -> list[str]:
+    """Return the measures that another measurement of the same subnet would give otherwise."""
+    return [n for n, m in session.measures.items() if not m.exact and n in session.problem.names]
+
+
+def verified_values(session: Session) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return the second values that the study has."""
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for name in noisy_names(session):
+        stored = session.study.storage.values_of(_fingerprint(session, name))
+        for key, pair in stored.items():
+            found.setdefault(key, {})[name] = pair
+    return found
+
+
+def keep_verified(session: Session, verified: Verified) -> None:
+    """Store second values that another process has measured."""
+    for evaluation in session.history:
+        for name, (value, error) in verified.get(evaluation.subnet.key, {}).items():
+            session.study.storage.keep_value(
+                _fingerprint(session, name), evaluation.subnet, value, error
+            )
+
+
+def with_verified(history: History, verified: Verified) -> History:
+    """Return the evaluations with their second values in place of the first."""
+    return History(
+        history.space,
+        (
+            _replaced(evaluation, verified[evaluation.subnet.key])
+            if evaluation.subnet.key in verified and evaluation.ok
+            else evaluation
+            for evaluation in history
+        ),
+    )
+
+
+def _replaced(evaluation: Evaluation, pairs: Mapping[str, tuple[float, float]]) -> Evaluation:
+    return replace(
+        evaluation,
+        values={**evaluation.values, **{name: value for name, (value, _) in pairs.items()}},
+        errors={**evaluation.errors, **{name: error for name, (_, error) in pairs.items()}},
+    )
+
+
+def verify_front(session: Session) -> dict[str, list[float]]:
+    """Take noisy measures of the front once more, until all of the front was.
+
+    A measurement that fails leaves the first value in force.
+
+    Returns:
+        By name of measure, the relative change of each value.
+    """
+    names = noisy_names(session)
+    changes: dict[str, list[float]] = {name: [] for name in names}
+    tried: set[Subnet] = set()
+    while names:
+        verified = verified_values(session)
+        front = session.problem.front(with_verified(session.history, verified))
+        unseen = [e for e in front if e.subnet.key not in verified and e.subnet not in tried]
+        if not unseen:
+            break
+        for evaluation in unseen:
+            tried.add(evaluation.subnet)
+            for name in names:
+                value = _measured_again(session, evaluation, name)
+                if value is not None and evaluation.values[name]:
+                    changes[name].append(value / evaluation.values[name] - 1)
+    return {name: values for name, values in changes.items() if values}
+
+
+def _measured_again(session: Session, evaluation: Evaluation, name: str) -> float | None:
+    space = session.problem.space
+    try:
+        values, errors = session.measures[name].evaluate(space, space.indices([evaluation.subnet]))
+    except (ObjectiveError, MeasurementError):
+        raise
+    except Exception:
+        _log.warning("%s of %s could not be measured again.", name, evaluation, exc_info=True)
+        return None
+    if not np.isfinite(values[0]):
+        return None
+    value, error = float(values[0]), float(errors[0])
+    session.study.storage.keep_value(_fingerprint(session, name), evaluation.subnet, value, error)
+    return value
+
+
+def _fingerprint(session: Session, name: str) -> str:
+    return f"verified:{session.study.name}:{name}"
