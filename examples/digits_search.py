@@ -43,8 +43,7 @@ parts = train_test_split(range(len(y)), test_size=0.4, random_state=0, stratify=
 train, val = (TensorDataset(x[rows], y[rows]) for rows in parts)
 loaders = DataLoader(train, batch_size=64, shuffle=True), DataLoader(val, batch_size=256)
 
-output = Path("demo_output")
-output.mkdir(exist_ok=True)
+(output := Path("demo_output")).mkdir(exist_ok=True)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", ".*(many workers|LeafSpec).*")
 torch.set_num_threads(1)  # so small a network gains nothing from more
@@ -56,7 +55,7 @@ else:
     print(f"Training {model.net.search_space()}")
     trainer = L.Trainer(
         max_epochs=30, check_val_every_n_epoch=30, accelerator="cpu", logger=False,
-        callbacks=[SubnetSampling("sandwich", n_random=2, distill=True)], enable_checkpointing=False,
+        callbacks=[SubnetSampling("sandwich", distill=True)], enable_checkpointing=False,
     )  # fmt: skip
     trainer.fit(model, *loaders)
     torch.save(model.state_dict(), output / "supernet.pt")

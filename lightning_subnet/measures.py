@@ -13,6 +13,7 @@ import numpy.typing as npt
 from lightning_subnet.choices import Indices
 from lightning_subnet.errors import ObjectiveError
 from lightning_subnet.space import SearchSpace
+from lightning_subnet.subnet import Subnet
 
 Takes = Literal["subnets", "indices"]
 
@@ -32,8 +33,8 @@ class Measure:
         takes: What `fn` is called with. Inner searches call measures of indices in bulk.
         fingerprint: Names what the value depends on besides the subnet (weights, data, device).
             Values of equal fingerprint are reused between studies of one storage; None: never.
-        on_reference: Called with the recorded value of the largest subnet when a study goes on, for
-            measures that are taken relative to it.
+        on_reference: Called with the largest subnet of the search and its recorded value, where
+            that was measured earlier, for measures that are relative to one another.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Measure:
     exact: bool = False
     takes: Takes = "subnets"
     fingerprint: str | None = None
-    on_reference: Callable[[float], None] | None = None
+    on_reference: Callable[[Subnet, float], None] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():

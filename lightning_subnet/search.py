@@ -182,10 +182,6 @@ class SubnetSearch:
             seed=self.seed,
             first=first,
         )
-        largest = self._session.history.get(space.largest)
-        for item in measures:
-            if item.on_reference and largest is not None and item.name in largest.values:
-                item.on_reference(largest.values[item.name])
         if len(self._session.history):
             _log.info(
                 "Study %r goes on after %d evaluations.", self.name, len(self._session.history)

@@ -84,6 +84,8 @@ class Session:
         self._n_generations = 0
         for subnets in generations:
             self._open(subnets)
+        if (largest := self.history.get(space.largest)) is not None:
+            self._tell_reference(largest)
 
     # Handing out
 
@@ -373,8 +375,16 @@ class Session:
             self._take(evaluation)
         return evaluation
 
+    def _tell_reference(self, evaluation: Evaluation) -> None:
+        """Tell measures what was measured of the largest subnet, elsewhere or earlier."""
+        for name, measure in self.measures.items():
+            if measure.on_reference is not None and name in evaluation.values:
+                measure.on_reference(evaluation.subnet, evaluation.values[name])
+
     def _take(self, evaluation: Evaluation) -> None:
         self.history.add(evaluation)
+        if evaluation.reused and evaluation.subnet == self.problem.space.largest:
+            self._tell_reference(evaluation)
         self._pending.pop(self._code(evaluation.subnet), None)
         if evaluation.subnet in self._waiting:
             self._waiting.remove(evaluation.subnet)

@@ -1,33 +1,126 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo does what its issue asks of it, when run as its user runs it."""
+"""The examples, run as their users run them, with less training and smaller budgets."""
 
 from __future__ import annotations
 
+import os
+import random
+import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
+import torch
 
 from lightning_subnet import SearchResult
 
-DEMO = Path(__file__).resolve().parent.parent / "examples" / "digits_search.py"
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+DATA = Path(os.environ.get("LIGHTNING_SUBNET_DATA", ROOT / "../shared/data")).resolve()
+BUDGET = 24
+KILLS = 3
 
 
-def test_the_demo_finds_a_front_worth_having_and_goes_on_after_a_stop(tmp_path: Path) -> None:
-    def run() -> str:
-        done = subprocess.run(
-            [sys.executable, DEMO], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+def small_demo(folder: Path) -> Path:
+    """Write the demo with a tenth of the training and a smaller budget; return its path."""
+    text = (EXAMPLES / "digits_search.py").read_text()
+    for old, new in {
+        "max_epochs=30": "max_epochs=3",
+        "budget=80": f"budget={BUDGET}",
+        "population=20": "population=8",
+        "<= 50%": "<= 90%",
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / "demo.py"
+    path.write_text(text)
+    return path
 
-    first = run()
-    result = SearchResult.load(tmp_path / "demo_output" / "result.json")
-    assert len(result.history) == 40
+
+def run(*command: object, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env={**os.environ, "LIGHTNING_SUBNET_DATA": str(DATA)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def evaluations(database: Path) -> int:
+    try:
+        with sqlite3.connect(database) as connection:
+            (count,) = connection.execute("SELECT count(*) FROM subnet_evaluation").fetchone()
+            return count
+    except sqlite3.OperationalError:  # not there yet
+        return 0
+
+
+def test_the_demo_and_that_it_can_be_killed_at_any_moment(tmp_path: Path) -> None:
+    demo, output = small_demo(tmp_path), tmp_path / "demo_output"
+    first = run(demo, cwd=tmp_path)
+    assert f"{BUDGET}/{BUDGET}" in first
+    assert "net.sliced=True" in first
+    result = SearchResult.load(output / "result.json")
+    assert len(result.history) == BUDGET
     assert all(e.ok for e in result.history)
-    assert len(result.front) >= 5
-    assert result.best("val_acc").values["val_acc"] > 0.9
-    assert (tmp_path / "demo_output" / "front.png").stat().st_size > 10_000
-    assert "40/40" in first
-    again = run()
-    assert "goes on after 40 evaluations" in again
-    assert again.split("digits: 40 evaluations")[1] == first.split("digits: 40 evaluations")[1]
+    assert result.verified.keys() >= {e.subnet.key for e in result.front}
+    assert (output / "front.png").stat().st_size > 10_000
+    plain = torch.load(output / "best.pt", weights_only=False)
+    assert plain(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    again = run(demo, cwd=tmp_path)
+    assert f"goes on after {BUDGET} evaluations" in again
+    assert again.split("\n\nLargest")[1] == first.split("\n\nLargest")[1]
+
+    # The same search again, killed three times. Latency is noise, and proposals follow it; so the
+    # values of the first run are given to it, and nothing else: accuracy is validated anew.
+    other = tmp_path / "other"
+    (other / "demo_output").mkdir(parents=True)
+    database = other / "demo_output" / "search.db"
+    shutil.copy(output / "supernet.pt", other / "demo_output")
+    with sqlite3.connect(output / "search.db") as connection:
+        connection.execute("VACUUM INTO ?", (str(database),))
+    with sqlite3.connect(database) as connection:
+        for table in ("subnet_evaluation", "subnet_generation", "subnet_study"):
+            connection.execute(f"DELETE FROM {table}")
+        connection.execute("DELETE FROM subnet_value WHERE fingerprint LIKE 'val_acc%'")
+    chance = random.Random(0)
+    for kill in range(KILLS):
+        process = subprocess.Popen(
+            [sys.executable, str(demo)],
+            cwd=other,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        while evaluations(database) < (kill + 1) * BUDGET // (KILLS + 1):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert 0 < evaluations(database) < BUDGET
+    run(demo, cwd=other)
+    killed = SearchResult.load(other / "demo_output" / "result.json")
+    for one, two in zip(result.history, killed.history, strict=True):
+        assert (one.subnet, one.values, one.generation) == (two.subnet, two.values, two.generation)
+        assert two.reused == ("latency_ms",)
+
+
+@pytest.mark.skipif(not (DATA / "cifar10_resnet").is_dir(), reason=f"no ResNet-56 in {DATA}")
+def test_a_network_that_nobody_trained_as_a_super_network(tmp_path: Path) -> None:
+    told = run(EXAMPLES / "bring_your_own.py", "--budget", 4, "--images", 100, cwd=tmp_path)
+    result = SearchResult.load(tmp_path / "byo_output" / "result.json")
+    assert len(result.history) == 4
+    assert result.history.space.size == 2**24
+    whole = result.history[0].values
+    assert whole["val_acc"] > 0.88  # 93.39 % on all of the test images
+    skipping = [e for e in result.history if e.subnet != result.history.space.largest]
+    assert all(e.values["latency_ms"] < whole["latency_ms"] for e in skipping)
+    assert "The whole network: 24 of 24 blocks" in told
