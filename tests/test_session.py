@@ -13,6 +13,7 @@ from lightning_subnet import (
     FunctionEvaluator,
     History,
     Measure,
+    Objective,
     Problem,
     SpaceExhausted,
     Strategy,
@@ -582,3 +583,44 @@ def test_first_subnets_are_generation_zero() -> None:
     assert later == strategy.propose(session.problem, session.history, 5, rng)
     again = session_of(storage, strategy=strategy, first=[largest, smallest])
     assert again.ask(9) == later
+
+
+# Measures that are relative to one another
+
+
+def test_the_value_of_the_largest_is_told_where_it_was_measured_earlier() -> None:
+    heard: list[tuple[Subnet, float]] = []
+
+    def relative(fingerprint: str | None) -> Measure:
+        return Measure(
+            "ms",
+            lambda subnets: [float(sum(s.values())) for s in subnets],
+            fingerprint=fingerprint,
+            on_reference=lambda subnet, value: heard.append((subnet, value)),
+        )
+
+    storage, space = Storage(None), grid()
+
+    def opened(name: str) -> Session:
+        study = storage.find_study(name) or storage.create_study(name, {}, space, {})
+        return Session(
+            Problem(space, (Objective("ms", "min"),)),
+            RandomSearch(),
+            measures={"ms": relative("here")},
+            study=study,
+            budget=Budget(evaluations=4),
+            seed=0,
+            first=[space.largest],
+        )
+
+    largest = (space.largest, float(sum(space.largest.values())))
+    first = opened("one")
+    for subnet in (first.ask()[0], first.ask()[0]):
+        first.measure(subnet, None)
+    assert heard == []  # it has measured the largest itself
+    opened("one")  # a resume
+    assert heard == [largest]
+    other = opened("two")  # another study reuses the value
+    assert heard == [largest]
+    assert other.measure(other.ask()[0], None).reused == ("ms",)
+    assert heard == [largest, largest]
