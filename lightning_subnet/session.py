@@ -274,10 +274,10 @@ class Session:
 
     def give_up(self) -> None:
         """Forget evaluations that all failed, so that they can be repeated, and raise."""
-        last = self.history[-1].reason
-        self.study.forget_evaluations()
+        failed, self.history = self.history, History(self.problem.space)
+        self.study.forget()
         msg = (
-            f"The first {len(self.history)} evaluations all failed, the last with: {last}\n"
+            f"The first {len(failed)} evaluations all failed, the last with: {failed[-1].reason}\n"
             "Nothing was recorded: mend the cause and search again under the same name."
         )
         raise SearchError(msg)

@@ -278,10 +278,13 @@ class Study:
         """The space that the study was made with."""
         return SearchSpace.from_json(self._space)
 
+    def differences(self, header: Mapping[str, Any]) -> list[str]:
+        """Return where a header differs from the stored one, as texts."""
+        return list(differences(self.header, json.loads(json.dumps(header))))
+
     def check(self, header: Mapping[str, Any]) -> None:
         """Raise `StudyMismatchError` naming the differences if the stored header is another one."""
-        found = list(differences(self.header, json.loads(json.dumps(header))))
-        if found:
+        if found := self.differences(header):
             shown = "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "")  # noqa: PLR2004 - a few do
             msg = (
                 f"Study {self.name!r} in {self.storage.url!r} was made with other settings: "
@@ -364,7 +367,7 @@ class Study:
                             error = evaluation.errors.get(name, 0.0)
                             _keep(connection, print_, evaluation.subnet, value, error)
             except sa.exc.IntegrityError as error:
-                if self._has(evaluation.subnet):
+                if self.has(evaluation.subnet):
                     msg = (
                         f"{evaluation.subnet} was told to study {self.name!r} already. "
                         "It is measured once."
@@ -375,15 +378,18 @@ class Study:
         msg = f"Study {self.name!r}: no free number in {_TRIES} tries. Too many writers at once?"
         raise StorageError(msg)
 
-    def forget_evaluations(self) -> None:
-        """Delete the evaluations of this study; its proposals stay, and are asked again."""
+    def forget(self, *, whole: bool = False) -> None:
+        """Delete the evaluations, so that proposals are asked again; or the whole study."""
         with self.storage._connect(write=True) as connection:
             connection.execute(_evaluations.delete().where(_evaluations.c.study == self._id))
+            if whole:
+                connection.execute(_generations.delete().where(_generations.c.study == self._id))
+                connection.execute(_studies.delete().where(_studies.c.id == self._id))
 
-    def _has(self, subnet: Subnet) -> bool:
-        query = sa.select(_evaluations.c.number).where(
-            _evaluations.c.study == self._id, _evaluations.c.key == subnet.key
-        )
+    def has(self, subnet: Subnet | None = None) -> bool:
+        """Return whether it has an evaluation, of this subnet or of any."""
+        query = sa.select(_evaluations.c.number).where(_evaluations.c.study == self._id).limit(1)
+        query = query if subnet is None else query.where(_evaluations.c.key == subnet.key)
         with self.storage._connect(write=False) as connection:
             return connection.scalar(query) is not None
 

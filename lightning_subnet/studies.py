@@ -103,6 +103,9 @@ def open_study(
             "Give this search another name=."
         )
         raise SearchError(msg)
+    if not study.has() and study.differences(header):
+        study.forget(whole=True)  # nothing was measured: its settings were a mistake
+        return storage.create_study(name, header, problem.space, versions)
     study.check(header)
     stored = study.versions  # another version of this package may have recorded other packages
     changed = [f"{k} {stored[k]} -> {v}" for k, v in versions.items() if stored.get(k, v) != v]

@@ -100,6 +100,7 @@ class TrainerEvaluator(Evaluator):
         self.space = space
         self._stack = ExitStack()
         self._data = FrozenData()
+        self._callbacks: list[Callback] = []
         self.conditions: dict[str, str] = {}
         self._digest = ""
 
@@ -111,6 +112,9 @@ class TrainerEvaluator(Evaluator):
             stack.callback(self._elastic.activate, before or self.space.largest)
             self._buffers = stack.enter_context(module_state(self._model, self._source.datamodule))
             self._data = stack.enter_context(frozen_data(self._model, self._source, self.trainer))
+            if self._data.calibration:
+                step = self._calibration_step()
+                self._callbacks = [_Recalibration(self._data.calibration, step)]
             self.conditions = self._conditions()
             self._digest = digest(self.conditions)
             self._stack = stack.pop_all()
@@ -189,11 +193,8 @@ class TrainerEvaluator(Evaluator):
         target: dict[str, Any] = {"datamodule": self._source.datamodule}
         if self._source.datamodule is None or self._source.split != "val":
             target = {"dataloaders": self._data.loaders}
-        callbacks: list[Callback] = []
-        if self._data.calibration:
-            callbacks.append(_Recalibration(self._data.calibration, self._calibration_step()))
         try:
-            with random_state(_SEED), quiet(self.trainer, callbacks):
+            with random_state(_SEED), quiet(self.trainer, self._callbacks):
                 logged = self.trainer.validate(self._model, verbose=False, **target)
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):  # what Lightning makes of Ctrl-C
@@ -301,11 +302,24 @@ class _Recalibration(Callback):
 
     def __init__(self, batches: list[Any], step: Callable[[Any], Any]) -> None:
         self._batches, self._step = batches, step
+        self._works = False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        recalibrate(
-            pl_module,
-            self._batches,
-            max_images=sum(n_samples(batch) for batch in self._batches),
-            forward=lambda batch: run_on_batch(trainer, self._step, cloned(batch)),
-        )
+        try:
+            recalibrate(
+                pl_module,
+                self._batches,
+                max_images=sum(n_samples(batch) for batch in self._batches),
+                forward=lambda batch: run_on_batch(trainer, self._step, cloned(batch)),
+            )
+        except Exception as error:
+            if self._works:
+                raise  # it is this subnet
+            name = type(pl_module).__name__
+            msg = (
+                f"{type(self._step).__name__} failed on the input of a training batch, which was "
+                f"to recalibrate BatchNorm: {error}. Give {name} a forward(x) that takes the first "
+                "item of a batch, or a calibration_step(batch); or set calibration_images=0."
+            )
+            raise MeasurementError(msg) from error
+        self._works = True

@@ -512,6 +512,24 @@ def test_batches_of_another_form_are_calibrated_by_the_model(model: LitMlp) -> N
     assert calibrated.seen == 2 * 512
 
 
+def test_a_network_that_does_not_take_a_training_batch_is_told_before_anything_is_spent(
+    tmp_path: Path,
+) -> None:
+    class Reshaping(LitConv):
+        """Its validation_step reshapes, its forward does not."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+        def validation_step(self, batch: Any, i: int, dataloader_idx: int = 0) -> None:
+            super().validation_step((batch[0].view(-1, 1, 8, 8), batch[1]), i)
+
+    run = search(storage=f"sqlite:///{tmp_path}/s.db", name="a", objectives={"val_acc": "max"})
+    with pytest.raises(MeasurementError, match=r"to recalibrate BatchNorm: .*calibration_step"):
+        run.fit(Reshaping(), Digits(), progress=False)
+    assert not run.fit(LitConv(), Digits(), progress=False).history[0].reused
+
+
 def test_a_datamodule_without_training_data_where_batchnorm_needs_it(model: LitMlp) -> None:
     class ValOnly(L.LightningDataModule):
         def val_dataloader(self) -> DataLoader:
