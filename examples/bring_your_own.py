@@ -169,7 +169,7 @@ def main() -> None:
         print(f"{label}: {kept} of 24 blocks, {e.values['val_acc']:.1%}, "
               f"{e.values['latency_ms']:.2f} ms")  # fmt: skip
     figure, ax = result.plot()
-    ax.set_title(f"Skipping blocks of a pre-trained ResNet-56: {ax.get_title()}")
+    ax.set_title(f"Pre-trained ResNet-56, blocks skipped: {ax.get_title()}", fontsize=11)
     figure.savefig(output / "front.png", dpi=120)
     result.save(output / "result.json")
     print(f"Wrote {output}/front.png and {output}/result.json.")

@@ -30,8 +30,8 @@ def small_demo(folder: Path) -> Path:
     text = (EXAMPLES / "digits_search.py").read_text()
     for old, new in {
         "max_epochs=30": "max_epochs=3",
-        "budget=80": f"budget={BUDGET}",
-        "population=20": "population=8",
+        "budget=72": f"budget={BUDGET}",
+        "population=18": "population=8",
         "<= 50%": "<= 90%",
     }.items():
         assert old in text

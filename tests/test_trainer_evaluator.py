@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from lightning_subnet import SearchSpace, SubnetMixin, SubnetSearch, recalibrate
+from lightning_subnet import Latency, SearchSpace, SubnetMixin, SubnetSearch, recalibrate
 from lightning_subnet.data import Resident, Source, data_fingerprint
 from lightning_subnet.errors import MeasurementError, SearchError, StudyMismatchError
 from lightning_subnet.strategies import RandomSearch
@@ -305,6 +305,30 @@ def test_another_study_reuses_what_was_measured(model: LitMlp, tmp_path: Path) -
         known = first.history.get(e.subnet)
         assert known is not None
         assert e.values["val_acc"] == known.values["val_acc"]
+
+
+def test_other_hardware_reuses_every_accuracy(model: LitMlp, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/s.db"
+
+    def settings(batch_size: int) -> dict[str, Any]:
+        quick = Latency(batch_size=batch_size, seconds=0.05, repeats=15)
+        objectives = {"val_acc": "max", "latency_ms": "min"}
+        return {"storage": url, "measures": [quick], "objectives": objectives}
+
+    first = search(**settings(1), name="bs1").fit(model, Digits(), progress=False)
+    validations = model.validations
+    second = search(**settings(32), name="bs32").fit(model, Digits(), progress=False)
+    assert model.validations == validations
+    assert [e.subnet for e in second.history] == [e.subnet for e in first.history]
+    for one, two in zip(first.history, second.history, strict=True):
+        assert two.reused == ("val_acc",)
+        assert one.values["val_acc"] == two.values["val_acc"]
+        assert one.values["latency_ms"] != two.values["latency_ms"]
+        assert one.errors["latency_ms"] > 0
+    assert second.verified
+    # the study goes on in another process, on the same scale
+    more = search(**settings(32), name="bs32", budget=8).fit(model, Digits(), progress=False)
+    assert more.history[0] == second.history[0]
 
 
 def test_a_part_of_the_space_can_be_searched_and_resumed(model: LitMlp, tmp_path: Path) -> None:
