@@ -17,6 +17,7 @@ from lightning_subnet.evaluators import Evaluator
 from lightning_subnet.objectives import minimised
 from lightning_subnet.result import SearchResult
 from lightning_subnet.search import SubnetSearch
+from lightning_subnet.storage import Storage
 from lightning_subnet.strategies import resolve
 from lightning_subnet.strategies.base import Strategy
 
@@ -38,8 +39,9 @@ def compare(  # noqa: PLR0913 - the parts of a comparison
 ) -> Comparison:
     """Run a search with several strategies and seeds.
 
-    With a storage the runs are studies of it, named `<search>/<strategy>/<seed>`: a comparison that
-    was interrupted goes on, and values of equal fingerprint are measured once.
+    The runs are studies named `<search>/<strategy>/<seed>`. Values of equal fingerprint (those of a
+    model are, and those of a measure or evaluator with one) are measured once, and count in each
+    run. With a storage, a comparison that was interrupted goes on.
 
     Args:
         strategies: Names or objects; as a mapping with the labels they shall have.
@@ -93,13 +95,14 @@ def compare(  # noqa: PLR0913 - the parts of a comparison
     resolved = {label: resolve(strategy) for label, strategy in labelled.items()}
     base = search.name if search._settings["name"] else "compare"
     results: dict[tuple[str, int], SearchResult] = {}
+    shared = Storage(storage)  # also in memory, so that no subnet is measured twice
     for seed in seeds:
         for label, strategy in resolved.items():
             run = search.replace(
                 strategy=strategy,
                 seed=seed,
                 budget=budget,
-                storage=storage,
+                storage=shared,
                 name=f"{base}/{label}/{seed}",
             )
             if model is not None:

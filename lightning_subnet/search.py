@@ -50,7 +50,8 @@ class SubnetSearch:
             or measured by the evaluator.
         strategy: A name (`lightning_subnet.strategies.names()`) or a `Strategy`.
         budget: How many evaluations to make, or a `Budget`.
-        storage: A database URL; None keeps the study in memory.
+        storage: A database URL, or a `Storage` that several searches share; None keeps the study
+            in memory.
         name: The study's name, by which it is resumed. None makes a new name each time.
         seed: The seed of all proposals.
         resume: What to do with an existing study of that name: `"auto"` goes on with it, `"never"`
@@ -88,7 +89,7 @@ class SubnetSearch:
         measures: Sequence[Measure | NetworkMeasure] = (),
         strategy: str | Strategy = "nsga2",
         budget: int | Budget = 250,
-        storage: str | None = "sqlite:///subnet_search.db",
+        storage: str | Storage | None = "sqlite:///subnet_search.db",
         name: str | None = None,
         seed: int = 0,
         resume: Resume = "auto",
@@ -109,7 +110,7 @@ class SubnetSearch:
         self._settings["warm_start"] = self.warm_start  # an iterator can be read once
         from lightning_subnet.storage import Storage
 
-        self._storage: Storage = Storage(storage)
+        self._storage = storage if isinstance(storage, Storage) else Storage(storage)
         self._session: Session | None = None
         if space is not None:
             self._make_problem(space, self.measures)  # what makes no sense shows now

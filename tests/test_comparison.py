@@ -4,13 +4,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import matplotlib as mpl
 import numpy as np
 import pytest
 
-from lightning_subnet import Comparison, FunctionEvaluator, Subnet, compare, pareto
+from lightning_subnet import (
+    Comparison,
+    FunctionEvaluator,
+    Subnet,
+    SubnetSearch,
+    compare,
+    pareto,
+)
 from lightning_subnet.errors import SearchError, StrategyError
 from lightning_subnet.strategies import NSGA2, RandomSearch
+from tests.networks import Digits, LitMlp, quiet_trainer
 from tests.problems import Counting, assert_clear, conditional, cost, grid, record, search_of
 
 mpl.use("Agg")
@@ -164,6 +173,24 @@ def test_values_of_equal_fingerprint_are_measured_once_for_all_runs(tmp_path: Pa
 
 
 # Bad input
+
+
+def test_over_a_model_no_subnet_is_validated_twice() -> None:
+    L.seed_everything(0, verbose=False)
+    model = LitMlp()
+    search = SubnetSearch(
+        objectives={"val_acc": "max", "macs": "min"}, storage=None, trainer=quiet_trainer()
+    )
+    strategies = {"uniform": RandomSearch(batch_size=4), "evolution": NSGA2(population=4)}
+    table = compare(strategies, search, model=model, datamodule=Digits(), budget=8, seeds=range(2))
+    assert all(len(result.history) == 8 for result in table.results.values())
+    distinct = {e.subnet for result in table.results.values() for e in result.history}
+    assert model.validations == len(distinct) <= 12
+    values: dict[Subnet, set[float]] = {}
+    for result in table.results.values():
+        for e in result.history:
+            values.setdefault(e.subnet, set()).add(e.values["val_acc"])
+    assert all(len(same) == 1 for same in values.values())
 
 
 def test_one_strategy_under_two_settings_needs_labels() -> None:
