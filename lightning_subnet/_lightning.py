@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_unflatten
 
 from lightning_subnet.errors import SearchError
 
@@ -123,7 +124,7 @@ def quiet(trainer: Trainer, callbacks: list[Callback]) -> Iterator[None]:
     connector = dynamic._accelerator_connector
     before = dynamic.callbacks, dynamic.loggers, connector.use_distributed_sampler
     # A validation_step may use self.logger: it gets one that takes everything and keeps nothing.
-    dynamic.callbacks, dynamic.loggers = callbacks, [DummyLogger() for _ in before[1]]
+    dynamic.callbacks, dynamic.loggers = callbacks, [DummyLogger() for _ in before[1] or [None]]
     connector.use_distributed_sampler = False  # it would repeat samples to make shares equal
     try:
         with warnings.catch_warnings():
@@ -136,12 +137,46 @@ def quiet(trainer: Trainer, callbacks: list[Callback]) -> Iterator[None]:
         dynamic.callbacks, dynamic.loggers, connector.use_distributed_sampler = before
 
 
-def run_on_batch(trainer: Trainer, step: Callable[[Any], Any], batch: Any) -> Any:
-    """Call a function with a batch as the Trainer would: on its device, in its precision."""
-    precision = trainer.precision_plugin
-    batch = trainer.strategy.batch_to_device(precision.convert_input(batch))
-    with precision.val_step_context():
-        return step(batch)
+def transferred(trainer: Trainer, model: LightningModule, batch: Any, device: Any = None) -> Any:
+    """Return a batch as steps get it: in the right precision, through the hooks, on a device."""
+    batch = model._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch))
+    return model._apply_batch_transfer_handler(batch, device=device)
+
+
+def in_precision(trainer: Trainer) -> AbstractContextManager[Any]:
+    """Return the context in which the Trainer runs validation steps."""
+    return trainer.precision_plugin.val_step_context()
+
+
+def attach(trainer: Trainer, model: LightningModule, datamodule: Any) -> None:
+    """Let hooks find the Trainer and the datamodule, as `fit` and `validate` do."""
+    trainer.strategy.connect(model)
+    trainer._data_connector.attach_datamodule(model, datamodule)
+
+
+def like_combined(combined: CombinedLoader, loaders: list[Any]) -> CombinedLoader:
+    """Return a CombinedLoader of the same structure and mode over other loaders."""
+    return CombinedLoader(tree_unflatten(loaders, combined._spec), combined._mode)
+
+
+@contextmanager
+def kept_metrics(trainer: Trainer) -> Iterator[None]:
+    """Give a Trainer its metrics, state and datamodule back."""
+    connector = trainer._logger_connector
+    dynamic: Any = trainer  # a connector sets `datamodule`, which the class does not declare
+    names = ("_callback_metrics", "_logged_metrics", "_progress_bar_metrics")
+    metrics = [dict(getattr(connector, name)) for name in names]
+    fields = ("status", "fn", "stage")
+    state = [getattr(trainer.state, name) for name in fields]
+    datamodule = getattr(dynamic, "datamodule", None)
+    try:
+        yield
+    finally:
+        for name, values in zip(names, metrics, strict=True):
+            setattr(connector, name, values)
+        for name, value in zip(fields, state, strict=True):
+            setattr(trainer.state, name, value)
+        dynamic.datamodule = datamodule
 
 
 # Several processes
@@ -174,11 +209,6 @@ def gathered(trainer: Trainer, item: Any) -> list[Any]:
 # A search at the end of training
 
 
-def is_checkpoint(callback: Callback) -> bool:
-    """Return whether a callback writes checkpoints; Lightning keeps those last."""
-    return isinstance(callback, Checkpoint)
-
-
 def validates(trainer: Trainer) -> bool:
     """Return whether a `fit` that has begun has validation data."""
     source = trainer.fit_loop.epoch_loop.val_loop._data_source
@@ -195,11 +225,11 @@ def fit_loaders(trainer: Trainer) -> tuple[Any, Any]:
 
 
 def inner_trainer(outer: Trainer) -> Trainer:
-    """Return a Trainer that validates on the devices of another one, inside its `fit`."""
+    """Return a Trainer that validates as another one does, inside its `fit`."""
     distributed = isinstance(outer.strategy, DDPStrategy)
     device = outer.strategy.root_device
     devices: Any = outer.num_devices if device.type == "cpu" else outer.device_ids
-    return Trainer(
+    inner = Trainer(
         accelerator=device.type,
         devices=devices,
         num_nodes=outer.num_nodes,
@@ -212,7 +242,17 @@ def inner_trainer(outer: Trainer) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        inference_mode=outer.validate_loop.inference_mode,
+        max_epochs=outer.max_epochs,
+        max_steps=outer.max_steps,
     )
+    # A step may ask for the epoch and the step: they are those of the training.
+    inner.fit_loop.epoch_progress = outer.fit_loop.epoch_progress
+    inner.fit_loop.epoch_loop.automatic_optimization = (
+        outer.fit_loop.epoch_loop.automatic_optimization
+    )
+    inner.fit_loop.epoch_loop.manual_optimization = outer.fit_loop.epoch_loop.manual_optimization
+    return inner
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:

@@ -34,12 +34,18 @@ def code_fingerprint(module: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     classes = {cls for child in module.modules() for cls in type(child).__mro__}
     own = [cls for cls in classes if cls.__module__.split(".")[0] not in _LIBRARIES]
-    for cls in sorted(own, key=lambda cls: (cls.__module__, cls.__qualname__)):
-        digest.update(cls.__qualname__.encode())
-        for name, member in sorted(vars(cls).items()):
-            for function in _functions(member):
-                digest.update(name.encode())
-                _update(digest, function.__code__)
+    # Not by module: the same class may come from __main__ today and from a module tomorrow.
+    for text in sorted(f"{cls.__qualname__}:{_class_digest(cls)}" for cls in own):
+        digest.update(text.encode())
+    return digest.hexdigest()
+
+
+def _class_digest(cls: type) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, member in sorted(vars(cls).items()):
+        for function in _functions(member):
+            digest.update(name.encode())
+            _update(digest, function.__code__)
     return digest.hexdigest()
 
 

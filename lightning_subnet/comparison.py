@@ -89,7 +89,8 @@ def compare(  # noqa: PLR0913 - the parts of a comparison
             "two settings of one strategy as {'label': strategy, ...}."
         )
         raise SearchError(msg)
-    if (evaluator is None) == (model is None) and not search.measures:
+    both = evaluator is not None and model is not None
+    if both or (evaluator is None and model is None and not search.measures):
         msg = "compare() needs what to measure with: either evaluator=, or model= and datamodule=."
         raise SearchError(msg)
     resolved = {label: resolve(strategy) for label, strategy in labelled.items()}

@@ -3,26 +3,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_subnet._lightning import (
     CombinedLoader,
     LightningModule,
     Trainer,
+    attach,
     is_overridden,
+    like_combined,
     prepares_data,
 )
-from lightning_subnet.elasticity.calibration import batch_norms, first_samples, n_samples
+from lightning_subnet.batches import cloned, leaves
+from lightning_subnet.elasticity.calibration import batch_norms, n_samples
 from lightning_subnet.errors import SearchError
 
 _RESIDENT_BYTES = 2**31
@@ -51,17 +51,28 @@ class Source:
 
 @dataclass
 class FrozenData:
-    """Batches in memory: validation loaders, and inputs of training data for recalibration."""
+    """Batches in memory.
+
+    Args:
+        loaders: Validation loaders.
+        given: The same in the structure in which the user gave them, for the Trainer.
+        calibration: Whole batches of training data.
+        images: How many samples of them recalibrate BatchNorm.
+    """
 
     loaders: list[Any] = field(default_factory=list)
+    given: Any = None
     calibration: list[Any] = field(default_factory=list)
+    images: int = 0
 
 
 class Resident:
     """Batches in memory, as a dataloader that needs no workers and no sampler."""
 
-    def __init__(self, batches: list[Any]) -> None:
+    def __init__(self, batches: list[Any], loader: Any = None) -> None:
         self.batches = batches
+        self.dataset = getattr(loader, "dataset", None)
+        self.batch_size = getattr(loader, "batch_size", None)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -70,30 +81,22 @@ class Resident:
         return (cloned(batch) for batch in self.batches)
 
 
-def cloned(batch: Any, device: Any = None) -> Any:
-    """Return a copy of a batch, as a step may work on it in place."""
-
-    def clone(x: Any) -> Any:
-        return x.to(device, copy=True) if isinstance(x, torch.Tensor) else x
-
-    return tree_map(clone, batch)
-
-
 @contextmanager
 def frozen_data(model: LightningModule, source: Source, trainer: Trainer) -> Iterator[FrozenData]:
     """Set the data up once and yield its batches, in memory where they fit.
 
     `trainer.validate(model, datamodule=dm)` would run `prepare_data`, `setup` and `val_dataloader`
     at every call, so that a `random_split` in `setup` gives every subnet other data. Here they run
-    once, with the stage "fit", as they would before training; inside this context the hooks of the
-    module and the datamodule do nothing, and `teardown` runs on leaving.
+    once, a datamodule's with the stage "fit", as before training, and a module's with "validate"
+    (with "fit" where its own dataloaders are used); inside this context these hooks do nothing, and
+    `teardown` runs on leaving.
 
     Raises:
         SearchError: No validation data, no training data where BatchNorm needs it, or data given
             twice.
     """
     datamodule = source.datamodule
-    if datamodule is not None and source.dataloaders is not None:
+    if datamodule is not None and source.dataloaders is not None and not source.ready:
         msg = "fit() got both datamodule= and dataloaders=. Pass one of them."
         raise SearchError(msg)
     owner = datamodule if datamodule is not None else model
@@ -106,36 +109,45 @@ def frozen_data(model: LightningModule, source: Source, trainer: Trainer) -> Ite
         raise SearchError(msg)
     parts = [part for part in (datamodule, model) if part is not None]
     with ExitStack() as stack:
-        for part in parts:
-            part.trainer = trainer
+        model.trainer = trainer
+        attach(trainer, model, datamodule)
         if not source.ready:
-            _set_up(parts, source, trainer)
+            own = owner is model and source.dataloaders is None
+            stages = {id(datamodule): "fit", id(model): "fit" if own else "validate"}
+            _set_up(parts, stages, source, trainer)
             for part in parts:
-                stack.callback(part.teardown, "fit")
+                stack.callback(part.teardown, stages[id(part)])
         for part in parts:
             for name in ("prepare_data", "setup", "teardown"):
                 stack.enter_context(_shadowed(part, name, lambda *_args, **_kwargs: None))
+        stack.enter_context(_shadowed(model, "configure_callbacks", list))
         loaders = source.dataloaders
-        loaders = _flat(loaders if loaders is not None else getattr(owner, hook)(), owner, hook)
-        data = FrozenData(
-            loaders=[_resident(loader, trainer) for loader in loaders],
-            calibration=trainer.strategy.broadcast(_calibration(model, source, owner)),
-        )
+        loaders = loaders if loaders is not None else getattr(owner, hook)()
+        data = _frozen(loaders, owner, hook, trainer)
+        data.images = source.calibration_images
+        data.calibration = trainer.strategy.broadcast(_calibration(model, source, owner))
         if datamodule is not None:
-            stack.enter_context(_shadowed(datamodule, "val_dataloader", lambda: data.loaders))
+            stack.enter_context(_shadowed(datamodule, "val_dataloader", lambda: data.given))
         yield data
 
 
-def _set_up(parts: list[Any], source: Source, trainer: Trainer) -> None:
+def _set_up(parts: list[Any], stages: Mapping[int, str], source: Source, trainer: Trainer) -> None:
     """Run `prepare_data` once per machine and `setup` once per process."""
     for part in parts:
         if prepares_data(part, trainer):
             part.prepare_data()
     trainer.strategy.barrier("lightning_subnet.prepare_data")
     for part in parts:
-        part.setup("fit")
-        if source.split == "test":
+        weights: dict[str, Any] = {}
+        if isinstance(part, torch.nn.Module) and is_overridden("setup", part):
+            weights = {name: value.clone() for name, value in part.state_dict().items()}
+        part.setup(stages[id(part)])
+        if source.split == "test" and not isinstance(part, torch.nn.Module):
             part.setup("test")
+        now = part.state_dict() if weights else {}
+        for name, value in weights.items():  # a setup may initialise; searched is what came
+            if name in now and now[name].shape == value.shape:
+                now[name].copy_(value)
 
 
 @contextmanager
@@ -152,18 +164,22 @@ def _shadowed(owner: Any, name: str, shadow: Any) -> Iterator[None]:
             setattr(owner, name, own)
 
 
-def _flat(loaders: Any, owner: Any, hook: str) -> list[Any]:
-    given = loaders
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    elif isinstance(loaders, CombinedLoader):
-        loaders = list(loaders.flattened)
-    elif not isinstance(loaders, (list, tuple)):
-        loaders = [loaders]
-    if not loaders or any(loader is None for loader in loaders):
+def _frozen(given: Any, owner: Any, hook: str, trainer: Trainer) -> FrozenData:
+    """Return validation loaders in memory, in a list and in the structure that was given."""
+    if isinstance(given, CombinedLoader):
+        loaders = [_resident(loader, trainer) for loader in given.flattened]
+        return FrozenData(loaders, like_combined(given, loaders))
+    several = isinstance(given, (list, tuple, Mapping))
+    items = [given]
+    if several:
+        items = list(given.values() if isinstance(given, Mapping) else given)
+    if not items or any(loader is None for loader in items):
         msg = f"The validation data is empty: {type(owner).__name__}.{hook}() gave {given!r}."
         raise SearchError(msg)
-    return list(loaders)
+    loaders = [_resident(loader, trainer) for loader in items]
+    if isinstance(given, Mapping):
+        return FrozenData(loaders, dict(zip(given, loaders, strict=True)))
+    return FrozenData(loaders, loaders if several else loaders[0])
 
 
 def _resident(loader: Any, trainer: Trainer) -> Any:
@@ -176,11 +192,12 @@ def _resident(loader: Any, trainer: Trainer) -> Any:
     if trainer.world_size > 1:
         loader = _share(loader, trainer.global_rank, trainer.world_size)
     batches, size = [], 0
-    for batch in itertools.islice(loader, limit if isinstance(limit, int) else None):
-        size += sum(x.nbytes for x in tree_leaves(batch) if isinstance(x, torch.Tensor))
-        if size > _RESIDENT_BYTES:
-            return loader
-        batches.append(batch)
+    with _own_generators(loader):
+        for batch in itertools.islice(loader, limit if isinstance(limit, int) else None):
+            size += sum(x.nbytes for x in leaves(batch) if isinstance(x, torch.Tensor))
+            if size > _RESIDENT_BYTES:
+                return loader
+            batches.append(batch)
     if not batches:
         msg = "A validation dataloader gave no batches. Check the split in setup('fit')."
         if trainer.world_size > 1:
@@ -189,7 +206,23 @@ def _resident(loader: Any, trainer: Trainer) -> Any:
                 "Lower its batch_size, or search with fewer devices."
             )
         raise SearchError(msg)
-    return Resident(batches)
+    return Resident(batches, loader)
+
+
+@contextmanager
+def _own_generators(loader: Any) -> Iterator[None]:
+    """Let a loader with a generator of its own draw the same at every search."""
+    owners = (loader, getattr(loader, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    generators = [item for item in found if isinstance(item, torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(0)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 class _Every:
@@ -226,7 +259,7 @@ def _share(loader: Any, rank: int, world: int) -> Any:
 
 
 def _calibration(model: LightningModule, source: Source, owner: Any) -> list[Any]:
-    """Return fixed batches of training data."""
+    """Return fixed batches of training data, as many as hold the wanted samples."""
     wanted = source.calibration_images
     if not wanted or not batch_norms(model):
         return []
@@ -241,22 +274,27 @@ def _calibration(model: LightningModule, source: Source, owner: Any) -> list[Any
             "calibration_images=0 where the statistics do not depend on the subnet."
         )
         raise SearchError(msg)
+    if isinstance(loaders, (list, tuple, Mapping)):  # as Lightning would train on them
+        loaders = CombinedLoader(loaders, "max_size_cycle")
+    combined = isinstance(loaders, CombinedLoader)
     batches, found = [], 0
-    for batch in _flat(loaders, owner, "train_dataloader")[0]:
-        part = first_samples(batch, wanted - found)
-        batches.append(part)
-        found += n_samples(part)
-        if found >= wanted:
-            break
+    with _own_generators(loaders):
+        for item in loaders:
+            batch = item[0] if combined else item  # (batch, index, index of the loader)
+            batches.append(batch)
+            found += n_samples(batch)
+            if found >= wanted:
+                break
     if not batches:
         msg = "The training dataloader gave no batches, and BatchNorm needs some. Check setup()."
         raise SearchError(msg)
     if not hasattr(model, "calibration_step"):
-        batches = [_input(batch, model) for batch in batches]
+        model_input(batches[0], model)
     return batches
 
 
-def _input(batch: Any, model: LightningModule) -> Any:
+def model_input(batch: Any, model: LightningModule) -> torch.Tensor:
+    """Return what the network sees of a training batch: the tensor, or the first of several."""
     if isinstance(batch, (list, tuple)) and batch:
         batch = batch[0]
     if isinstance(batch, torch.Tensor):
@@ -281,32 +319,3 @@ def first_input(loaders: list[Any]) -> Any:
         "told from it. Set example_input_array on the module."
     )
     raise SearchError(msg)
-
-
-def data_fingerprint(loaders: list[Any]) -> str:
-    """Return a hash of the validation batches (of the first and the length, if not in memory)."""
-    digest = hashlib.blake2b(digest_size=16)
-    for loader in loaders:
-        batches = loader.batches if isinstance(loader, Resident) else None
-        if batches is None:
-            batches = [next(iter(loader))]
-            digest.update(str(len(loader) if hasattr(loader, "__len__") else "").encode())
-        update(digest, batches)
-    return digest.hexdigest()
-
-
-def update(digest: Any, tree: Any) -> None:
-    """Feed tensors and plain values of a nested structure into a hash."""
-    for leaf in tree_leaves(tree):
-        if isinstance(leaf, torch.Tensor):
-            digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
-            digest.update(
-                leaf.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-                if leaf.ndim
-                else repr(leaf.item()).encode()
-            )
-        elif isinstance(leaf, np.ndarray):
-            digest.update(f"{leaf.dtype}{leaf.shape}".encode())
-            digest.update(np.ascontiguousarray(leaf).tobytes())
-        else:
-            digest.update(repr(leaf).encode())

@@ -80,7 +80,11 @@ class Leader(Evaluator):
 
     def evaluate(self, subnet: Subnet) -> Measured:
         """Let all processes evaluate the subnet; return what they agree on."""
-        self._own.trainer.strategy.broadcast(("evaluate", subnet.to_json()))
+        try:
+            self._own.trainer.strategy.broadcast(("evaluate", subnet.to_json()))
+        except Exception as lost:
+            msg = f"Another process has ended, and the search cannot go on: {lost}"
+            raise MeasurementError(msg) from lost
         outcomes = evaluated_together(self._own, subnet)
         for rank, (metrics, error) in enumerate(outcomes):
             if isinstance(error, MeasurementError):
@@ -113,7 +117,14 @@ def evaluated_together(evaluator: TrainerEvaluator, subnet: Subnet) -> list[Outc
         outcome = None, error
     except Exception as error:  # which may hold what cannot be sent
         outcome = None, f"{type(error).__name__}: {error}"
-    return gathered(evaluator.trainer, outcome)
+    try:
+        return gathered(evaluator.trainer, outcome)
+    except Exception as error:
+        msg = (
+            f"The processes lost one another ({error}); this one had: {outcome[1] or 'no error'}. "
+            "An error in one of them alone leaves the others waiting: look at their output."
+        )
+        raise MeasurementError(msg) from error
 
 
 def _same(one: float, other: float | None) -> bool:

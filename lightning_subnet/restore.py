@@ -6,6 +6,7 @@ That is module flags, buffers, device, trainers and the SIGINT handler.
 
 from __future__ import annotations
 
+import copy
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torchmetrics import Metric
 
 from lightning_subnet._lightning import LightningModule, attached_trainer
 
@@ -25,7 +27,8 @@ def module_state(module: LightningModule, datamodule: Any = None) -> Iterator[Bu
     can be restored in between.
     """
     buffers = BufferState(module)
-    trainer = attached_trainer(module)
+    inner = [child for child in module.modules() if isinstance(child, LightningModule)]
+    trainers = [(child, attached_trainer(child)) for child in inner]
     dm_trainer = getattr(datamodule, "trainer", None)
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if main else None
@@ -34,7 +37,8 @@ def module_state(module: LightningModule, datamodule: Any = None) -> Iterator[Bu
             stack.callback(signal.signal, signal.SIGINT, handler)
         if datamodule is not None:
             stack.callback(setattr, datamodule, "trainer", dm_trainer)
-        stack.callback(setattr, module, "_trainer", trainer)
+        for owner, trainer in trainers:
+            stack.callback(setattr, owner, "_trainer", trainer)
         stack.callback(buffers.restore)
         for child in module.modules():
             stack.callback(setattr, child, "training", child.training)
@@ -57,30 +61,53 @@ class BufferState:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._kept = [
-            (owner, name, buffer, buffer.detach().clone())
+            (owner, name, buffer, None if buffer is None else buffer.detach().clone())
             for owner in module.modules()
             for name, buffer in owner._buffers.items()
-            if buffer is not None
         ]
 
     def restore(self) -> None:
         """Put every buffer back, with its value, even where it was rebound or resized."""
         with torch.no_grad():
             for owner, name, buffer, value in self._kept:
+                owner._buffers[name] = buffer
+                if buffer is None or value is None:  # made on first use
+                    continue
                 if buffer.shape != value.shape:
                     buffer.resize_(value.shape)
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
-                owner._buffers[name] = buffer
 
     def restore_values(self) -> None:
         """Give the present buffers their first values, where they still have that form."""
         with torch.no_grad():
             for owner, name, _, value in self._kept:
                 now = owner._buffers.get(name)
-                if now is None or now.shape != value.shape or now.is_inference():
+                if value is None:
+                    owner._buffers[name] = None
+                elif now is None or now.shape != value.shape or now.is_inference():
                     owner._buffers[name] = value.clone().to(
                         value.device if now is None else now.device
                     )
                 elif not torch.equal(now, value.to(now)):
                     now.copy_(value)
+
+
+class StepState:
+    """What a validation gathers in a module: lists, dicts and metrics."""
+
+    def __init__(self, module: LightningModule) -> None:
+        self._module = module
+        self._kept = {
+            name: copy.copy(value)
+            for name, value in vars(module).items()
+            if isinstance(value, (list, dict)) and not name.startswith("_")
+        }
+
+    def restore(self) -> None:
+        """Empty the metrics, and give lists and dicts their first items."""
+        for name, value in self._kept.items():
+            setattr(self._module, name, copy.copy(value))
+        for child in self._module.modules():
+            if isinstance(child, Metric):
+                child.reset()

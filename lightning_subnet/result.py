@@ -255,7 +255,7 @@ class SearchResult:
         train_dataloaders: Any = None,
         split: Literal["val", "test"] = "val",
         trainer: Any = None,
-        calibration_images: int = 512,
+        calibration_images: int | None = None,
     ) -> pd.DataFrame:
         """Validate the front on other data, or on all of it, and report what is lost.
 
@@ -270,7 +270,7 @@ class SearchResult:
             split: `"test"` validates on the datamodule's `test_dataloader` (by `validation_step`,
                 under the names that it logs).
             trainer: The Trainer that validates; None makes one on one device.
-            calibration_images: As in `SubnetSearch`.
+            calibration_images: As in `SubnetSearch`; None takes as many as the search did.
 
         Returns:
             One row per subnet of the front, by number of evaluation: for each objective that the
@@ -285,6 +285,8 @@ class SearchResult:
         from lightning_subnet.data import Source
         from lightning_subnet.trainer_evaluator import TrainerEvaluator
 
+        if calibration_images is None:
+            calibration_images = getattr(self._extractor, "images", 512)
         source = Source(
             datamodule, dataloaders, train_dataloaders, split, calibration_images=calibration_images
         )
@@ -295,6 +297,9 @@ class SearchResult:
             for evaluation in front:
                 logged = evaluator.evaluate(evaluation.subnet)
                 rows.append({})
+                if not any(o.name in logged for o in self.objectives):
+                    msg = f"No objective was logged; logged: {listed(logged)}."
+                    raise SearchError(msg)
                 for objective in (o for o in self.objectives if o.name in logged):
                     name, worse = objective.name, 1.0 if objective.direction == "max" else -1.0
                     before, now = evaluation.values[name], float(logged[name])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -18,10 +18,9 @@ from lightning_subnet._lightning import (
     check,
     fit_loaders,
     inner_trainer,
-    is_checkpoint,
     validates,
 )
-from lightning_subnet.data import update
+from lightning_subnet.batches import update
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import SearchError, did_you_mean, listed
 from lightning_subnet.result import SearchResult
@@ -34,11 +33,11 @@ Weights = Literal["last", "best"]
 class SubnetSearchCallback(Callback):
     """Search the subnets of the trained model when training ends.
 
-    It runs in `on_train_end`, after all other callbacks but those that write checkpoints, so the
-    weights that a callback averages or swaps in are those that are searched. It validates on the
-    data that training has set up, and leaves weights, flags, loggers and random states as they
-    were. Evaluations are logged through the Trainer's loggers under `search/`, with their number as
-    step.
+    It runs in `on_fit_end`, when all callbacks have seen the end of training: weights that a
+    callback averages or swaps in are those that are searched, and checkpoints are written before.
+    It validates on the data that training has set up, and leaves weights, flags, loggers and random
+    states as they were. Evaluations are logged through the Trainer's loggers under `search/`, with
+    their number as step.
 
     The study is named `<search.name>-<hash of the weights>`: another training is another study, and
     a training that is resumed at its end goes on with the study of its weights.
@@ -71,6 +70,12 @@ class SubnetSearchCallback(Callback):
         if not isinstance(search, SubnetSearch):
             msg = f"search={search!r:.60} is no SubnetSearch. Write SubnetSearch(objectives=...)."
             raise SearchError(msg)
+        if search._settings["resume"] == "must":
+            msg = (
+                "resume='must' cannot hold here: the study is named by the weights that training "
+                "ends with. Leave it out; a study of the same weights goes on by itself."
+            )
+            raise SearchError(msg)
         if weights not in ("last", "best"):
             msg = f"weights={weights!r} must be 'last' or 'best'."
             raise SearchError(msg)
@@ -81,11 +86,17 @@ class SubnetSearchCallback(Callback):
         self._unchecked = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check before training what would fail after it, and take the place behind the others."""
+        """Check before training what would fail after it."""
         if stage != "fit":
             return
+        self.result, self._unchecked = None, True
         check(pl_module, None, self.search.trainer or trainer)
-        elastic_part(pl_module)
+        if self.search.trainer is trainer:
+            msg = (
+                "The search has the Trainer that trains. Leave trainer= out of SubnetSearch: the "
+                "callback makes one of the same devices and precision."
+            )
+            raise SearchError(msg)
         if not validates(trainer):
             msg = (
                 "SubnetSearchCallback validates subnets, and this training has no validation data. "
@@ -98,17 +109,18 @@ class SubnetSearchCallback(Callback):
                 "Trainer(callbacks=[ModelCheckpoint(monitor='val_acc', mode='max'), ...])."
             )
             raise SearchError(msg)
-        dynamic: Any = trainer  # a connector sets `callbacks`, which the class does not declare
-        others = [item for item in dynamic.callbacks if item is not self]
-        first_writer = next((i for i, c in enumerate(others) if is_checkpoint(c)), len(others))
-        # A new list, as Lightning is walking through the old one.
-        dynamic.callbacks = [*others[:first_writer], self, *others[first_writer:]]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that there is something to search, when `configure_model` has run."""
+        elastic_part(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check in the first validation that it logs the objectives."""
+        search, logged = self.search, trainer.callback_metrics
+        if trainer.sanity_checking and not logged:
+            return  # some modules leave the sanity check early
         if self._unchecked:
             self._unchecked = False
-            search, logged = self.search, trainer.callback_metrics
             own = {measure.name for measure in search.measures} | set(TrainerEvaluator.built_in)
             wanted = [*(o.name for o in search.objectives), *(c.name for c in search.constraints)]
             if missing := [name for name in wanted if name not in own and name not in logged]:
@@ -118,9 +130,10 @@ class SubnetSearchCallback(Callback):
                 )
                 raise SearchError(msg)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Search."""
         val, train = fit_loaders(trainer)
+        datamodule = getattr(trainer, "datamodule", None)
         with self._weights(trainer, pl_module):
             search = self.search.replace(name=f"{self.search.name}-{_hash(pl_module)}")
             self.result = search._fit(
@@ -128,6 +141,7 @@ class SubnetSearchCallback(Callback):
                 trainer=self.search.trainer or inner_trainer(trainer),
                 progress=self._progress,
                 loggers=trainer.loggers,
+                datamodule=datamodule,
                 dataloaders=val,
                 train_dataloaders=train,
                 ready=True,
@@ -143,9 +157,10 @@ class SubnetSearchCallback(Callback):
         path = trainer.strategy.broadcast(writer.best_model_path)
         own = {name: value.detach().clone() for name, value in module.state_dict().items()}
         trainer.strategy.barrier("lightning_subnet.best")
-        best = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        module.load_state_dict(best)
         try:
+            # Written by this training; hyperparameters in it may be any objects.
+            best = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+            module.load_state_dict(best, strict=module.strict_loading)
             yield
         finally:
             module.load_state_dict(own)

@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -22,32 +20,24 @@ from lightning_subnet._lightning import (
     default_trainer,
     gathered,
     is_overridden,
+    kept_metrics,
     launch,
     quiet,
-    run_on_batch,
 )
+from lightning_subnet.batches import data_fingerprint, update
 from lightning_subnet.choices import digest
 from lightning_subnet.codeprint import code_fingerprint
 from lightning_subnet.costs.counts import BUILT_IN as COUNTS
 from lightning_subnet.costs.counts import traced_measures
-from lightning_subnet.data import (
-    FrozenData,
-    Source,
-    cloned,
-    data_fingerprint,
-    first_input,
-    frozen_data,
-    update,
-)
-from lightning_subnet.elasticity.calibration import n_samples, recalibrate
-from lightning_subnet.elasticity.extraction import extract
-from lightning_subnet.elasticity.protocol import activated, elastic_part
+from lightning_subnet.data import FrozenData, Source, first_input, frozen_data
+from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, SearchError
 from lightning_subnet.evaluators import Evaluator, Measured
 from lightning_subnet.history import Evaluation
 from lightning_subnet.measures import Measure, NetworkMeasure
 from lightning_subnet.randomness import random_state
-from lightning_subnet.restore import BufferState, module_state
+from lightning_subnet.recalibration import Extractor, Recalibration
+from lightning_subnet.restore import StepState, module_state
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
 
@@ -100,6 +90,7 @@ class TrainerEvaluator(Evaluator):
         self.space = space
         self._stack = ExitStack()
         self._data = FrozenData()
+        self._state = StepState(model)
         self._callbacks: list[Callback] = []
         self.conditions: dict[str, str] = {}
         self._digest = ""
@@ -109,14 +100,17 @@ class TrainerEvaluator(Evaluator):
         with ExitStack() as stack:
             stack.enter_context(random_state(_SEED))
             launch(self.trainer)
+            stack.enter_context(kept_metrics(self.trainer))
             stack.callback(self._elastic.activate, before or self.space.largest)
             self._buffers = stack.enter_context(module_state(self._model, self._source.datamodule))
             self._data = stack.enter_context(frozen_data(self._model, self._source, self.trainer))
             if self._data.calibration:
-                step = self._calibration_step()
-                self._callbacks = [_Recalibration(self._data.calibration, step)]
+                self._callbacks = [Recalibration(self._data, self._model, self._elastic)]
             self.conditions = self._conditions()
             self._digest = digest(self.conditions)
+            self._state = StepState(self._model)
+            # As a validation would; so costs are of the same types before and after the first.
+            self.trainer.precision_plugin.convert_module(self._model)
             self._stack = stack.pop_all()
         return self
 
@@ -124,11 +118,13 @@ class TrainerEvaluator(Evaluator):
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        trace: types.TracebackType | None,
     ) -> None:
-        for logger in self._loggers:
-            logger.save()
-        self._stack.close()
+        try:
+            for logger in self._loggers:
+                logger.save()
+        finally:
+            self._stack.close()
 
     def _conditions(self) -> dict[str, str]:
         """Return hashes of what a metric depends on besides the subnet."""
@@ -138,13 +134,13 @@ class TrainerEvaluator(Evaluator):
         ):
             update(weights, [name, tensor])
         calibration = hashlib.blake2b(digest_size=8)
-        update(calibration, self._data.calibration)
+        update(calibration, [self._data.images, self._data.calibration])
         return {
             "weights": weights.hexdigest(),
             "data": "+".join(gathered(self.trainer, data_fingerprint(self._data.loaders))),
             "calibration": calibration.hexdigest() if self._data.calibration else "none",
             "code": code_fingerprint(self._model),
-            "hparams": repr(sorted(self._model.hparams.items())),
+            "hparams": str({k: _stable(v) for k, v in sorted(self._model.hparams.items())}),
             "precision": str(self.trainer.precision),
             "limit_val_batches": str(self.trainer.limit_val_batches),
         }
@@ -171,36 +167,83 @@ class TrainerEvaluator(Evaluator):
         part = self._elastic
         assert isinstance(part, nn.Module), "the elastic part of a module is a module"
         bound += [
-            measure.bind(part, None if _has_input(measure) else self._example())
+            measure.bind(part, None if _has_input(measure) else self._part_example())
             for measure in loose
         ]
         tables = getattr(part, "exact_measures", None)
         exact = {m.name: m for m in tables()} if missing and callable(tables) else {}
         if any(name not in exact for name in missing):
-            exact = traced_measures(self._model, part, self._example()) | exact
+            example = self._example() if "macs" in missing and "macs" not in exact else None
+            exact = traced_measures(self._model, part, example) | exact
         for name in missing:  # an input that does not fit shows before anything is measured
             exact[name].evaluate(self.space, self.space.indices([self.space.largest]))
         return [*bound, *(exact[name] for name in missing)]
 
     def _example(self) -> Any:
+        """Return one sample, as the module's forward takes it."""
         example = self._model.example_input_array
-        return first_input(self._data.loaders) if example is None else example
+        if example is None:
+            return first_input(self._data.loaders)
+        return torch.utils._pytree.tree_map(
+            lambda x: x[:1] if isinstance(x, torch.Tensor) and x.ndim else x, example
+        )
+
+    def _part_example(self) -> Any:
+        """Return one sample as the elastic part takes it, which the module may have prepared."""
+        example = self._example()
+        part: Any = self._elastic
+        if part is self._model or not is_overridden("forward", self._model):
+            return example
+        seen: list[tuple[Any, ...]] = []
+        hook = part.register_forward_pre_hook(lambda _module, args: seen.append(args))
+        weight = next(self._model.parameters())
+        ready = torch.utils._pytree.tree_map(
+            lambda x: (
+                x.to(weight.device, weight.dtype if x.is_floating_point() else None)
+                if isinstance(x, torch.Tensor)
+                else x
+            ),
+            example,
+        )
+        training = {child: child.training for child in self._model.modules()}
+        try:
+            self._model.eval()
+            with torch.no_grad(), suppress(Exception):  # Latency says what does not fit
+                if isinstance(ready, dict):
+                    self._model(**ready)
+                else:
+                    self._model(*(ready if isinstance(ready, tuple) else (ready,)))
+        finally:
+            hook.remove()
+            for child, flag in training.items():
+                child.training = flag
+        tensors = seen and seen[0] and all(isinstance(x, torch.Tensor) for x in seen[0])
+        return tuple(x.detach() for x in seen[0]) if tensors else example
 
     def evaluate(self, subnet: Subnet) -> Measured:
         """Activate the subnet, validate, and return every metric that was logged."""
         self._buffers.restore_values()  # a score depends on the subnet, not on those before it
         self._elastic.activate(subnet)
         target: dict[str, Any] = {"datamodule": self._source.datamodule}
-        if self._source.datamodule is None or self._source.split != "val":
-            target = {"dataloaders": self._data.loaders}
+        if self._source.datamodule is None:
+            target = {"dataloaders": self._data.given}
         try:
             with random_state(_SEED), quiet(self.trainer, self._callbacks):
-                logged = self.trainer.validate(self._model, verbose=False, **target)
+                returned = self.trainer.validate(self._model, verbose=False, **target)
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from None
             raise
-        metrics = {name: float(value) for values in logged for name, value in values.items()}
+        except _DEVICE_ERRORS as error:
+            msg = f"The device failed, and nothing can be measured on it any more: {error}"
+            raise MeasurementError(msg) from error
+        except Exception:
+            self._state.restore()  # what the step has gathered so far is of this subnet
+            raise
+        logged: dict[str, Any] = dict(self.trainer.callback_metrics)
+        for values in returned:
+            logged.update(values)
+        metrics = {name: float(value) for name, value in logged.items()}
         if not metrics:
             msg = (
                 f"{type(self._model).__name__}.validation_step logged nothing. "
@@ -208,14 +251,6 @@ class TrainerEvaluator(Evaluator):
             )
             raise MeasurementError(msg)
         return metrics
-
-    def _calibration_step(self) -> Callable[[Any], Any]:
-        """Return what is run on a training batch to recalibrate BatchNorm."""
-        own: Callable[[Any], Any] | None = getattr(self._model, "calibration_step", None)
-        if own is not None:
-            return own
-        part: Any = self._elastic
-        return self._model if is_overridden("forward", self._model) else part
 
     def recorded(self, evaluation: Evaluation) -> None:
         """Log one row through the user's loggers, with the number of the evaluation as its step."""
@@ -228,98 +263,30 @@ class TrainerEvaluator(Evaluator):
 
     def extractor(self) -> Extractor:
         """Return what gives a subnet as a module; it stays valid when the evaluator is closed."""
-        calibration = self._data.calibration
-        samples = [calibration[0]] if calibration else []
-        if not samples:
+        example = None
+        if not self._data.calibration:
             with suppress(SearchError):
-                samples = [first_input(self._data.loaders)]
-        part: Any = self._elastic
-        return Extractor(part, self._calibration_step(), calibration, samples)
+                example = self._example()
+        return Extractor.of(self.trainer, self._model, self._elastic, self._data, example)
 
 
-@dataclass(frozen=True)
-class Extractor:
-    """Gives a subnet as a module of its own, with BatchNorm statistics as it was measured with.
-
-    Args:
-        part: What activates subnets.
-        step: Runs the network on a batch.
-        calibration: Batches that recalibrate BatchNorm.
-        samples: A batch to compare the outputs of the module and the super-network on.
-    """
-
-    part: Any
-    step: Callable[[Any], Any]
-    calibration: list[Any]
-    samples: list[Any]
-
-    def __call__(self, subnet: Subnet) -> nn.Module:
-        """Return the subnet; its attribute `parity` is the largest difference of the outputs."""
-        device = next(self.part.parameters()).device
-        buffers = BufferState(self.part)
-        training = {child: child.training for child in self.part.modules()}
-        try:
-            with activated(self.part, subnet), torch.no_grad():
-                if self.calibration:
-                    recalibrate(
-                        self.part,
-                        (cloned(batch, device) for batch in self.calibration),
-                        max_images=sum(n_samples(batch) for batch in self.calibration),
-                        forward=self.step,
-                    )
-                plain = extract(self.part, subnet)
-                self.part.eval()
-                plain.parity = self._parity(plain, device)
-        finally:
-            buffers.restore()
-            for child, flag in training.items():
-                child.training = flag
-        return plain
-
-    def _parity(self, plain: nn.Module, device: torch.device) -> Any:
-        """Return the largest absolute difference of outputs; NaN where they are no tensors."""
-        seen: list[Any] = []
-
-        def remember(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor):
-                seen.append((plain(*args, **kwargs) - output).abs().max().item())
-
-        hook = self.part.register_forward_hook(remember, with_kwargs=True)
-        try:
-            for batch in self.samples:
-                self.step(cloned(batch, device))
-        finally:
-            hook.remove()
-        return max(seen, default=math.nan)
+_DEVICE_ERRORS: tuple[type[BaseException], ...] = tuple(
+    error for error in (getattr(torch, "AcceleratorError", None),) if error is not None
+)
 
 
 def _has_input(measure: NetworkMeasure) -> bool:
     return getattr(measure, "input", None) is not None
 
 
-class _Recalibration(Callback):
-    """Gives the subnet in force its own BatchNorm statistics, when the module is in place."""
-
-    def __init__(self, batches: list[Any], step: Callable[[Any], Any]) -> None:
-        self._batches, self._step = batches, step
-        self._works = False
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        try:
-            recalibrate(
-                pl_module,
-                self._batches,
-                max_images=sum(n_samples(batch) for batch in self._batches),
-                forward=lambda batch: run_on_batch(trainer, self._step, cloned(batch)),
-            )
-        except Exception as error:
-            if self._works:
-                raise  # it is this subnet
-            name = type(pl_module).__name__
-            msg = (
-                f"{type(self._step).__name__} failed on the input of a training batch, which was "
-                f"to recalibrate BatchNorm: {error}. Give {name} a forward(x) that takes the first "
-                "item of a batch, or a calibration_step(batch); or set calibration_images=0."
-            )
-            raise MeasurementError(msg) from error
-        self._works = True
+def _stable(value: Any) -> str:
+    """Return a text that is the same in every process: no addresses, no order of sets."""
+    if isinstance(value, (set, frozenset)):
+        return str(sorted(map(_stable, value)))
+    if isinstance(value, (list, tuple)):
+        return str([_stable(item) for item in value])
+    if isinstance(value, dict):
+        return str({str(k): _stable(v) for k, v in value.items()})
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return repr(value)
+    return str(getattr(value, "__qualname__", type(value).__qualname__))

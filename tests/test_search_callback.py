@@ -87,8 +87,6 @@ def test_it_searches_at_the_end_and_disturbs_nothing(tmp_path: Path) -> None:
             assert callback.result is not None
             assert len(callback.result.history) == 5
             assert callback.result.name.startswith("after-")
-            assert trainer.callbacks.index(callback) == trainer.callbacks.index(callbacks[-1]) + 1
-            assert isinstance(trainer.callbacks[-1], ModelCheckpoint)
             assert model.trainer is trainer
     one, other = outcomes
     for key, value in one.items():
@@ -150,6 +148,56 @@ def test_dataloaders_of_fit_and_a_study_per_training(tmp_path: Path) -> None:
     assert names[0] != names[1] == names[2]  # the last one went on with the study of its weights
 
 
+def test_a_training_that_is_resumed_at_its_end_goes_on_with_its_study(tmp_path: Path) -> None:
+    url, last = f"sqlite:///{tmp_path}/s.db", tmp_path / "last.ckpt"
+    first = SubnetSearchCallback(search(storage=url, budget=3), progress=False)
+    writer = ModelCheckpoint(tmp_path, save_last=True)
+    train([first, writer], enable_checkpointing=True)
+    again = SubnetSearchCallback(search(storage=url, budget=5), progress=False)
+    L.seed_everything(1, verbose=False)
+    trainer = quiet_trainer(max_epochs=3, callbacks=[again])
+    L.seed_everything(0, verbose=False)
+    trainer.fit(LitMlp(), Digits(), ckpt_path=last, weights_only=False)
+    assert first.result is not None
+    assert again.result is not None
+    assert again.result.name == first.result.name
+    assert len(again.result.history) == 5
+
+
+def test_steps_see_the_epoch_and_the_datamodule_of_the_training() -> None:
+    class Asking(LitMlp):
+        def validation_step(self, batch: Any, i: int, dataloader_idx: int = 0) -> None:
+            assert isinstance(self.trainer.datamodule, Digits)
+            super().validation_step(batch, i)
+            self.log("epoch", float(self.current_epoch))
+            self.log("steps", float(self.global_step))
+
+    callback = SubnetSearchCallback(search(), progress=False)
+    _, trainer = train([callback], Asking())
+    assert callback.result is not None
+    assert {e.values["epoch"] for e in callback.result.history} == {float(trainer.current_epoch)}
+    assert {e.values["steps"] for e in callback.result.history} == {float(trainer.global_step)}
+
+
+def test_modules_that_leave_the_sanity_check_or_build_their_network_late() -> None:
+    class Late(LitMlp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.late, self.net = self.net, None
+
+        def configure_model(self) -> None:
+            if self.net is None:
+                self.net, self.late = self.late, None
+
+        def validation_step(self, batch: Any, i: int, dataloader_idx: int = 0) -> None:
+            if not self.trainer.sanity_checking:
+                super().validation_step(batch, i)
+
+    callback = SubnetSearchCallback(search(), progress=False)
+    train([callback], Late())
+    assert callback.result is not None
+
+
 def test_fast_dev_run(tmp_path: Path) -> None:
     callback = SubnetSearchCallback(search(storage=f"sqlite:///{tmp_path}/s.db"), progress=False)
     train([callback], fast_dev_run=True)
@@ -189,5 +237,7 @@ def test_mistakes_show_before_training() -> None:
     assert model.steps == 0
     with pytest.raises(SearchError, match="'last' or 'best'"):
         SubnetSearchCallback(search(), weights="first")
+    with pytest.raises(SearchError, match="resume='must' cannot hold"):
+        SubnetSearchCallback(search(resume="must"))
     with pytest.raises(SearchError, match="is no SubnetSearch"):
         SubnetSearchCallback("nsga2")

@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from lightning_subnet import Latency, SearchSpace, SubnetMixin, SubnetSearch, recalibrate
-from lightning_subnet.data import Resident, Source, data_fingerprint
+from lightning_subnet.batches import data_fingerprint
+from lightning_subnet.data import Resident, Source
 from lightning_subnet.errors import MeasurementError, SearchError, StudyMismatchError
 from lightning_subnet.strategies import RandomSearch
 from lightning_subnet.supernets import ElasticMobileNetV3
@@ -391,19 +392,24 @@ def test_a_score_depends_on_the_subnet_alone_whatever_hooks_do(tmp_path: Path) -
     model, trainer = Meddling(), quiet_trainer(logger=CSVLogger(tmp_path))
     objects = dict(model.named_buffers())
     values = {name: buffer.clone() for name, buffer in objects.items()}
-    with TrainerEvaluator(model, Source(Digits()), trainer=trainer) as evaluator:
+    source = Source(Digits(), calibration_images=0)  # its step halves the images, its forward not
+    with TrainerEvaluator(model, source, trainer=trainer) as evaluator:
         told = [evaluator.evaluate(evaluator.space.largest) for _ in range(3)]
     assert told[0] == told[1] == told[2]
     for name, buffer in model.named_buffers():
         assert buffer is objects[name]
         assert torch.equal(buffer, values[name])
     assert model._trainer is None
-    assert len(search(trainer=trainer).fit(model, Digits(), progress=False).front)
+    run = search(trainer=trainer, calibration_images=0)
+    assert len(run.fit(model, Digits(), progress=False).front)
+    with pytest.raises(MeasurementError, match="gives the network another input than the first"):
+        search(trainer=trainer).fit(model, Digits(), progress=False)
 
 
 def test_other_hyperparameters_are_other_values(tmp_path: Path) -> None:
     data, url = DataLoader(digits(), 600), f"sqlite:///{tmp_path}/s.db"
     settings = {"storage": url, "trainer": quiet_trainer(logger=CSVLogger(tmp_path))}
+    settings |= {"calibration_images": 0}
     one, other = Meddling(), Meddling(temperature=5.0)
     other.load_state_dict(one.state_dict())
     search(**settings, name="a").fit(one, dataloaders=data, train_dataloaders=TRAIN, progress=False)
@@ -481,7 +487,8 @@ def test_statistics_are_recalibrated_on_the_same_training_samples_for_each_subne
     ) as evaluator:
         told = [evaluator.evaluate(subnet) for subnet in subnets]
         again = [evaluator.evaluate(subnet) for subnet in reversed(subnets)][::-1]
-        calibration = evaluator._data.calibration
+        calibration = [x for x, _ in evaluator._data.calibration]
+        calibration[-1] = calibration[-1][:20]  # 50 + 50 + 20
         batches = [batch for loader in evaluator._data.loaders for batch in loader]
         extracted = evaluator.extractor()
     assert told == again
@@ -533,7 +540,7 @@ def test_batches_of_another_form_are_calibrated_by_the_model(model: LitMlp) -> N
         run.fit(Mapped(), **loaders, progress=False)
     calibrated = Calibrated()
     assert len(run.fit(calibrated, **loaders, progress=False).history) == 2
-    assert calibrated.seen == 2 * 512
+    assert calibrated.seen == 2 * 600  # batches of a form of their own stay whole
 
 
 def test_a_network_that_does_not_take_a_training_batch_is_told_before_anything_is_spent(
@@ -581,8 +588,98 @@ def test_hooks_of_the_module_run_once(model: LitMlp) -> None:
 
     hooked = Hooked()
     search().fit(hooked, Digits(), progress=False)
-    assert hooked.calls == ["prepare_data", "setup fit", "teardown fit"]
+    assert hooked.calls == ["prepare_data", "setup validate", "teardown validate"]
     assert hooked.setup.__func__ is Hooked.setup
+
+
+def test_a_setup_that_initialises_does_not_lose_the_weights() -> None:
+    class Initialising(LitMlp):
+        def setup(self, stage: str) -> None:
+            if stage == "fit":
+                nn.init.zeros_(self.net.last.weight)
+
+        def val_dataloader(self) -> DataLoader:
+            return DataLoader(digits(), 600)
+
+        def train_dataloader(self) -> DataLoader:
+            return TRAIN
+
+    model = Initialising()
+    before = model.net.last.weight.detach().clone()
+    run = search(objectives={"val_acc": "max"})
+    own = run.fit(model, progress=False).history[0].values
+    given = run.replace().fit(
+        model, dataloaders=model.val_dataloader(), train_dataloaders=TRAIN, progress=False
+    )
+    assert own == given.history[0].values
+    assert torch.equal(model.net.last.weight, before)
+
+
+def test_transfer_hooks_of_the_datamodule_prepare_training_batches_too(model: LitMlp) -> None:
+    class Normalising(Digits):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            x, y = batch
+            return 3 * x + 1, y
+
+    result = search().fit(model, Normalising(), progress=False)
+    net = result.extract(result.best("val_acc"))
+    assert net.norm.running_mean.mean() > 1.5  # of 3 x + 1
+    assert net.parity == 0
+
+
+def test_a_failure_leaves_nothing_behind_for_the_next_subnet() -> None:
+    class Gathering(LitMlp):
+        """Gathers by itself, as users do, and empties when an epoch ends well."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.right: list[torch.Tensor] = []
+
+        def validation_step(self, batch: Any, i: int, dataloader_idx: int = 0) -> None:
+            right = self(batch[0]).argmax(1) == batch[1]
+            self.right.append(right)
+            self.accuracy.update(self(batch[0]), batch[1])
+            if self.net.width == 8 and i == 2:
+                msg = "no"
+                raise ValueError(msg)
+
+        def on_validation_epoch_end(self) -> None:
+            self.log("val_acc", torch.cat(self.right).float().mean())
+            self.log("val_metric", self.accuracy.compute())
+            self.right.clear()
+            self.accuracy.reset()
+
+    model = Gathering()
+    result = search(budget=12, objectives={"val_acc": "max"}).fit(model, Digits(), progress=False)
+    assert 0 < sum(not e.ok for e in result.history) < 12
+    for e in result.history:
+        if e.ok:
+            assert e.values["val_acc"] == pytest.approx(e.values["val_metric"], abs=1e-6)
+
+
+def test_metrics_as_checkpoints_see_them(model: LitMlp) -> None:
+    class Logging(LitMlp):
+        def validation_step(self, batch: Any, i: int, dataloader_idx: int = 0) -> None:
+            right = (self(batch[0]).argmax(1) == batch[1]).float().mean()
+            self.log("silent", right, logger=False)
+            self.log("both", right, on_step=True, on_epoch=True)
+
+    objectives = {"silent": "max", "both": "max"}
+    result = search(objectives=objectives).fit(Logging(), Digits(), progress=False)
+    assert all(e.values["silent"] == e.values["both"] for e in result.history)
+
+
+def test_costs_are_those_of_the_precision_that_validates(model: LitMlp) -> None:
+    sizes = {}
+    for precision in ("32-true", "bf16-true"):
+        run = search(
+            trainer=quiet_trainer(precision=precision),
+            objectives={"val_acc": "max", "size_mb": "min"},
+        )
+        column = run.fit(model, Digits(), progress=False).history.column("size_mb")
+        assert len(set(column)) == 1
+        sizes[precision] = column[0]
+    assert sizes["bf16-true"] < 0.6 * sizes["32-true"]
 
 
 def test_fast_dev_run_evaluates_a_few_subnets_and_keeps_nothing(

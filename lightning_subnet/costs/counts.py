@@ -28,7 +28,7 @@ def count_macs(module: nn.Module, example_input: Any) -> int:
 
     Args:
         module: The network, with the subnet to be counted in force; run in eval mode.
-        example_input: A tensor, or a tuple of positional arguments.
+        example_input: A tensor, a tuple of positional or a dict of keyword arguments.
 
     Raises:
         MeasurementError: The network does not take the input, or nothing was counted.
@@ -37,10 +37,13 @@ def count_macs(module: nn.Module, example_input: Any) -> int:
         >>> count_macs(nn.Linear(10, 5), torch.zeros(1, 10))
         50
     """
+    named = example_input if isinstance(example_input, dict) else {}
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = () if named else inputs
     weights = [p for p in module.parameters() if p.is_floating_point()]
     if weights:  # as the weights are, wherever and in whichever precision a Trainer left them
         inputs = tuple(_as(weights[0], x) for x in inputs)
+        named = {name: _as(weights[0], x) for name, x in named.items()}
     training = {child: child.training for child in module.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # nothing inside it is counted
@@ -52,10 +55,11 @@ def count_macs(module: nn.Module, example_input: Any) -> int:
             sdpa_kernel(SDPBackend.MATH),
             FlopCounterMode(display=False) as counter,
         ):
-            module(*inputs)
+            module(*inputs, **named)
     except Exception as error:
         shapes = [
-            tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__ for x in inputs
+            tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+            for x in (*inputs, *named.values())
         ]
         msg = (
             f"{type(module).__name__} failed on an input of {shapes} while its MACs were "
@@ -92,7 +96,8 @@ def traced_measures(module: nn.Module, elastic: Elastic, example_input: Any) -> 
     Args:
         module: The module whose forward pass is counted.
         elastic: The part of it that activates subnets.
-        example_input: A tensor, or a tuple of positional arguments.
+        example_input: A tensor, a tuple of positional or a dict of keyword arguments; only `macs`
+            needs it.
     """
 
     def macs(subnet: Subnet) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from lightning_subnet.errors import MeasurementError
 
@@ -24,7 +24,7 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
 
 
 def n_samples(batch: Any) -> int:
-    """Return how many samples a batch has: the length of its first tensor; 1 if it has none.
+    """Return the length of a batch's first tensor; 1 if it has none.
 
     Example:
         >>> n_samples({"x": torch.zeros(5, 2), "y": torch.zeros(5)})
@@ -32,21 +32,6 @@ def n_samples(batch: Any) -> int:
     """
     lengths = (len(x) for x in tree_leaves(batch) if isinstance(x, torch.Tensor) and x.ndim)
     return next(lengths, 1)
-
-
-def first_samples(batch: Any, n: int) -> Any:
-    """Return the first n samples of a batch.
-
-    Example:
-        >>> first_samples([torch.zeros(5, 2), torch.zeros(5)], 3)[0].shape
-        torch.Size([3, 2])
-    """
-    length = n_samples(batch)
-    if length <= n:
-        return batch
-    return tree_map(
-        lambda x: x[:n] if isinstance(x, torch.Tensor) and x.ndim and len(x) == length else x, batch
-    )
 
 
 def recalibrate(
@@ -60,13 +45,14 @@ def recalibrate(
 
     Statistics of a super-network belong to whichever subnets ran last; without this a subnet is
     measured far below its worth. Only BatchNorm layers are in training mode meanwhile (dropout
-    stays off); statistics are written in place; flags and momenta come back.
+    stays off); statistics are written in place; flags and momenta come back. Layers that the
+    module's own `train()` keeps in eval mode (frozen ones), and those that do not run, keep theirs.
 
     Args:
         module: The network, with the subnet in force.
         batches: Inputs of training data, always the same: tensors (n, ...), or structures of them,
             each given to `forward`.
-        max_images: Stop after so many samples; the last batch is cut to fit.
+        max_images: Stop after so many samples; the last batch is cut to fit if it is a tensor.
         forward: Called with each batch; by default the module itself.
 
     Returns:
@@ -89,28 +75,34 @@ def recalibrate(
     if max_images < 1:
         msg = f"max_images={max_images} must be positive: 256 to 2000 are usual."
         raise MeasurementError(msg)
-    layers = batch_norms(module)
-    if not layers:
-        return 0
     training = {child: child.training for child in module.modules()}
+    module.train()
+    layers = [layer for layer in batch_norms(module) if layer.training]
     momenta = [layer.momentum for layer in layers]
+    before = [[buffer.clone() for buffer in layer.buffers()] for layer in layers]
     run, used = forward or module, 0
     try:
         module.eval()
+        if not layers:
+            return 0
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None  # the plain average of all batches
             layer.train()
         with torch.no_grad():
             for batch in batches:
-                part = first_samples(batch, max_images - used)
+                # What is no tensor stays whole: its parts may not be samples (a graph, a list).
+                part = batch[: max_images - used] if isinstance(batch, torch.Tensor) else batch
                 run(part)
                 used += n_samples(part)
                 if used >= max_images:
                     break
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
+        for layer, momentum, values in zip(layers, momenta, before, strict=True):
             layer.momentum = momentum
+            if layer.num_batches_tracked == 0:  # it did not run
+                for buffer, value in zip(layer.buffers(), values, strict=True):
+                    buffer.copy_(value)
         for child, flag in training.items():
             child.training = flag
     if not used:
