@@ -115,10 +115,11 @@ class SubnetSampling(Callback):
             return drawn
         return list(dict.fromkeys([space.largest, space.smallest, *drawn]))
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that this training can be shared, before it begins."""
-        if stage != "fit":
-            return
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that this training can be shared, and put the largest subnet in force.
+
+        By then `configure_model` has run, so the network is there.
+        """
         space, activate = self._given
         if space is not None and activate is not None:
             elastic(pl_module, space=space, activate=activate)
@@ -132,9 +133,6 @@ class SubnetSampling(Callback):
                 f"{did_you_mean(self._distill, names)} Name the one whose output is the logits."
             )
             raise SearchError(msg)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the largest subnet in force for what comes before training."""
         self._activate_largest()
 
     def on_train_batch_start(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -52,6 +52,12 @@ class Evaluation:
     def __post_init__(self) -> None:
         for name in ("values", "errors"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what copies and pickles are made of; a read-only view cannot be pickled."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain |= {"values": dict(self.values), "errors": dict(self.errors)}
+        return Evaluation, tuple(plain.values())
 
     @property
     def ok(self) -> bool:

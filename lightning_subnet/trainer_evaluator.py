@@ -75,6 +75,8 @@ class TrainerEvaluator(Evaluator):
     ) -> None:
         trainer = default_trainer() if trainer is None else trainer
         check(model, source.datamodule, trainer)
+        if is_overridden("configure_model", model):
+            model.configure_model()  # which may build the network; Lightning calls it again
         self._model = model
         self._source = source
         self._loggers = [*trainer.loggers, *loggers]

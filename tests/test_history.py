@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -157,3 +159,14 @@ def test_data_frame_of_an_empty_history_has_its_columns() -> None:
     assert len(frame) == 0
     assert list(frame.columns)[:2] == ["x.0", "x.1"]
     assert "status" in frame.columns
+
+
+def test_evaluations_can_be_copied_and_pickled() -> None:
+    space = SearchSpace(depth=[1, 2])
+    evaluation = Evaluation(
+        number=3, subnet=space.largest, values={"a": 1.0}, errors={"a": 0.1}, reused=("a",)
+    )
+    for again in (copy.deepcopy(evaluation), pickle.loads(pickle.dumps(evaluation))):
+        assert again == evaluation
+        with pytest.raises(TypeError):
+            again.values["a"] = 2.0
