@@ -1,25 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all predictors share: checks, fallbacks, folds, calibrated uncertainty, Kendall's tau."""
+"""What all predictors share (checks, fallbacks, calibration), and those of closed form."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from lightning_subnet import _sklearn
+from lightning_subnet._sklearn import KernelRegression, Scale, Setting
 from lightning_subnet.choices import Indices
 from lightning_subnet.errors import SubnetError
 
 Floats = npt.NDArray[np.float64]
+Pairs = tuple[tuple[float, float], ...]
 
 _FOLDS = 5
 _TAU_ROWS = 1500  # rows whose pairs are compared
 _COVERED = 0.683  # of errors within one standard deviation
 _BLOCK = 4096  # rows predicted at a time
+_SEARCH_ROWS = 400  # rows that settings are chosen on: their cost grows with the cube
+_KERNEL_ROWS = 2000  # rows of a kernel matrix
+_LOG_RATIO = 1.2  # below it a logarithm is a straight line
 _told: set[str] = set()
 
 
@@ -70,6 +76,7 @@ def fold_of(n: int, random_state: int) -> Indices:
 
 
 def checked(F: npt.ArrayLike) -> Floats:
+    """Return features as a finite matrix (n, d), or raise `PredictorError`."""
     F = np.asarray(F, dtype=float)
     if F.ndim != 2:  # noqa: PLR2004 - a matrix
         msg = f"F has shape {F.shape}; it is a matrix (n, d): features(space, X)."
@@ -89,8 +96,8 @@ def spaced(n: int, at_most: int) -> Indices:
 class Predictor:
     """What all predictors share: checks, the fallback, the scale of targets, calibration.
 
-    A subclass implements `_fit(F, z)` and `_predict(F) -> mean, std` for targets of mean 0 and
-    variance 1; `_fit` returns the predictions of rows that were left out, (n,) each.
+    This class itself predicts the mean. A subclass implements `_fit(F, y)`, which returns mean and
+    standard deviation of each row under a model that did not see it, and `_predict(F)`.
 
     Args:
         random_state: The seed of folds and trees.
@@ -167,14 +174,11 @@ class Predictor:
         return "cannot learn from values that are all equal" if np.ptp(y) == 0 else ""
 
     def _replace(self, F: Floats, y: Floats, reason: str) -> None:
-        stand_in = self.simpler(len(y), bool(np.ptp(y) > 0)).fit(F, y)
+        ridge = type(self) is not Ridge and len(y) >= Ridge.minimum and np.ptp(y) > 0
+        stand_in = (Ridge if ridge else Predictor)(random_state=self.random_state).fit(F, y)
         self._stand_in, self.used = stand_in, stand_in.used
         self.out_of_fold = stand_in.out_of_fold
         _warn(f"The predictor {self.name!r} {reason:.200}; {self.used!r} takes its place.")
-
-    def simpler(self, n: int, varies: bool) -> Predictor:
-        """Return what takes the place of this predictor with n samples."""
-        return Predictor(random_state=self.random_state)
 
     def _calibrate(self, F: Floats, y: Floats) -> None:
         """Fit, and stretch the uncertainty until it covers 68 % of the errors on unseen rows."""
@@ -224,3 +228,113 @@ class Predictor:
 
     def _predict(self, F: Floats, return_std: bool = True) -> tuple[Floats, Floats]:
         return np.full(len(F), self._mean), np.full(len(F), self._std)
+
+
+class Ridge(Predictor):
+    """Ridge regression on weighted columns, of the values or of their logarithms.
+
+    Leave-one-out chooses the penalty, the weights of the columns and whether to take logarithms.
+
+    Args:
+        alpha: A fixed penalty: the ridge regression of scikit-learn on the columns as they are.
+        random_state: The seed of the folds.
+    """
+
+    name = "ridge"
+    minimum = 4
+    _designs: ClassVar[Pairs] = ((0.15, 1.0), (0.05, 1.0))  # share, power
+    _mixes: ClassVar[Pairs] = ()  # mix, rate
+    _support_vectors: ClassVar[bool] = False
+
+    def __init__(self, alpha: float | None = None, *, random_state: int = 0) -> None:
+        super().__init__(random_state=random_state)
+        self.alpha = alpha
+
+    def _fit(self, F: Floats, y: Floats) -> tuple[Floats, Floats]:
+        few, rows = spaced(len(y), _SEARCH_ROWS), spaced(len(y), _KERNEL_ROWS)
+        self.setting = self._search(F[few], y[few])
+        self._scale = Scale(y[rows], log=self.setting.log)
+        z = self._scale.z
+        self._model = self._solve(F[rows], z)
+        left_out = z.copy()
+        folds = fold_of(len(rows), self.random_state)
+        for out in (folds == k for k in range(int(folds.max()) + 1)):
+            left_out[out] = self._solve(F[rows][~out], z[~out]).predict(F[rows][out])[0]
+        if len(rows) == len(y):
+            return self._scale.back(left_out, self._model.left_out_std())
+        mean, std = self._predict(F)  # most rows were not used, so these are out of fold too
+        mean[rows], std[rows] = self._scale.back(left_out, self._model.left_out_std())
+        return mean, std
+
+    def _solve(self, F: Floats, z: Floats) -> KernelRegression:
+        model = KernelRegression(F, z, self.setting)
+        return model.solve(support_vectors=self._support_vectors)
+
+    def _search(self, F: Floats, y: Floats) -> Setting:
+        """Return the setting with the least leave-one-out error, one part after the other."""
+        if self.alpha is not None:
+            return Setting(plain=True, alpha=self.alpha)
+        share, power = self._designs[0]
+        mix, rate = self._mixes[0] if self._mixes else (0.0, 1.0)
+        best = Setting(share=share, power=power, mix=mix, rate=rate)
+        if y.min() > 0 and y.max() > _LOG_RATIO * y.min():
+            # Errors of logarithms and of values do not compare; ranks do.
+            value, log = (KernelRegression(F, Scale(y, log=log).z, best) for log in (False, True))
+            taus = [kendall_tau(model.leave_one_out()[2], y)[0] for model in (value, log)]
+            best = replace(best, log=bool(taus[1] > taus[0]))
+        z = Scale(y, log=best.log).z
+        best = _least(F, z, [replace(best, share=s, power=p) for s, p in self._designs])
+        if self._mixes:
+            best = _least(F, z, [replace(best, mix=mix, rate=rate) for mix, rate in self._mixes])
+        return best
+
+    def _predict(self, F: Floats, return_std: bool = True) -> tuple[Floats, Floats]:
+        return self._scale.back(*self._model.predict(F, return_std=return_std))
+
+    @property
+    def coef_(self) -> Floats:
+        """The coefficients (d,) of a linear model of the values themselves."""
+        if self.setting.log or self.setting.mix:
+            msg = f"{self!r} is not linear in the features: {self.setting}."
+            raise AttributeError(msg)
+        model = self._model
+        return np.asarray(self._scale.std * model.weight * (model.A.T @ model.dual))
+
+
+def _least(F: Floats, z: Floats, settings: list[Setting]) -> Setting:
+    """Return the setting with the least leave-one-out error, with its best penalty."""
+    tried = []
+    for setting in settings:
+        error, alpha, _ = KernelRegression(F, z, setting).leave_one_out()
+        tried.append((error, replace(setting, alpha=alpha)))
+    return min(tried, key=lambda pair: pair[0])[1]
+
+
+class SVR(Ridge):
+    """Support vector regression on an RBF kernel of weighted columns.
+
+    Kernel and penalty are those with the least leave-one-out error of a kernel ridge regression.
+    """
+
+    name = "svr"
+    minimum = 8
+    _designs: ClassVar[Pairs] = ((0.15, 0.5), (0.0, 0.5), (0.15, 1.0), (0.0, 1.0))
+    _mixes: ClassVar[Pairs] = ((1.0, 0.3), (1.0, 0.1), (1.0, 1.0))
+    _support_vectors = True
+
+    def __init__(self, *, random_state: int = 0) -> None:
+        super().__init__(random_state=random_state)
+
+
+class Stack(SVR):
+    """Ridge and RBF in one: a linear part that extrapolates, and an RBF part for what it leaves.
+
+    Both are fitted together, as a regression on the sum of their kernels, in closed form.
+    """
+
+    name = "stack"
+    _mixes: ClassVar[Pairs] = (
+        (0.0, 1.0),
+        *((mix, rate) for mix in (0.5, 1.0) for rate in (0.1, 0.3, 1.0)),
+    )
+    _support_vectors = False

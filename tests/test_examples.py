@@ -29,7 +29,8 @@ def small_demo(folder: Path) -> Path:
     """Write the demo with a tenth of the training and a smaller budget; return its path."""
     text = (EXAMPLES / "digits_search.py").read_text()
     for old, new in {
-        "max_epochs=30": "max_epochs=3",
+        "max_epochs=30": "max_epochs=2",
+        "seconds=1": "seconds=0.05, repeats=15",
         "budget=72": f"budget={BUDGET}",
         "population=18": "population=8",
         "<= 50%": "<= 90%",
