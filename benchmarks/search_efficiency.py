@@ -22,7 +22,7 @@ import pandas as pd
 from benchmarks.problems import NB201_PAIRS, TableProblem, macro, nb201
 from lightning_subnet import Comparison, SubnetSearch, compare
 
-STRATEGIES = ["random", "nsga2", "u-nsga3", "sms-emoa"]
+STRATEGIES = ["random", "nsga2", "u-nsga3", "sms-emoa", "linas", "hybrid"]
 CHECKPOINTS = (20, 50, 100, 250)
 HERE = Path(__file__).resolve().parent
 

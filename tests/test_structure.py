@@ -27,6 +27,7 @@ DOORS = {
     "sqlalchemy": "storage",
     "matplotlib": "plotting",
     "moocore": "pareto",
+    "sklearn": "_sklearn",
 }
 MAX_IMPORT_SECONDS = 0.3
 

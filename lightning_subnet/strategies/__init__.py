@@ -14,10 +14,29 @@ _CLASSES = {
     "NSGA2": "evolution",
     "UNSGA3": "evolution",
     "SMSEMOA": "evolution",
+    "LINAS": "linas",
+    "Hybrid": "hybrid",
 }
-_NAMES = {"random": "RandomSearch", "nsga2": "NSGA2", "u-nsga3": "UNSGA3", "sms-emoa": "SMSEMOA"}
+_NAMES = {
+    "random": "RandomSearch",
+    "nsga2": "NSGA2",
+    "u-nsga3": "UNSGA3",
+    "sms-emoa": "SMSEMOA",
+    "linas": "LINAS",
+    "hybrid": "Hybrid",
+}
 
-__all__ = ["NSGA2", "SMSEMOA", "UNSGA3", "RandomSearch", "Strategy", "names", "resolve"]
+__all__ = [
+    "LINAS",
+    "NSGA2",
+    "SMSEMOA",
+    "UNSGA3",
+    "Hybrid",
+    "RandomSearch",
+    "Strategy",
+    "names",
+    "resolve",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -32,7 +51,7 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['random', 'nsga2', 'u-nsga3', 'sms-emoa']
+        ['random', 'nsga2', 'u-nsga3', 'sms-emoa', 'linas', 'hybrid']
     """
     return list(_NAMES)
 

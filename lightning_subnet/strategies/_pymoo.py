@@ -80,6 +80,7 @@ class Breeder:
             F: Objectives to be minimised (n, m), finite.
             violation: Sum of violations (n,), 0 where feasible.
         """
+        self._scored = (X, F, violation)
         n_objectives = F.shape[1]
         kind = "nsga2" if n_objectives == 1 and self._kind == "sms-emoa" else self._kind
         if kind == "u-nsga3":
@@ -97,14 +98,28 @@ class Breeder:
         # pymoo 0.6.2 breaks ties of the violation with an unseeded generator: leave it none.
         order = np.argsort(np.argsort(violation, kind="stable"))
         excess = np.where(violation > 0, violation * (1 + 1e-9 * order), 0.0)[:, None]
+        population = Population.new("X", X, "F", F, "row", np.arange(len(X)))
         if self._problem.has_constraints():
-            population = Population.new("X", X, "F", F, "G", excess)
-        else:
-            population = Population.new("X", X, "F", F)
+            population.set("G", excess)
         if kind == "sms-emoa" and len(population) > _CROWD * self._population:
             # Removing thousands one by one by hypervolume takes minutes: thin by crowding first.
             population = self._survive(RankAndCrowding(), population, _CROWD * self._population)
         self._parents = self._survive(self._algorithm.survival, population, self._population)
+
+    def select_with(
+        self, X: Indices, F: npt.NDArray[np.float64], violation: npt.NDArray[np.float64]
+    ) -> None:
+        """Keep the survivors of the parents and further rows, each row once."""
+        kept = self._parents.get("row").astype(int)
+        parts = zip([part[kept] for part in self._scored], (X, F, violation), strict=True)
+        X, F, violation = (np.concatenate(pair) for pair in parts)
+        first = np.sort(np.unique(X, axis=0, return_index=True)[1])
+        self.select(X[first], F[first], violation[first])
+
+    def survivors(self) -> Indices:
+        """Return the parents as value indices."""
+        X: Indices = self._parents.get("X").astype(np.int64)
+        return X
 
     def _survive(self, survival: Any, population: Any, n: int) -> Any:
         return survival.do(

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only file that imports scikit-learn, inside its functions, and the models beneath predictors.
+
+The kernel regression is NumPy in closed form: it needs leave-one-out errors for a whole grid of
+settings at once. Trees, support vectors and estimators of the user are scikit-learn's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+_ALPHAS = np.logspace(-4, 1.5, 12)
+_TINY = 1e-9
+
+
+class Scale:
+    """Brings values to mean 0 and variance 1, after a logarithm if asked, and back."""
+
+    def __init__(self, y: Floats, *, log: bool = False) -> None:
+        self.log = log
+        t = np.log(y) if log else y
+        self.mean, self.std = float(t.mean()), float(t.std()) or 1.0
+        self.z = (t - self.mean) / self.std
+
+    def back(self, mean: Floats, std: Floats) -> tuple[Floats, Floats]:
+        """Return mean and standard deviation (n,) in the units of y."""
+        if not self.log:
+            return mean * self.std + self.mean, std * self.std
+        level = np.exp(np.clip(mean, -20, 20) * self.std + self.mean)
+        return level, level * std * self.std
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What leave-one-out chooses for a kernel regression.
+
+    Args:
+        log: Whether the target is the logarithm.
+        share: The share of the kernel's variance that indicator columns have.
+        power: Of each other column's correlation with the target; the result is its weight.
+        mix: The share of the RBF kernel; the rest is linear.
+        rate: Of the RBF kernel, `exp(-rate * squared distance)`.
+        alpha: The penalty.
+        plain: Use the columns as they are.
+    """
+
+    log: bool = False
+    share: float = 0.15
+    power: float = 0.5
+    mix: float = 0.0
+    rate: float = 1.0
+    alpha: float = 1.0
+    plain: bool = False
+
+
+def weights(F: Floats, z: Floats, setting: Setting) -> Floats:
+    """Return a weight for each column (d,): those that matter get more of the variance."""
+    if setting.plain:
+        return np.ones(F.shape[1])
+    centred = F - F.mean(axis=0)
+    std = np.sqrt((centred**2).mean(axis=0))
+    varies = std > _TINY
+    safe = np.where(varies, std, 1.0)
+    relevance = np.abs((z - z.mean()) @ centred) / (len(z) * safe * (z.std() or 1.0))
+    indicator = ((F == 0) | (F == 1)).all(axis=0)
+    weight = np.where(indicator, 1.0, relevance**setting.power / safe) * varies
+    blocks = [(indicator & varies, setting.share), (~indicator & varies, 1 - setting.share)]
+    total = [float(((weight * std)[at] ** 2).sum()) for at, _ in blocks]
+    if min(total) <= _TINY:
+        return np.asarray(weight / np.sqrt(max(sum(total), _TINY)))
+    for (at, share), variance in zip(blocks, total, strict=True):
+        weight[at] *= np.sqrt(share / variance)
+    return np.asarray(weight)
+
+
+class KernelRegression:
+    """Ridge regression on a linear plus RBF kernel of weighted columns, in dual form.
+
+    Args:
+        F: Features (n, d).
+        z: Targets (n,), of variance about 1.
+        setting: Kernel and penalty.
+
+    References:
+        Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), sections 2.2, 5.4.2.
+    """
+
+    def __init__(self, F: Floats, z: Floats, setting: Setting) -> None:
+        self.setting = setting
+        self.centre, self.weight = F.mean(axis=0), weights(F, z, setting)
+        self.A = (F - self.centre) * self.weight
+        gram = self._kernel(self.A)
+        self.column, self.level = gram.mean(axis=0), float(gram.mean())
+        self.H = gram - self.column - self.column[:, None] + self.level
+        self.offset = float(z.mean())
+        self.z = z - self.offset
+
+    def _kernel(self, rows: Floats) -> Floats:
+        s, linear = self.setting, rows @ self.A.T
+        if not s.mix:
+            return np.asarray(linear)
+        far = (rows**2).sum(axis=1)[:, None] + (self.A**2).sum(axis=1) - 2 * linear
+        return np.asarray((1 - s.mix) * linear + s.mix * np.exp(-s.rate * np.maximum(far, 0.0)))
+
+    def leave_one_out(self) -> tuple[float, float, Floats]:
+        """Return the least mean squared leave-one-out error, its penalty, and its predictions."""
+        values, vectors = np.linalg.eigh(self.H)
+        lam = np.maximum(values, 0.0)[:, None]
+        shrunk = lam / (lam + _ALPHAS)
+        leverage = (vectors**2) @ shrunk + 1 / len(self.z)
+        fitted = vectors @ (shrunk * (vectors.T @ self.z)[:, None])
+        rest = (self.z[:, None] - fitted) / np.maximum(1 - leverage, 1e-4)
+        error = (rest**2).mean(axis=0)
+        best = int(np.argmin(error))
+        return float(error[best]), float(_ALPHAS[best]), self.z - rest[:, best] + self.offset
+
+    def solve(self, *, support_vectors: bool = False) -> KernelRegression:
+        """Solve for the dual coefficients: least squares, or those of an SVR."""
+        alpha = self.setting.alpha
+        if support_vectors:
+            self.dual, shift = _support_vectors(self.H, self.z, float(np.sqrt(alpha)))
+            self.offset += shift
+        else:
+            self.dual = np.linalg.solve(self.H + alpha * np.eye(len(self.z)), self.z)
+        return self
+
+    @cached_property
+    def inverse(self) -> Floats:
+        """The inverse of the kernel matrix with the penalty (n, n): only uncertainty needs it."""
+        return np.asarray(np.linalg.inv(self.H + self.setting.alpha * np.eye(len(self.z))))
+
+    def predict(self, F: Floats, *, return_std: bool = False) -> tuple[Floats, Floats]:
+        """Return the mean (n,) and, if asked, the posterior standard deviation with noise (n,)."""
+        s = self.setting
+        rows = (F - self.centre) * self.weight
+        if not s.mix and not return_std:
+            return (mean := self._linear(rows)), mean
+        gram = self._kernel(rows)
+        row = gram.mean(axis=1)
+        gram = gram - row[:, None] - self.column + self.level
+        mean = gram @ self.dual + self.offset if s.mix else self._linear(rows)
+        if not return_std:
+            return mean, mean
+        own = (1 - s.mix) * (rows**2).sum(axis=1) + s.mix - 2 * row + self.level
+        variance = own - ((gram @ self.inverse) * gram).sum(axis=1)
+        return mean, np.sqrt(s.alpha + np.maximum(variance, 0.0))
+
+    def _linear(self, rows: Floats) -> Floats:
+        return np.asarray(rows @ (self.A.T @ self.dual) + self.offset)
+
+    def left_out_std(self) -> Floats:
+        """Return the standard deviation of each row under the model of all others (n,)."""
+        return np.asarray(1 / np.sqrt(np.diag(self.inverse)))
+
+
+def _support_vectors(gram: Floats, z: Floats, noise: float) -> tuple[Floats, float]:
+    """Return dual coefficients (n,) and intercept of an SVR, robust beyond twice the noise."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.svm import SVR
+
+    # Ridge has dual coefficients residual / noise**2, so this bound is a residual of 2 noise.
+    model = SVR(kernel="precomputed", C=min(2 / noise, 50.0), epsilon=noise / 4, max_iter=50_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # then it is as good as it needs to be
+        model.fit(gram, z)
+    dual = np.zeros(len(z))
+    dual[model.support_] = model.dual_coef_[0]
+    return dual, float(model.intercept_[0])
+
+
+def tree_model(name: str, random_state: int) -> Any:
+    """Return the unfitted model behind "forest", "extra-trees" or "boosting"."""
+    from sklearn.ensemble import (
+        ExtraTreesRegressor,
+        GradientBoostingRegressor,
+        RandomForestRegressor,
+    )
+
+    settings = {"max_features": 0.5, "random_state": random_state}
+    if name == "boosting":
+        settings |= {"n_estimators": 150, "learning_rate": 0.08, "max_depth": 4, "subsample": 0.7}
+        return GradientBoostingRegressor(**settings)
+    kind = ExtraTreesRegressor if name == "extra-trees" else RandomForestRegressor
+    return kind(60, bootstrap=True, **settings)
+
+
+def is_forest(model: Any) -> bool:
+    """Return whether a fitted model is an ensemble of trees on bootstrap samples."""
+    from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
+
+    return isinstance(model, (ExtraTreesRegressor, RandomForestRegressor)) and bool(model.bootstrap)
+
+
+def _votes(model: Any, F: Floats) -> Floats:
+    rows = F.astype(np.float32)
+    return np.stack([tree.tree_.predict(rows)[:, 0] for tree in model.estimators_])
+
+
+def spread_of_trees(model: Any, F: Floats) -> tuple[Floats, Floats]:
+    """Return mean and standard deviation (n,) over the trees of a forest."""
+    votes = _votes(model, F)
+    return votes.mean(axis=0), votes.std(axis=0)
+
+
+def out_of_bag(model: Any, F: Floats) -> tuple[Floats, Floats]:
+    """Return mean and spread (n,) over the trees that did not see a row; NaN where all did."""
+    votes = _votes(model, F)
+    for vote, drawn in zip(votes, model.estimators_samples_, strict=True):
+        vote[drawn] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # NaN is the answer there
+        return np.nanmean(votes, axis=0), np.nanstd(votes, axis=0)
+
+
+def fresh(model: Any) -> Any:
+    """Return an unfitted copy of an estimator."""
+    from sklearn.base import clone
+
+    return clone(model)
+
+
+def has_own_std(model: Any) -> bool:
+    """Return whether `model.predict` takes `return_std`, as that of a Gaussian process does."""
+    return "return_std" in inspect.signature(model.predict).parameters
+
+
+def regressor_tags() -> Any:
+    """Return what scikit-learn 1.6 and later ask a regressor for."""
+    from sklearn.linear_model import LinearRegression
+
+    return LinearRegression().__sklearn_tags__()

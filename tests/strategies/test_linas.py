@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Lasso
+
+from lightning_subnet import FunctionEvaluator, History, SearchSpace, SubnetSearch
+from lightning_subnet.errors import StrategyError, StudyMismatchError
+from lightning_subnet.strategies import LINAS, NSGA2, Hybrid, RandomSearch
+from lightning_subnet.strategies.hybrid import designed
+from lightning_subnet.strategies.surrogate import Surrogates
+from tests.problems import NasBench201, conditional, cost, history_of, problem_of
+from tests.strategies.contract import StrategyContract
+
+
+class TestLINAS(StrategyContract):
+    cls = LINAS
+    settings: ClassVar[dict] = {"population": 10, "predictions": 200}
+
+
+class TestHybrid(StrategyContract):
+    cls = Hybrid
+    settings: ClassVar[dict] = {
+        "batch_size": 5,
+        "first": 6,
+        "population": 20,
+        "generations": 4,
+        "predictor": "ridge",
+    }
+
+
+def test_predictions_are_of_what_was_measured_and_exact_measures_are_computed() -> None:
+    space = conditional()
+    problem = problem_of(space, 3, exact=[cost])
+    history = history_of(problem, space.sample(60, rng=0))
+    score = Surrogates(problem, history, "ridge")
+    X = space.sample_indices(40, 1)
+    F, missed = score(X)
+    assert F.shape == (40, 3)
+    assert (missed == 0).all()
+    bold, _ = score(X, deviations=-1.0)
+    assert (bold <= F).all()
+    assert (bold < F).any()
+
+
+def test_the_first_batch_is_spread_over_the_cost() -> None:
+    space = conditional()
+    problem = problem_of(space, exact=[cost])
+    X = designed(problem, 20, np.random.default_rng(0))
+    subnets = space.from_indices(X)
+    assert space.largest in subnets
+    assert space.smallest in subnets
+    everything = problem.exact_values("cost", space.indices(list(space)))
+    chosen = problem.exact_values("cost", X)
+    for low, high in ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0)):
+        ends = everything.min() + np.array([low, high]) * np.ptp(everything)
+        assert ((chosen >= ends[0]) & (chosen <= ends[1])).sum() >= 2
+
+
+def additive(n: int = 12) -> tuple[SearchSpace, FunctionEvaluator]:
+    """A problem that a linear model knows after few measurements: 5^12 subnets."""
+    space = SearchSpace({f"x.{i}": range(5) for i in range(n)})
+    rng = np.random.default_rng(0)
+    gain, price = rng.uniform(0.2, 1, n), rng.uniform(0.2, 1, n)
+    return space, FunctionEvaluator(
+        lambda s: {
+            "error": float(sum(g * (4 - v) for g, v in zip(gain, s.values(), strict=True))),
+            "cost": float(sum(p * v for p, v in zip(price, s.values(), strict=True))),
+        }
+    )
+
+
+@pytest.mark.parametrize("strategy", [LINAS(population=20, predictions=2000), Hybrid()])
+def test_predictions_find_in_80_what_evolution_does_not_in_200(strategy: object) -> None:
+    space, evaluator = additive()
+    reference = {"error": 40.0, "cost": 40.0}
+
+    def found(strategy: object, budget: int) -> float:
+        search = SubnetSearch(
+            space=space,
+            objectives={"error": "min", "cost": "min"},
+            strategy=strategy,
+            budget=budget,
+            storage=None,
+        )
+        return search.run(evaluator, progress=False).hypervolume(reference)
+
+    assert found(strategy, 80) > found(NSGA2(population=20), 200)
+    assert found(strategy, 80) > found(RandomSearch(), 200)
+
+
+def test_on_measured_cells_they_are_ahead_of_evolution() -> None:
+    cells, pair = NasBench201(), "cifar10/2080ti_1"
+    shares = []
+    for strategy in (
+        NSGA2(population=25),
+        LINAS(population=25, predictions=2500),
+        Hybrid(generations=15),
+    ):
+        search = SubnetSearch(
+            space=cells.space,
+            objectives={"top1": "max", "latency_ms": "min"},
+            strategy=strategy,
+            budget=100,
+            storage=None,
+        )
+        result = search.run(cells.evaluator(pair), progress=False)
+        shares.append(cells.share(pair, result.minimised()))
+    assert min(shares[1:]) > shares[0]
+
+
+def test_a_regressor_of_the_user_can_drive_the_search(tmp_path: Path) -> None:
+    space, evaluator = additive(4)
+    settings = {
+        "space": space,
+        "objectives": {"error": "min", "cost": "min"},
+        "storage": f"sqlite:///{tmp_path}/s.db",
+        "name": "mine",
+    }
+
+    def run(alpha: float, budget: int) -> SubnetSearch:
+        strategy = Hybrid(first=10, generations=3, predictor=Lasso(alpha=alpha))
+        search = SubnetSearch(**settings, strategy=strategy, budget=budget)
+        search.run(evaluator, progress=False)
+        return search
+
+    run(0.01, 20)
+    assert len(run(0.01, 25).history) == 25
+    with pytest.raises(StudyMismatchError, match="alpha=0.5"):
+        run(0.5, 30)
+
+
+def test_settings_are_checked() -> None:
+    for bad in ({"population": 0}, {"predictions": 1.5}, {"mutation": 2}):
+        with pytest.raises(StrategyError):
+            LINAS(**bad)
+    with pytest.raises(StrategyError):
+        Hybrid(first=0)
+
+
+def test_an_empty_history_is_no_trouble() -> None:
+    problem = problem_of(conditional())
+    for strategy in (LINAS(), Hybrid()):
+        rng = np.random.default_rng(0)
+        assert len(strategy.propose(problem, History(problem.space), 7, rng)) == 7
