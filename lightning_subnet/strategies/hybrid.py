@@ -59,11 +59,11 @@ class Hybrid(Strategy):
         self.first = first
         self.population = population
         self.generations = generations
-        self.predictor = predictor
+        self._predictor = predictor
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as JSON-able data."""
-        return super().settings() | {"predictor": described(self.predictor)}
+        return super().settings() | {"predictor": described(self._predictor)}
 
     def propose(
         self,
@@ -82,7 +82,7 @@ class Hybrid(Strategy):
                 return start.pop()[done:] if start else uniform(problem)(k, rng)
 
             return fill(problem, history, pending, n, rng, spread)
-        score = Surrogates(problem, history, self.predictor)
+        score = Surrogates(problem, history, self._predictor)
         pool = self._evolved(problem, history, score, rng)
         taken = history.codes | set(row_codes(problem.space.indices(pending)) if pending else ())
         keep = [i for i, code in enumerate(row_codes(pool)) if code not in taken]

@@ -64,7 +64,7 @@ class LINAS(Strategy):
         probability(crossover=crossover, mutation=mutation)
         self.population = population
         self.predictions = predictions
-        self.predictor = predictor
+        self._predictor = predictor
         self.crossover = crossover
         self.mutation = mutation
         self.exact = exact
@@ -72,7 +72,7 @@ class LINAS(Strategy):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as JSON-able data."""
-        return super().settings() | {"predictor": described(self.predictor)}
+        return super().settings() | {"predictor": described(self._predictor)}
 
     def propose(
         self,
@@ -88,7 +88,7 @@ class LINAS(Strategy):
         from lightning_subnet.strategies._pymoo import Breeder
         from lightning_subnet.strategies.surrogate import Surrogates
 
-        score = Surrogates(problem, history, self.predictor, exact=self.exact)
+        score = Surrogates(problem, history, self._predictor, exact=self.exact)
         breeder = Breeder(
             "nsga2",
             n_values=[len(choice.values) for choice in problem.space.choices.values()],

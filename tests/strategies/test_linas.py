@@ -130,7 +130,7 @@ def test_a_regressor_of_the_user_can_drive_the_search(tmp_path: Path) -> None:
 
     run(0.01, 20)
     assert len(run(0.01, 25).history) == 25
-    with pytest.raises(StudyMismatchError, match="alpha=0.5"):
+    with pytest.raises(StudyMismatchError, match=r"alpha=0\.5"):
         run(0.5, 30)
 
 
