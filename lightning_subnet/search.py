@@ -87,7 +87,7 @@ class SubnetSearch:
         constraints: Mapping[str, str | Sequence[str]] | None = None,
         space: SearchSpace | None = None,
         measures: Sequence[Measure | NetworkMeasure] = (),
-        strategy: str | Strategy = "nsga2",
+        strategy: str | Strategy = "hybrid",
         budget: int | Budget = 250,
         storage: str | Storage | None = "sqlite:///subnet_search.db",
         name: str | None = None,
