@@ -177,6 +177,16 @@ def _support_vectors(gram: Floats, z: Floats, noise: float) -> tuple[Floats, flo
     return dual, float(model.intercept_[0])
 
 
+def one_thread() -> Any:
+    """Return a context in which linear algebra runs on one thread.
+
+    The matrices are small: more threads gain nothing, and on a busy machine they wait for another.
+    """
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(limits=1, user_api="blas")
+
+
 def tree_model(name: str, random_state: int) -> Any:
     """Return the unfitted model behind "forest", "extra-trees" or "boosting"."""
     from sklearn.ensemble import (

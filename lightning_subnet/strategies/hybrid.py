@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightning_subnet import pareto
+from lightning_subnet._sklearn import one_thread
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
 from lightning_subnet.members import row_codes
@@ -82,11 +83,13 @@ class Hybrid(Strategy):
                 return start.pop()[done:] if start else uniform(problem)(k, rng)
 
             return fill(problem, history, pending, n, rng, spread)
-        score = Surrogates(problem, history, self._predictor)
-        pool = self._evolved(problem, history, score, rng)
-        taken = history.codes | set(row_codes(problem.space.indices(pending)) if pending else ())
-        keep = [i for i, code in enumerate(row_codes(pool)) if code not in taken]
-        chosen = [self._chosen(problem, history, score, pool[keep], n, pending)] if keep else []
+        with one_thread():
+            score = Surrogates(problem, history, self._predictor)
+            pool = self._evolved(problem, history, score, rng)
+            waiting = row_codes(problem.space.indices(pending)) if pending else ()
+            taken = history.codes | set(waiting)
+            pool = pool[[code not in taken for code in row_codes(pool)]]
+            chosen = [self._chosen(problem, history, score, pool, n, pending)] if len(pool) else []
 
         def draw(k: int, rng: np.random.Generator) -> Indices:
             return chosen.pop() if chosen else uniform(problem)(k, rng)

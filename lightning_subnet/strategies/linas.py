@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_subnet._sklearn import one_thread
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
 from lightning_subnet.problem import Problem
@@ -20,6 +21,9 @@ from lightning_subnet.strategies.base import (
     uniform,
 )
 from lightning_subnet.subnet import Subnet
+
+if TYPE_CHECKING:
+    from lightning_subnet.strategies._pymoo import Breeder
 
 
 class LINAS(Strategy):
@@ -85,6 +89,17 @@ class LINAS(Strategy):
         """Return the final population of a search on predictions; see `Strategy.propose`."""
         if len(history) < self.population or history.ok.sum() <= 1:
             return fill(problem, history, pending, n, rng, uniform(problem))
+        with one_thread():
+            breeder = self._searched(problem, history, rng)
+        final = [breeder.survivors()]
+
+        def draw(k: int, _: np.random.Generator) -> Indices:
+            return final.pop() if final else breeder.offspring(k)
+
+        return fill(problem, history, pending, n, rng, draw)
+
+    def _searched(self, problem: Problem, history: History, rng: np.random.Generator) -> Breeder:
+        """Return the inner search, at its end."""
         from lightning_subnet.strategies._pymoo import Breeder
         from lightning_subnet.strategies.surrogate import Surrogates
 
@@ -105,9 +120,4 @@ class LINAS(Strategy):
             children = space.canonical(breeder.offspring(self.population))
             F, missed = score(children)
             breeder.select_with(children, F, missed)
-        final = [breeder.survivors()]
-
-        def draw(k: int, _: np.random.Generator) -> Indices:
-            return final.pop() if final else breeder.offspring(k)
-
-        return fill(problem, history, pending, n, rng, draw)
+        return breeder
