@@ -15,7 +15,6 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_subnet import Latency, SubnetSampling, SubnetSearch
-from lightning_subnet.strategies import NSGA2
 from lightning_subnet.supernets import ElasticMobileNetV3
 
 
@@ -62,11 +61,11 @@ else:
 
 search = SubnetSearch(
     objectives={"val_acc": "max", "latency_ms": "min", "macs": "min"},
-    measures=[Latency(batch_size=64, seconds=1)], strategy=NSGA2(population=18), budget=72,
+    measures=[Latency(batch_size=64, seconds=1)], budget=72,
     storage=f"sqlite:///{output}/search.db", name="digits",
 )  # fmt: skip
 result = search.fit(model, dataloaders=loaders[1], train_dataloaders=loaders[0])
-best = result.best("val_acc", where={"latency_ms": "<= 50%"})
+best = result.best("val_acc", where={"latency_ms": "<= 60%"})
 net = result.extract(best)  # an ordinary nn.Module, with no trace of elasticity
 right = (net(val.tensors[0]).argmax(1) == val.tensors[1]).float().mean()
 torch.save(net, output / "best.pt")
@@ -74,6 +73,6 @@ result.save(output / "result.json")
 figure, axes = result.plot("latency_ms", "val_acc")
 axes.set_title(f"Elastic MobileNetV3 on digits: {axes.get_title()}")
 figure.savefig(output / "front.png", dpi=120)
-print(result, f"\n\nLargest subnet: {result.history[0]}\nBest in half its time: {best}")
+print(result, f"\n\nLargest subnet: {result.history[0]}\nBest in 60 % of its time: {best}")
 print(f"Extracted: accuracy {right:.4f}, outputs differ by at most {net.parity:.1e}, {net.sliced=}")
 print(f"Wrote best.pt, front.png and result.json into {output}/.")

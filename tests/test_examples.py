@@ -32,8 +32,7 @@ def small_demo(folder: Path) -> Path:
         "max_epochs=30": "max_epochs=2",
         "seconds=1": "seconds=0.05, repeats=15",
         "budget=72": f"budget={BUDGET}",
-        "population=18": "population=8",
-        "<= 50%": "<= 90%",
+        "<= 60%": "<= 90%",
     }.items():
         assert old in text
         text = text.replace(old, new)
