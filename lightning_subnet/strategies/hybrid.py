@@ -35,7 +35,7 @@ class Hybrid(Strategy):
     Args:
         batch_size: How many are proposed a generation.
         first: How many are in the designed first batch.
-        population: Of the inner evolution.
+        inner_population: How many survive in the inner evolution.
         generations: Of the inner evolution.
         predictor: A name or an estimator; see `predictors.make`.
 
@@ -51,14 +51,19 @@ class Hybrid(Strategy):
         *,
         batch_size: int = 10,
         first: int = 20,
-        population: int = 100,
+        inner_population: int = 100,
         generations: int = 30,
         predictor: Any = "auto",
     ) -> None:
-        positive(batch_size=batch_size, first=first, population=population, generations=generations)
+        positive(
+            batch_size=batch_size,
+            first=first,
+            inner_population=inner_population,
+            generations=generations,
+        )
         self.batch_size = batch_size
         self.first = first
-        self.population = population
+        self.inner_population = inner_population
         self.generations = generations
         self._predictor = predictor
 
@@ -106,7 +111,7 @@ class Hybrid(Strategy):
         breeder = Breeder(
             "nsga2",
             n_values=[len(choice.values) for choice in space.choices.values()],
-            population=self.population,
+            population=self.inner_population,
             crossover=0.9,
             mutation=None,
             rng=rng,
@@ -116,14 +121,14 @@ class Hybrid(Strategy):
         near = space.indices([*front, *around]) if front else np.zeros((0, len(space.names)), int)
         X = distinct(
             np.concatenate(
-                [near, space.sample_indices(min(self.population, space.size), rng)]
+                [near, space.sample_indices(min(self.inner_population, space.size), rng)]
             ).astype(np.int64)
         )
         seen = [X]
         F, missed = score(X)
         breeder.select(X, F, missed)
         for _ in range(self.generations):
-            children = distinct(space.canonical(breeder.offspring(self.population)))
+            children = distinct(space.canonical(breeder.offspring(self.inner_population)))
             seen.append(children)
             F, missed = score(children)
             breeder.select_with(children, F, missed)

@@ -27,7 +27,7 @@ class TestHybrid(StrategyContract):
     settings: ClassVar[dict] = {
         "batch_size": 5,
         "first": 6,
-        "population": 20,
+        "inner_population": 20,
         "generations": 4,
         "predictor": "ridge",
     }
@@ -140,6 +140,18 @@ def test_settings_are_checked() -> None:
             LINAS(**bad)
     with pytest.raises(StrategyError):
         Hybrid(first=0)
+
+
+def test_a_small_budget_is_no_warning_for_the_default_strategy(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    space, evaluator = additive(4)
+    search = SubnetSearch(
+        space=space, objectives={"error": "min", "cost": "min"}, budget=30, storage=None
+    )
+    assert search.strategy.name == "hybrid"
+    assert len(search.run(evaluator, progress=False).history) == 30
+    assert [str(w.message) for w in recwarn] == []
 
 
 def test_an_empty_history_is_no_trouble() -> None:
