@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_subnet import _sklearn
-from lightning_subnet._sklearn import KernelRegression, Scale, Setting
+from lightning_subnet._sklearn import Floats, KernelRegression, Scale, Setting
 from lightning_subnet.choices import Indices
 from lightning_subnet.errors import SubnetError
 
-Floats = npt.NDArray[np.float64]
 Pairs = tuple[tuple[float, float], ...]
 
 _FOLDS = 5

@@ -55,18 +55,19 @@ def cloned(batch: Any, device: Any = None) -> Any:
 
 def data_fingerprint(loaders: list[Any]) -> str:
     """Return a hash of the batches in memory (of the first and the length, if not in memory)."""
-    digest = hashlib.blake2b(digest_size=16)
+    contents = []
     for loader in loaders:
         batches = getattr(loader, "batches", None)
         if batches is None:
-            batches = [next(iter(loader))]
-            digest.update(str(len(loader) if hasattr(loader, "__len__") else "").encode())
-        update(digest, batches)
-    return digest.hexdigest()
+            length = [len(loader)] if hasattr(loader, "__len__") else []
+            batches = [*length, next(iter(loader))]
+        contents.append(batches)
+    return hashed(contents)
 
 
-def update(digest: Any, tree: Any) -> None:
-    """Feed tensors, arrays and plain values of a nested structure into a hash."""
+def hashed(tree: Any, *, size: int = 16) -> str:
+    """Return a hash, of so many bytes, of tensors, arrays and plain values in any structure."""
+    digest = hashlib.blake2b(digest_size=size)
     for leaf in leaves(tree):
         if isinstance(leaf, torch.Tensor):
             digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
@@ -82,3 +83,4 @@ def update(digest: Any, tree: Any) -> None:
             digest.update(repr(leaf).encode())
         else:  # its repr may hold an address
             digest.update(type(leaf).__qualname__.encode())
+    return digest.hexdigest()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -288,15 +288,24 @@ def _calibration(model: LightningModule, source: Source, owner: Any) -> list[Any
     if not batches:
         msg = "The training dataloader gave no batches, and BatchNorm needs some. Check setup()."
         raise SearchError(msg)
-    if not hasattr(model, "calibration_step"):
+    if own_step(model) is None:
         model_input(batches[0], model)
     return batches
 
 
+def own_step(model: LightningModule) -> Callable[[Any], Any] | None:
+    """Return the model's `calibration_step`, if it has one."""
+    step: Callable[[Any], Any] | None = getattr(model, "calibration_step", None)
+    return step
+
+
+def _first_item(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+
+
 def model_input(batch: Any, model: LightningModule) -> torch.Tensor:
     """Return what the network sees of a training batch: the tensor, or the first of several."""
-    if isinstance(batch, (list, tuple)) and batch:
-        batch = batch[0]
+    batch = _first_item(batch)
     if isinstance(batch, torch.Tensor):
         return batch
     msg = (
@@ -309,9 +318,7 @@ def model_input(batch: Any, model: LightningModule) -> torch.Tensor:
 
 def first_input(loaders: list[Any]) -> Any:
     """Return the first sample of the first batch, as `forward` would take it."""
-    batch = next(iter(loaders[0]))
-    if isinstance(batch, (list, tuple)) and batch:
-        batch = batch[0]
+    batch = _first_item(next(iter(loaders[0])))
     if isinstance(batch, torch.Tensor) and batch.ndim:
         return batch[:1]
     msg = (

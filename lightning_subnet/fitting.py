@@ -15,6 +15,7 @@ from lightning_subnet.history import Evaluation
 from lightning_subnet.measures import Measure
 from lightning_subnet.result import SearchResult
 from lightning_subnet.running import loop
+from lightning_subnet.session import Session
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.storage import Storage
 from lightning_subnet.studies import check_part
@@ -37,7 +38,7 @@ def fit(search: SubnetSearch, evaluator: TrainerEvaluator, *, progress: bool) ->
         else:
             leader = evaluator if trainer.world_size == 1 else Leader(evaluator, told)
 
-            def run() -> Found:
+            def run() -> Session:
                 session = search._start(
                     space,
                     measures,
@@ -51,7 +52,7 @@ def fit(search: SubnetSearch, evaluator: TrainerEvaluator, *, progress: bool) ->
                     first_must_work=True,
                     verify=search.verify_front,
                 )
-                return Found([e.to_json() for e in session.history], verified_values(session))
+                return session
 
             lead(trainer, run)
         return search.result(evaluator.extractor())
@@ -141,13 +142,14 @@ class Found:
     verified: Verified
 
 
-def lead(trainer: Any, search: Callable[[], Found]) -> None:
+def lead(trainer: Any, search: Callable[[], Session]) -> None:
     """Search in process 0, and tell the others how it ended."""
     if trainer.world_size == 1:
         search()
         return
     try:
-        found = search()
+        session = search()
+        found = Found([e.to_json() for e in session.history], verified_values(session))
     except Exception as error:
         trainer.strategy.broadcast(("failed", f"{type(error).__name__}: {error}"))
         raise

@@ -23,6 +23,12 @@ def row_codes(X: Indices) -> list[bytes]:
     return [blob[i : i + width] for i in range(0, len(blob), width)]
 
 
+def distinct_rows(X: Indices) -> npt.NDArray[np.int64]:
+    """Return where each distinct row comes first, in their order."""
+    first: npt.NDArray[np.int64] = np.sort(np.unique(X, axis=0, return_index=True)[1])
+    return first
+
+
 class Members(ABC):
     """The subnets of a space as canonical index rows (n, n_choices)."""
 
@@ -62,7 +68,7 @@ class AllMembers(Members):
         if self._diagram.numbered:
             return self._diagram.unrank(rng.choice(self.size, n, replace=False))
         X = self._diagram.draw(n, rng)
-        while len(first := np.sort(np.unique(X, axis=0, return_index=True)[1])) < n:
+        while len(first := distinct_rows(X)) < n:
             X = np.concatenate([X[first], self._diagram.draw(n - len(first), rng)])
         return X
 
@@ -114,7 +120,7 @@ class PoolMembers(Members):
     """
 
     def __init__(self, choices: Choices, X: Indices) -> None:
-        self._rows = X[np.sort(np.unique(X, axis=0, return_index=True)[1])]
+        self._rows = X[distinct_rows(X)]
         self._codes = set(row_codes(self._rows))
         self._choices = choices
         self._marked = self._mark(self._rows)

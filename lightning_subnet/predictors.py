@@ -14,7 +14,6 @@ import numpy as np
 from lightning_subnet import _sklearn
 from lightning_subnet._predictor import (
     SVR,
-    Floats,
     Predictor,
     PredictorError,
     PredictorWarning,
@@ -23,7 +22,7 @@ from lightning_subnet._predictor import (
     fold_of,
     kendall_tau,
 )
-from lightning_subnet._sklearn import Scale
+from lightning_subnet._sklearn import Floats, Scale
 from lightning_subnet.choices import Indices
 from lightning_subnet.errors import did_you_mean
 from lightning_subnet.history import History

@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_subnet.choices import Indices
 from lightning_subnet.errors import SearchError
-from lightning_subnet.members import row_codes
+from lightning_subnet.members import distinct_rows, row_codes
 from lightning_subnet.problem import Problem
 from lightning_subnet.subnet import Subnet
 
@@ -84,7 +84,7 @@ class Profile:
             X = np.concatenate(list(space.index_blocks()))
         else:
             X = np.concatenate([ends, space.sample_indices(limit, rng)])
-            X = X[np.sort(np.unique(X, axis=0, return_index=True)[1])]
+            X = X[distinct_rows(X)]
         columns = {name: problem.exact_values(name, X) for name in problem.exact}
         at_largest = {name: problem.exact_values(name, ends)[1] for name in problem.exact}
         missed = problem.exact_violation(X)

@@ -22,19 +22,14 @@ from lightning_subnet._lightning import (
 )
 from lightning_subnet.batches import cloned
 from lightning_subnet.callbacks import muted
-from lightning_subnet.data import FrozenData, model_input
+from lightning_subnet.costs.counts import as_weight
+from lightning_subnet.data import FrozenData, model_input, own_step
 from lightning_subnet.elasticity.calibration import recalibrate
 from lightning_subnet.elasticity.extraction import extract
-from lightning_subnet.elasticity.protocol import activated
+from lightning_subnet.elasticity.protocol import activated, evaluating
 from lightning_subnet.errors import MeasurementError, SearchError
 from lightning_subnet.restore import BufferState
 from lightning_subnet.subnet import Subnet
-
-
-def own_step(model: LightningModule) -> Callable[[Any], Any] | None:
-    """Return the model's `calibration_step`, if it has one."""
-    step: Callable[[Any], Any] | None = getattr(model, "calibration_step", None)
-    return step
 
 
 def network(model: LightningModule, part: Any) -> Any:
@@ -182,10 +177,8 @@ class Extractor:
     def __call__(self, subnet: Subnet) -> nn.Module:
         """Return the subnet; its attribute `parity` is the largest difference of the outputs."""
         buffers = BufferState(self.model)
-        training = {child: child.training for child in self.model.modules()}
         try:
-            with activated(self.part, subnet), torch.no_grad():
-                self.model.eval()
+            with activated(self.part, subnet), evaluating(self.model), torch.no_grad():
                 if self.calibration:
                     recalibrate(
                         self.model,
@@ -197,16 +190,12 @@ class Extractor:
                 plain.parity = self._parity(plain)  # type: ignore[assignment] # a figure
         finally:
             buffers.restore()
-            for child, flag in training.items():
-                child.training = flag
         return plain
 
     def _ready(self, batch: Any) -> Any:
         weight = next(self.model.parameters())
         batch = cloned(batch, weight.device)
-        if isinstance(batch, torch.Tensor) and batch.is_floating_point():
-            batch = batch.to(weight.dtype)
-        return batch
+        return as_weight(weight, batch) if isinstance(batch, torch.Tensor) else batch
 
     def _parity(self, plain: nn.Module) -> float:
         """Return the largest absolute difference of outputs; NaN where it cannot be told."""

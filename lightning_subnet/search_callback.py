@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -20,7 +19,7 @@ from lightning_subnet._lightning import (
     inner_trainer,
     validates,
 )
-from lightning_subnet.batches import update
+from lightning_subnet.batches import hashed
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import SearchError, did_you_mean, listed
 from lightning_subnet.result import SearchResult
@@ -135,7 +134,7 @@ class SubnetSearchCallback(Callback):
         val, train = fit_loaders(trainer)
         datamodule = getattr(trainer, "datamodule", None)
         with self._weights(trainer, pl_module):
-            search = self.search.replace(name=f"{self.search.name}-{_hash(pl_module)}")
+            search = self.search.replace(name=f"{self.search.name}-{_weights(pl_module)}")
             self.result = search._fit(
                 pl_module,
                 trainer=self.search.trainer or inner_trainer(trainer),
@@ -171,8 +170,5 @@ def _monitoring(trainer: Trainer) -> ModelCheckpoint | None:
     return next((writer for writer in writers if writer.monitor), None)
 
 
-def _hash(module: LightningModule) -> str:
-    digest = hashlib.blake2b(digest_size=4)
-    for item in sorted(module.state_dict().items()):
-        update(digest, list(item))
-    return digest.hexdigest()
+def _weights(module: LightningModule) -> str:
+    return hashed([list(item) for item in sorted(module.state_dict().items())], size=4)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import types
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from lightning_subnet._lightning import (
     Callback,
@@ -24,13 +24,13 @@ from lightning_subnet._lightning import (
     launch,
     quiet,
 )
-from lightning_subnet.batches import data_fingerprint, update
+from lightning_subnet.batches import data_fingerprint, hashed
 from lightning_subnet.choices import digest
 from lightning_subnet.codeprint import code_fingerprint
 from lightning_subnet.costs.counts import BUILT_IN as COUNTS
-from lightning_subnet.costs.counts import traced_measures
+from lightning_subnet.costs.counts import arguments, traced_measures
 from lightning_subnet.data import FrozenData, Source, first_input, frozen_data
-from lightning_subnet.elasticity.protocol import elastic_part
+from lightning_subnet.elasticity.protocol import elastic_part, evaluating
 from lightning_subnet.errors import MeasurementError, SearchError
 from lightning_subnet.evaluators import Evaluator, Measured
 from lightning_subnet.history import Evaluation
@@ -92,7 +92,6 @@ class TrainerEvaluator(Evaluator):
         self.space = space
         self._stack = ExitStack()
         self._data = FrozenData()
-        self._state = StepState(model)
         self._callbacks: list[Callback] = []
         self.conditions: dict[str, str] = {}
         self._digest = ""
@@ -130,17 +129,12 @@ class TrainerEvaluator(Evaluator):
 
     def _conditions(self) -> dict[str, str]:
         """Return hashes of what a metric depends on besides the subnet."""
-        weights = hashlib.blake2b(digest_size=8)
-        for name, tensor in sorted(
-            {**dict(self._model.named_buffers()), **self._model.state_dict()}.items()
-        ):
-            update(weights, [name, tensor])
-        calibration = hashlib.blake2b(digest_size=8)
-        update(calibration, [self._data.images, self._data.calibration])
+        weights = {**dict(self._model.named_buffers()), **self._model.state_dict()}
+        calibration = [self._data.images, self._data.calibration]
         return {
-            "weights": weights.hexdigest(),
+            "weights": hashed([list(item) for item in sorted(weights.items())], size=8),
             "data": "+".join(gathered(self.trainer, data_fingerprint(self._data.loaders))),
-            "calibration": calibration.hexdigest() if self._data.calibration else "none",
+            "calibration": hashed(calibration, size=8) if self._data.calibration else "none",
             "code": code_fingerprint(self._model),
             "hparams": str({k: _stable(v) for k, v in sorted(self._model.hparams.items())}),
             "precision": str(self.trainer.precision),
@@ -186,9 +180,7 @@ class TrainerEvaluator(Evaluator):
         example = self._model.example_input_array
         if example is None:
             return first_input(self._data.loaders)
-        return torch.utils._pytree.tree_map(
-            lambda x: x[:1] if isinstance(x, torch.Tensor) and x.ndim else x, example
-        )
+        return tree_map(lambda x: x[:1] if isinstance(x, torch.Tensor) and x.ndim else x, example)
 
     def _part_example(self) -> Any:
         """Return one sample as the elastic part takes it, which the module may have prepared."""
@@ -198,27 +190,13 @@ class TrainerEvaluator(Evaluator):
             return example
         seen: list[tuple[Any, ...]] = []
         hook = part.register_forward_pre_hook(lambda _module, args: seen.append(args))
-        weight = next(self._model.parameters())
-        ready = torch.utils._pytree.tree_map(
-            lambda x: (
-                x.to(weight.device, weight.dtype if x.is_floating_point() else None)
-                if isinstance(x, torch.Tensor)
-                else x
-            ),
-            example,
-        )
-        training = {child: child.training for child in self._model.modules()}
+        args, named = arguments(self._model, example)
         try:
-            self._model.eval()
-            with torch.no_grad(), suppress(Exception):  # Latency says what does not fit
-                if isinstance(ready, dict):
-                    self._model(**ready)
-                else:
-                    self._model(*(ready if isinstance(ready, tuple) else (ready,)))
+            # What does not fit is told by Latency.
+            with evaluating(self._model), torch.no_grad(), suppress(Exception):
+                self._model(*args, **named)
         finally:
             hook.remove()
-            for child, flag in training.items():
-                child.training = flag
         tensors = seen and seen[0] and all(isinstance(x, torch.Tensor) for x in seen[0])
         return tuple(x.detach() for x in seen[0]) if tensors else example
 

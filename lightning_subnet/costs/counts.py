@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_subnet.elasticity.extraction import extract
-from lightning_subnet.elasticity.protocol import Elastic
+from lightning_subnet.elasticity.protocol import Elastic, evaluating
 from lightning_subnet.errors import MeasurementError
 from lightning_subnet.measures import Measure
 from lightning_subnet.subnet import Subnet
@@ -37,20 +38,13 @@ def count_macs(module: nn.Module, example_input: Any) -> int:
         >>> count_macs(nn.Linear(10, 5), torch.zeros(1, 10))
         50
     """
-    named = example_input if isinstance(example_input, dict) else {}
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    inputs = () if named else inputs
-    weights = [p for p in module.parameters() if p.is_floating_point()]
-    if weights:  # as the weights are, wherever and in whichever precision a Trainer left them
-        inputs = tuple(_as(weights[0], x) for x in inputs)
-        named = {name: _as(weights[0], x) for name, x in named.items()}
-    training = {child: child.training for child in module.modules()}
+    inputs, named = arguments(module, example_input)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # nothing inside it is counted
     try:
-        module.eval()
         # The counter sees nothing inside fused attention on a CPU; its plain form is counted.
         with (
+            evaluating(module),
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
             FlopCounterMode(display=False) as counter,
@@ -68,8 +62,6 @@ def count_macs(module: nn.Module, example_input: Any) -> int:
         raise MeasurementError(msg) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for child, flag in training.items():
-            child.training = flag
     macs = int(counter.get_total_flops()) // 2
     if macs == 0:
         msg = (
@@ -80,10 +72,34 @@ def count_macs(module: nn.Module, example_input: Any) -> int:
     return macs
 
 
-def _as(weight: torch.Tensor, x: Any) -> Any:
-    if not isinstance(x, torch.Tensor):
-        return x
-    return x.to(weight) if x.is_floating_point() else x.to(weight.device)
+def arguments(module: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword arguments for a call, as the weights are (`as_weight`).
+
+    Args:
+        module: What is to be called.
+        example_input: A tensor, a tuple of positional or a dict of keyword arguments.
+    """
+    named = example_input if isinstance(example_input, dict) else {}
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = () if named else inputs
+    weight = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if weight is None:
+        return inputs, named
+    return as_weight(weight, inputs), as_weight(weight, named)
+
+
+def as_weight(weight: torch.Tensor, inputs: Any) -> Any:
+    """Return inputs on the device of a weight and, if floating, in its precision.
+
+    That is wherever, and in whichever precision, a Trainer left it.
+    """
+
+    def moved(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor):
+            return x
+        return x.to(weight) if x.is_floating_point() else x.to(weight.device)
+
+    return tree_map(moved, inputs)
 
 
 def traced_measures(module: nn.Module, elastic: Elastic, example_input: Any) -> dict[str, Measure]:

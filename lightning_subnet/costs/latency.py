@@ -22,7 +22,7 @@ from torch import nn
 
 from lightning_subnet.choices import digest
 from lightning_subnet.codeprint import code_fingerprint
-from lightning_subnet.costs.counts import _as
+from lightning_subnet.costs.counts import as_weight
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import activated, elastic_part
 from lightning_subnet.errors import MeasurementError, ObjectiveError
@@ -171,7 +171,7 @@ class _Meter:
         """Return what one of some calls takes, in ms."""
         weights = (p for p in net.parameters() if p.is_floating_point())
         like = next(weights, torch.empty(0, device=self.device))
-        inputs = [_as(like, x) for x in self.inputs]
+        inputs = as_weight(like, self.inputs)
         self.synchronize()
         start = time.perf_counter_ns()
         for _ in range(calls):

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
+from lightning_subnet.elasticity.protocol import evaluating
 from lightning_subnet.errors import MeasurementError
 
 
@@ -21,6 +22,14 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
         for layer in module.modules()
         if isinstance(layer, _BatchNorm) and layer.running_mean is not None
     ]
+
+
+def _trained(module: nn.Module) -> list[_BatchNorm]:
+    """Return the layers that training would touch, which a `train()` of its own may freeze."""
+    module.train()
+    layers = [layer for layer in batch_norms(module) if layer.training]
+    module.eval()
+    return layers
 
 
 def n_samples(batch: Any) -> int:
@@ -75,21 +84,18 @@ def recalibrate(
     if max_images < 1:
         msg = f"max_images={max_images} must be positive: 256 to 2000 are usual."
         raise MeasurementError(msg)
-    training = {child: child.training for child in module.modules()}
-    module.train()
-    layers = [layer for layer in batch_norms(module) if layer.training]
-    momenta = [layer.momentum for layer in layers]
-    before = [[buffer.clone() for buffer in layer.buffers()] for layer in layers]
     run, used = forward or module, 0
-    try:
-        module.eval()
+    with evaluating(module), torch.no_grad():
+        layers = _trained(module)
         if not layers:
             return 0
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # the plain average of all batches
-            layer.train()
-        with torch.no_grad():
+        momenta = [layer.momentum for layer in layers]
+        before = [[buffer.clone() for buffer in layer.buffers()] for layer in layers]
+        try:
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # the plain average of all batches
+                layer.train()
             for batch in batches:
                 # What is no tensor stays whole: its parts may not be samples (a graph, a list).
                 part = batch[: max_images - used] if isinstance(batch, torch.Tensor) else batch
@@ -97,14 +103,12 @@ def recalibrate(
                 used += n_samples(part)
                 if used >= max_images:
                     break
-    finally:
-        for layer, momentum, values in zip(layers, momenta, before, strict=True):
-            layer.momentum = momentum
-            if layer.num_batches_tracked == 0:  # it did not run
-                for buffer, value in zip(layer.buffers(), values, strict=True):
-                    buffer.copy_(value)
-        for child, flag in training.items():
-            child.training = flag
+        finally:
+            for layer, momentum, values in zip(layers, momenta, before, strict=True):
+                layer.momentum = momentum
+                if layer.num_batches_tracked == 0:  # it did not run
+                    for buffer, value in zip(layer.buffers(), values, strict=True):
+                        buffer.copy_(value)
     if not used:
         msg = "There are no batches to recalibrate BatchNorm with. Give inputs of training data."
         raise MeasurementError(msg)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_subnet.choices import Value
 from lightning_subnet.costs.counts import count_macs
-from lightning_subnet.elasticity.protocol import Elastic, activated, elastic_part
+from lightning_subnet.elasticity.protocol import Elastic, activated, elastic_part, evaluating
 from lightning_subnet.errors import ElasticityError, MeasurementError
 from lightning_subnet.randomness import random_state
 from lightning_subnet.space import SearchSpace
@@ -46,27 +46,21 @@ def check_elastic(module: nn.Module, example_input: Any, *, seed: int = 0) -> No
     part = elastic_part(module)
     space = part.search_space()
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    training = {child: child.training for child in module.modules()}
-    with random_state(seed), activated(module, space.largest):
-        try:
-            module.eval()
-            before = _outputs(module, part, space.largest, inputs)
-            dead = [
-                message
-                for name in space.names
-                for message in _check_choice(module, part, space, name, inputs, seed)
-            ]
-            if dead:
-                raise ElasticityError("\n".join(dead[:3]))
-            if not _same(before, _outputs(module, part, space.largest, inputs)):
-                msg = (
-                    "The largest subnet gives other outputs after others were in force. "
-                    "activate() must set everything that a subnet depends on, each time."
-                )
-                raise ElasticityError(msg)
-        finally:
-            for child, flag in training.items():
-                child.training = flag
+    with random_state(seed), activated(module, space.largest), evaluating(module):
+        before = _outputs(module, part, space.largest, inputs)
+        dead = [
+            message
+            for name in space.names
+            for message in _check_choice(module, part, space, name, inputs, seed)
+        ]
+        if dead:
+            raise ElasticityError("\n".join(dead[:3]))
+        if not _same(before, _outputs(module, part, space.largest, inputs)):
+            msg = (
+                "The largest subnet gives other outputs after others were in force. "
+                "activate() must set everything that a subnet depends on, each time."
+            )
+            raise ElasticityError(msg)
 
 
 def _check_choice(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_subnet.elasticity.layers import ElasticLayer, ElasticSequential
-from lightning_subnet.elasticity.protocol import activated, elastic_part
+from lightning_subnet.elasticity.protocol import activated, elastic_part, evaluating
 from lightning_subnet.errors import MeasurementError
 from lightning_subnet.subnet import Subnet
 
@@ -78,15 +78,12 @@ def plain_state(module: nn.Module, *inputs: Any) -> dict[str, torch.Tensor]:
         if isinstance(layer, ElasticLayer) and not isinstance(layer, ElasticSequential)
     }
     hooks = [layer.register_forward_pre_hook(remember) for layer in leaves.values()]
-    training = {child: child.training for child in module.modules()}
     try:
-        with torch.no_grad():
-            module.eval()(*inputs)
+        with evaluating(module), torch.no_grad():
+            module(*inputs)
     finally:
         for hook in hooks:
             hook.remove()
-        for child, flag in training.items():
-            child.training = flag
     resting = [
         f"{name}.{i}."
         for name, layer in module.named_modules()

@@ -21,6 +21,7 @@ from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 from pymoo.util.ref_dirs import get_reference_directions
 
 from lightning_subnet.choices import Indices
+from lightning_subnet.members import distinct_rows
 
 _CROWD = 4
 
@@ -113,7 +114,7 @@ class Breeder:
         kept = self._parents.get("row").astype(int)
         parts = zip([part[kept] for part in self._scored], (X, F, violation), strict=True)
         X, F, violation = (np.concatenate(pair) for pair in parts)
-        first = np.sort(np.unique(X, axis=0, return_index=True)[1])
+        first = distinct_rows(X)
         self.select(X[first], F[first], violation[first])
 
     def survivors(self) -> Indices:

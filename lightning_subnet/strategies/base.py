@@ -72,11 +72,6 @@ class Strategy(ABC):
         return f"{type(self).__name__}({settings})"
 
 
-def described(predictor: Any) -> str:
-    """Return the text that stands for a predictor in the settings of a strategy."""
-    return predictor if isinstance(predictor, str) else " ".join(repr(predictor).split())
-
-
 def positive(**settings: int) -> None:
     """Raise `StrategyError` for a setting that is not a positive whole number."""
     for name, value in settings.items():

@@ -9,20 +9,23 @@ from typing import Any
 import numpy as np
 
 from lightning_subnet import pareto
-from lightning_subnet._sklearn import one_thread
+from lightning_subnet._sklearn import Floats, one_thread
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
-from lightning_subnet.members import row_codes
+from lightning_subnet.members import distinct_rows, row_codes
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import Strategy, described, fill, positive, uniform
-from lightning_subnet.strategies.surrogate import Floats, Surrogates, distinct
+from lightning_subnet.strategies.base import fill, positive, uniform
+from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates, evolve
 from lightning_subnet.subnet import Subnet
 
 _POOL = 4000
 _MARGIN = 0.1
+_FRONT = 30  # subnets of the front whose neighbours are looked at
+_BOLD = 3  # each third is chosen by optimistic predictions
+_MOST = 300  # rows whose gain in hypervolume is computed
 
 
-class Hybrid(Strategy):
+class Hybrid(PredictingStrategy):
     """Predictors of everything measured, an inner evolution from the front, greedy hypervolume.
 
     The first batch is designed: the largest and the smallest subnet, and subnets spread evenly over
@@ -61,15 +64,11 @@ class Hybrid(Strategy):
             inner_population=inner_population,
             generations=generations,
         )
+        super().__init__(predictor)
         self.batch_size = batch_size
         self.first = first
         self.inner_population = inner_population
         self.generations = generations
-        self._predictor = predictor
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings as JSON-able data."""
-        return super().settings() | {"predictor": described(self._predictor)}
 
     def propose(
         self,
@@ -105,34 +104,21 @@ class Hybrid(Strategy):
         self, problem: Problem, history: History, score: Surrogates, rng: np.random.Generator
     ) -> Indices:
         """Return all rows that an inner evolution has looked at, without repeats."""
-        from lightning_subnet.strategies._pymoo import Breeder
-
         space = problem.space
-        breeder = Breeder(
-            "nsga2",
-            n_values=[len(choice.values) for choice in space.choices.values()],
-            population=self.inner_population,
-            crossover=0.9,
-            mutation=None,
-            rng=rng,
-        )
         front = [e.subnet for e in problem.front(history)]
         around = [other for subnet in front[:_FRONT] for other in space.neighbours(subnet)]
-        near = space.indices([*front, *around]) if front else np.zeros((0, len(space.names)), int)
-        X = distinct(
-            np.concatenate(
-                [near, space.sample_indices(min(self.inner_population, space.size), rng)]
-            ).astype(np.int64)
+        near = [space.indices([*front, *around])] if front else []
+        fresh = space.sample_indices(min(self.inner_population, space.size), rng)
+        start = np.concatenate([*near, fresh])
+        _, seen = evolve(
+            problem,
+            score,
+            start[distinct_rows(start)],
+            population=self.inner_population,
+            generations=self.generations,
+            rng=rng,
         )
-        seen = [X]
-        F, missed = score(X)
-        breeder.select(X, F, missed)
-        for _ in range(self.generations):
-            children = distinct(space.canonical(breeder.offspring(self.inner_population)))
-            seen.append(children)
-            F, missed = score(children)
-            breeder.select_with(children, F, missed)
-        return distinct(np.concatenate(seen))
+        return seen
 
     def _chosen(
         self,
@@ -144,8 +130,8 @@ class Hybrid(Strategy):
         pending: Sequence[Subnet],
     ) -> Indices:
         """Return up to n rows that add hypervolume to the measured front, by prediction."""
-        mean, missed = score(X)
-        bold, _ = score(X, deviations=-1.0)
+        mean, std, missed = score.with_std(X)
+        bold = mean - std
         feasible = missed <= 0
         if not feasible.any():
             return X[np.argsort(missed, kind="stable")[:n]]
@@ -174,9 +160,6 @@ class Hybrid(Strategy):
             front = front[pareto.nondominated(front)]
             candidates = candidates[candidates != best]
         return X[picked]
-
-
-_FRONT, _BOLD, _MOST = 30, 3, 300
 
 
 def designed(problem: Problem, n: int, rng: np.random.Generator) -> Indices:

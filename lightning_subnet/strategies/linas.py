@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,21 +12,12 @@ from lightning_subnet._sklearn import one_thread
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import (
-    Strategy,
-    described,
-    fill,
-    positive,
-    probability,
-    uniform,
-)
+from lightning_subnet.strategies.base import fill, positive, probability, uniform
+from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates, evolve
 from lightning_subnet.subnet import Subnet
 
-if TYPE_CHECKING:
-    from lightning_subnet.strategies._pymoo import Breeder
 
-
-class LINAS(Strategy):
+class LINAS(PredictingStrategy):
     """Lightweight iterative neural architecture search, as published.
 
     The first population is drawn at random. Then, each generation, one predictor per objective is
@@ -66,17 +57,13 @@ class LINAS(Strategy):
     ) -> None:
         positive(population=population, predictions=predictions)
         probability(crossover=crossover, mutation=mutation)
+        super().__init__(predictor)
         self.population = population
         self.predictions = predictions
-        self._predictor = predictor
         self.crossover = crossover
         self.mutation = mutation
         self.exact = exact
         self.batch_size = population
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings as JSON-able data."""
-        return super().settings() | {"predictor": described(self._predictor)}
 
     def propose(
         self,
@@ -89,35 +76,21 @@ class LINAS(Strategy):
         """Return the final population of a search on predictions; see `Strategy.propose`."""
         if len(history) < self.population or history.ok.sum() <= 1:
             return fill(problem, history, pending, n, rng, uniform(problem))
+        space = problem.space
         with one_thread():
-            breeder = self._searched(problem, history, rng)
+            breeder, _ = evolve(
+                problem,
+                Surrogates(problem, history, self._predictor, exact=self.exact),
+                space.sample_indices(min(self.population, space.size), rng),
+                population=self.population,
+                generations=max(self.predictions // self.population - 1, 0),
+                crossover=self.crossover,
+                mutation=self.mutation,
+                rng=rng,
+            )
         final = [breeder.survivors()]
 
         def draw(k: int, _: np.random.Generator) -> Indices:
             return final.pop() if final else breeder.offspring(k)
 
         return fill(problem, history, pending, n, rng, draw)
-
-    def _searched(self, problem: Problem, history: History, rng: np.random.Generator) -> Breeder:
-        """Return the inner search, at its end."""
-        from lightning_subnet.strategies._pymoo import Breeder
-        from lightning_subnet.strategies.surrogate import Surrogates
-
-        score = Surrogates(problem, history, self._predictor, exact=self.exact)
-        breeder = Breeder(
-            "nsga2",
-            n_values=[len(choice.values) for choice in problem.space.choices.values()],
-            population=self.population,
-            crossover=self.crossover,
-            mutation=self.mutation,
-            rng=rng,
-        )
-        space = problem.space
-        X = space.sample_indices(min(self.population, space.size), rng)
-        F, missed = score(X)
-        breeder.select(X, F, missed)
-        for _ in range(max(self.predictions // self.population - 1, 0)):
-            children = space.canonical(breeder.offspring(self.population))
-            F, missed = score(children)
-            breeder.select_with(children, F, missed)
-        return breeder

@@ -3,19 +3,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lightning_subnet._sklearn import Floats
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
-from lightning_subnet.members import row_codes
+from lightning_subnet.members import distinct_rows
 from lightning_subnet.objectives import minimised, violation
 from lightning_subnet.predictors import features, make
 from lightning_subnet.problem import Problem
+from lightning_subnet.strategies.base import Strategy
 
-Floats = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    from lightning_subnet.strategies._pymoo import Breeder
+
+
+class PredictingStrategy(Strategy):
+    """A strategy with a predictor among its settings, by name or as an estimator."""
+
+    def __init__(self, predictor: Any) -> None:
+        self._predictor = predictor
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as JSON-able data; an estimator is told by its repr."""
+        given = self._predictor
+        told = given if isinstance(given, str) else " ".join(repr(given).split())
+        return super().settings() | {"predictor": told}
 
 
 class Surrogates:
@@ -43,40 +58,79 @@ class Surrogates:
                 known = np.isfinite(y)
                 self._models[name] = make(predictor).fit(F[known], y[known])
 
-    def __call__(self, X: Indices, *, deviations: float | Floats = 0.0) -> tuple[Floats, Floats]:
+    def __call__(self, X: Indices) -> tuple[Floats, Floats]:
         """Return objectives to be minimised (n, m) and violations (n,) of canonical rows.
 
         Args:
             X: Value indices (n, n_choices).
-            deviations: How many standard deviations to add to each predicted objective: a number
-                (negative is optimistic), or one per row and objective (n, m).
         """
-        columns: dict[str, Floats] = {}
-        spread: dict[str, Floats] = {}
-        F = features(self.problem.space, X) if self._models else np.zeros((len(X), 0))
-        for name in self._exact:
-            columns[name] = self.problem.exact_values(name, X)
-        wanted = bool(np.any(np.asarray(deviations) != 0))
-        for name, model in self._models.items():
-            if wanted:
-                columns[name], spread[name] = model.predict(F, return_std=True)
-            else:
-                columns[name] = model.predict(F)
-        objectives = minimised(self.problem.objectives, columns)
-        if wanted:
-            still = np.zeros(len(X))
-            std = np.stack([spread.get(o.name, still) for o in self.problem.objectives], axis=1)
-            objectives = objectives + deviations * std
-        return objectives, violation(self._bounds, columns, len(X))
+        F = self._features(X)
+        columns = {name: model.predict(F) for name, model in self._models.items()}
+        return self._scores(X, columns)
+
+    def with_std(self, X: Indices) -> tuple[Floats, Floats, Floats]:
+        """Return the same, and between them the standard deviations (n, m), 0 where exact."""
+        F = self._features(X)
+        pairs = {name: model.predict(F, return_std=True) for name, model in self._models.items()}
+        objectives, missed = self._scores(X, {name: mean for name, (mean, _) in pairs.items()})
+        sure = np.zeros(len(X))
+        std = [pairs[o.name][1] if o.name in pairs else sure for o in self.problem.objectives]
+        return objectives, np.stack(std, axis=1), missed
+
+    def _features(self, X: Indices) -> Floats:
+        return features(self.problem.space, X) if self._models else np.zeros((len(X), 0))
+
+    def _scores(self, X: Indices, predicted: dict[str, Floats]) -> tuple[Floats, Floats]:
+        exact = {name: self.problem.exact_values(name, X) for name in self._exact}
+        columns = predicted | exact
+        return minimised(self.problem.objectives, columns), violation(self._bounds, columns, len(X))
 
 
 def _computed(problem: Problem, name: str) -> bool:
     return name in problem.exact and problem.exact[name].vectorised
 
 
-def distinct(X: Indices) -> Indices:
-    """Return the distinct rows, the first of each, in their order."""
-    first: dict[bytes, int] = {}
-    for i, code in enumerate(row_codes(X)):
-        first.setdefault(code, i)
-    return X[list(first.values())]
+def evolve(  # noqa: PLR0913 - the settings of an evolution
+    problem: Problem,
+    score: Surrogates,
+    start: Indices,
+    *,
+    population: int,
+    generations: int,
+    crossover: float = 0.9,
+    mutation: float | None = None,
+    rng: np.random.Generator,
+) -> tuple[Breeder, Indices]:
+    """Run NSGA-II on predictions.
+
+    Args:
+        problem: What is searched.
+        score: Gives objectives and violations of rows.
+        start: The first rows (n, n_choices).
+        population: How many survive, and how many are bred a generation.
+        generations: How many.
+        crossover: Probability that two parents are mixed.
+        mutation: Probability per choice of a new random value; None is 1 / number of choices.
+        rng: The only source of randomness.
+
+    Returns:
+        The breeder at its end, and all distinct rows that were scored.
+    """
+    from lightning_subnet.strategies._pymoo import Breeder
+
+    breeder = Breeder(
+        "nsga2",
+        n_values=[len(choice.values) for choice in problem.space.choices.values()],
+        population=population,
+        crossover=crossover,
+        mutation=mutation,
+        rng=rng,
+    )
+    seen = [start]
+    breeder.select(start, *score(start))
+    for _ in range(generations):
+        children = problem.space.canonical(breeder.offspring(population))
+        seen.append(children)
+        breeder.select_with(children, *score(children))
+    rows = np.concatenate(seen)
+    return breeder, rows[distinct_rows(rows)]

@@ -42,7 +42,9 @@ def test_predictions_are_of_what_was_measured_and_exact_measures_are_computed() 
     F, missed = score(X)
     assert F.shape == (40, 3)
     assert (missed == 0).all()
-    bold, _ = score(X, deviations=-1.0)
+    same, std, _ = score.with_std(X)
+    np.testing.assert_allclose(same, F)
+    bold = F - std
     assert (bold <= F).all()
     assert (bold < F).any()
 
