@@ -95,11 +95,9 @@ class Acquisition:
         step = max(_CHUNK // self.work, 1)
         parts = []
         for at in range(0, len(rows), step):
-            some = rows[at : at + step]
-            ids = self._ids(some)
-            self.model.rows = np.concatenate([fixed, some])
+            ids = self._add(rows[at : at + step])
             parts.append(self.function(ids[:, None]).numpy())
-        self.model.rows = fixed
+            self.model.rows = fixed
         scores: Floats = np.concatenate([np.zeros(0), *parts])
         return np.where(np.isnan(scores), -np.inf, scores)
 

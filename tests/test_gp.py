@@ -18,6 +18,7 @@ from botorch.acquisition.objective import GenericMCObjective
 from botorch.models import ModelListGP, SingleTaskGP
 from botorch.models.kernels import CategoricalKernel
 from botorch.sampling.normal import SobolQMCNormalSampler
+from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import LinearKernel, RBFKernel, ScaleKernel
 from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.means import ZeroMean
@@ -78,7 +79,7 @@ def single_task_gp(gp: Gaussian, F: np.ndarray) -> SingleTaskGP:
     model = SingleTaskGP(
         torch.tensor(F - gp.centre),
         torch.tensor(gp.z)[:, None],
-        likelihood=GaussianLikelihood(),
+        likelihood=GaussianLikelihood(noise_constraint=GreaterThan(1e-7)),
         covar_module=covariance,
         mean_module=ZeroMean(),
         outcome_transform=None,
@@ -210,6 +211,7 @@ def oracle(
     limits: Sequence[_gp.Limit] = (),
     pending: np.ndarray | None = None,
     samples: int = 16,
+    seed: int = 11,
     max_iep: int = 0,
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return BoTorch's own acquisition function on BoTorch's own models, of features."""
@@ -219,7 +221,7 @@ def oracle(
         "model": ModelListGP(*models) if len(models) > 1 else models[0],
         "X_baseline": torch.tensor(baseline - centre),
         "X_pending": None if pending is None else torch.tensor(pending - centre),
-        "sampler": SobolQMCNormalSampler(torch.Size([samples]), seed=SETTINGS["seed"]),
+        "sampler": SobolQMCNormalSampler(torch.Size([samples]), seed=seed),
         "constraints": [lambda Z, k=k, s=s, b=b: s * (Z[..., k] - b) for k, s, b in limits] or None,
         "prune_baseline": False,
         # With one objective the cache draws the front's samples apart from the new one's.

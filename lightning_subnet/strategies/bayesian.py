@@ -27,7 +27,9 @@ _MARGIN = 0.1  # of the reference point, in spans of what was measured
 _LEADERS = 30  # measured subnets whose neighbours are looked at
 _FEWEST_LEADERS = 5
 _BEAM = 2  # subnets whose neighbours are looked at in a round of the climb
-_CHANGES = 3  # choices in which a mutated leader takes its value from a random subnet, on average
+_DRAWN = 4  # as many random subnets, and as many children of leaders, for each that is scored
+_MIX = 0.5
+_FENCE = 1.5  # interquartile ranges
 _AGAIN = 4  # a quarter is scored again for the next subnet of the batch
 _BOLD = 2.0  # standard deviations of optimism of what is scored at all
 _WORK = 40_000_000  # numbers that one choice of a subnet may cost, where there are many objectives
@@ -44,11 +46,12 @@ class Bayesian(Strategy):
     given that those chosen before it and those being measured are pending. Measured constraints
     are outcome constraints; subnets that break an exact one are not looked at.
 
-    The search for that subnet is discrete: neighbours and mutations of the measured front and
+    The search for that subnet is discrete: neighbours and children of the measured front and
     random subnets (a space of up to `scored` subnets as a whole) are ordered by optimistic
     predictions, the best are scored, and from the best of these a climb goes over neighbours that
     differ in one choice. The reference point is the worst value of each objective among the
     feasible successes (among all if none is feasible), and a tenth of their span beyond it.
+    Predicted objectives count for no worse than 1.5 interquartile ranges below the lower quartile.
 
     Args:
         batch_size: How many are chosen a generation. If more are asked for, the others are those
@@ -162,12 +165,13 @@ class Bayesian(Strategy):
         if space.size <= self.scored:
             return np.concatenate(list(space.index_blocks()))
         leaders = models.leaders()
-        fresh = space.sample_indices(self.scored, rng)
+        fresh = space.sample_indices(min(_DRAWN * self.scored, space.size), rng)
         near = [neighbours(problem, leaders), fresh]
-        if not space.is_pool:
-            parents = leaders[rng.integers(len(leaders), size=len(fresh))]
-            changed = rng.random(fresh.shape) < _CHANGES / len(space.names)
-            near.append(space.canonical(np.where(changed, fresh, parents)))
+        if not space.is_pool:  # where children are rarely members
+            one, two = (leaders[rng.integers(len(leaders), size=len(fresh))] for _ in range(2))
+            children = np.where(rng.random(fresh.shape) < _MIX, one, two)
+            changed = rng.random(fresh.shape) < 1 / len(space.names)
+            near.append(space.canonical(np.where(changed, fresh, children)))
         return np.concatenate(near)
 
 
@@ -204,10 +208,12 @@ class Models:
         for k, (name, sign) in enumerate(self._measures):
             y = history.column(name)[good]
             known = np.isfinite(y)
-            scale = Scale(y[known])
+            if k < m and not self._computed(name) and all(c.name != name for c in bounds):
+                y = sign * _fenced(sign * y, known)
+            scale = Scale(y[known] if known.any() else np.zeros(1))
             self._scales.append(scale)
             values.append(sign * (y - scale.mean) / scale.std)
-            self.outcomes.append(self._outcome(k, name, known, sign * scale.z))
+            self.outcomes.append(self._outcome(k, name, known, sign * scale.z[: known.sum()]))
         feasible = self._missed <= 0
         within = feasible if feasible.any() else ~feasible
         Z = np.stack(values[:m], axis=1)[within]
@@ -231,7 +237,9 @@ class Models:
             try:
                 return Gaussian(self._features[known][rows], z[rows])
             except (np.linalg.LinAlgError, ValueError) as error:
-                _warn(f"The Gaussian process of {name!r} failed ({error:.100}): its mean is used.")
+                _warn(
+                    f"The Gaussian process of {name!r} failed ({error!s:.100}): its mean is used."
+                )
         self._exact.append((k, name if self._computed(name) else ""))
         return int(self._features.shape[1]) + len(self._exact) - 1
 
@@ -273,6 +281,18 @@ class Models:
         front = int(((self._missed <= 0) & (ranks == 0)).sum())
         order = order[: max(front, _FEWEST_LEADERS)]
         return self.X[order[spaced(len(order), _LEADERS)]]
+
+
+def _fenced(y: Floats, known: np.ndarray) -> Floats:
+    """Return values (n,), those below the lower fence raised to it: one awful subnet is no scale.
+
+    References:
+        Tukey, Exploratory Data Analysis (1977), section 2D.
+    """
+    if not known.any():
+        return y
+    low, high = np.quantile(y[known], [0.25, 0.75])
+    return np.asarray(np.maximum(y, low - _FENCE * (high - low)) if high > low else y)
 
 
 class Climb:
