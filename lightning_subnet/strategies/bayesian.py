@@ -57,8 +57,8 @@ class Bayesian(Strategy):
         batch_size: How many are chosen a generation. If more are asked for, the others are those
             that scored next best.
         first: How many are in the designed first batch.
-        samples: Of the posterior, quasi-random; a power of two is best. With three objectives a quarter
-            of them is taken, with four an eighth.
+        samples: Of the posterior, quasi-random; a power of two is best. With three objectives a
+            quarter of them is taken, with four an eighth.
         scored: How many subnets are scored before the climb; fewer where four objectives make
             that slow.
         rounds: Of the climb.
