@@ -24,7 +24,7 @@ from lightning_subnet import Choice, SearchSpace
 from lightning_subnet.predictors import features, kendall_tau, make
 
 SAMPLES = (25, 50, 100, 250, 1000)
-KERNELS = ("auto", "ridge", "svr", "stack")
+KERNELS = ("auto", "ridge", "svr", "stack", "gp")
 TREES = ("forest", "extra-trees", "boosting")
 UNSEEN = 500
 HERE = Path(__file__).resolve().parent

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_subnet import _sklearn
+from lightning_subnet._gaussian import GP
 from lightning_subnet._predictor import (
     SVR,
     Predictor,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "GP",
     "SVR",
     "Auto",
     "Predictor",
@@ -219,13 +221,19 @@ def _together(means: Sequence[Floats], stds: Sequence[Floats]) -> tuple[Floats, 
     return np.mean(means, axis=0), np.sqrt(np.mean(np.square(stds), axis=0) + np.var(means, axis=0))
 
 
-_CLASSES: dict[str, type[Predictor]] = {"ridge": Ridge, "svr": SVR, "stack": Stack, "auto": Auto}
+_CLASSES: dict[str, type[Predictor]] = {
+    "ridge": Ridge,
+    "svr": SVR,
+    "stack": Stack,
+    "gp": GP,
+    "auto": Auto,
+}
 _TREES = ("forest", "extra-trees", "boosting")
 
 
 def names() -> list[str]:
     """Return the names that `make` takes."""
-    return ["ridge", "svr", "stack", *_TREES, "auto"]
+    return ["ridge", "svr", "stack", "gp", *_TREES, "auto"]
 
 
 def make(predictor: Any, *, random_state: int = 0) -> Predictor:

@@ -16,6 +16,7 @@ _CLASSES = {
     "SMSEMOA": "evolution",
     "LINAS": "linas",
     "Hybrid": "hybrid",
+    "Bayesian": "bayesian",
 }
 _NAMES = {
     "random": "RandomSearch",
@@ -24,6 +25,7 @@ _NAMES = {
     "sms-emoa": "SMSEMOA",
     "linas": "LINAS",
     "hybrid": "Hybrid",
+    "bayesian": "Bayesian",
 }
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "NSGA2",
     "SMSEMOA",
     "UNSGA3",
+    "Bayesian",
     "Hybrid",
     "RandomSearch",
     "Strategy",
@@ -51,7 +54,7 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['random', 'nsga2', 'u-nsga3', 'sms-emoa', 'linas', 'hybrid']
+        ['random', 'nsga2', 'u-nsga3', 'sms-emoa', 'linas', 'hybrid', 'bayesian']
     """
     return list(_NAMES)
 

@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bayesian optimisation: Gaussian processes and BoTorch's noisy expected improvement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from lightning_subnet import _gp, pareto
+from lightning_subnet._gaussian import MOST_ROWS, Gaussian
+from lightning_subnet._predictor import _warn, spaced
+from lightning_subnet._sklearn import Floats, Scale
+from lightning_subnet.choices import Indices
+from lightning_subnet.errors import StrategyError
+from lightning_subnet.history import History
+from lightning_subnet.members import row_codes
+from lightning_subnet.objectives import violation
+from lightning_subnet.predictors import features
+from lightning_subnet.problem import Problem
+from lightning_subnet.strategies.base import Strategy, fill, positive, uniform
+from lightning_subnet.strategies.hybrid import designed
+from lightning_subnet.subnet import Subnet
+
+_MOST_OBJECTIVES = 4
+_MARGIN = 0.1  # of the reference point, in spans of what was measured
+_LEADERS = 30  # measured subnets whose neighbours are looked at
+_FEWEST_LEADERS = 5
+_BEAM = 2  # subnets whose neighbours are looked at in a round of the climb
+_DRAWN = 4  # as many random subnets, and as many children of leaders, for each that is scored
+_MIX = 0.5
+_FENCE = 1.5  # interquartile ranges
+_AGAIN = 4  # a quarter is scored again for the next subnet of the batch
+_BOLD = 2.0  # standard deviations of optimism of what is scored at all
+_WORK = 40_000_000  # numbers that one choice of a subnet may cost, where there are many objectives
+_FEWEST = 32
+
+
+class Bayesian(Strategy):
+    """Bayesian optimisation with BoTorch: a Gaussian process per measure, noisy improvement.
+
+    The first subnets are designed as those of `Hybrid`. Then, each generation, a Gaussian process
+    (see `predictors.make("gp")`) is fitted to each measure, without a logarithm; exact measures
+    that are vectorised are computed. Each subnet of the batch has the greatest
+    qLogNoisyExpectedHypervolumeImprovement (qLogNoisyExpectedImprovement with one objective),
+    given that those chosen before it and those being measured are pending. Measured constraints
+    are outcome constraints; subnets that break an exact one are not looked at.
+
+    The search for that subnet is discrete: neighbours and children of the measured front and
+    random subnets (a space of up to `scored` subnets as a whole) are ordered by optimistic
+    predictions, the best are scored, and from the best of these a climb goes over neighbours that
+    differ in one choice. The reference point is the worst value of each objective among the
+    feasible successes (among all if none is feasible), and a tenth of their span beyond it.
+    Predicted objectives count for no worse than 1.5 interquartile ranges below the lower quartile.
+
+    Args:
+        batch_size: How many are chosen a generation. If more are asked for, the others are those
+            that scored next best.
+        first: How many are in the designed first batch.
+        samples: Of the posterior, quasi-random; a power of two is best. With three objectives a
+            quarter of them is taken, with four an eighth.
+        scored: How many subnets are scored before the climb; fewer where four objectives make
+            that slow.
+        rounds: Of the climb.
+
+    Raises:
+        StrategyError: A setting that is not a positive whole number; in `propose`, more than four
+            objectives.
+
+    References:
+        Daulton, Balandat and Bakshy, NeurIPS 2021, arXiv:2105.08195 (qNEHVI); Ament et al.,
+        NeurIPS 2023, arXiv:2310.20708 (its logarithm); Balandat et al., BoTorch, NeurIPS 2020.
+
+    Example:
+        >>> Bayesian(first=10).batch_size
+        5
+    """
+
+    name = "bayesian"
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 5,
+        first: int = 20,
+        samples: int = 64,
+        scored: int = 500,
+        rounds: int = 4,
+    ) -> None:
+        positive(batch_size=batch_size, first=first, samples=samples, scored=scored, rounds=rounds)
+        self.batch_size = batch_size
+        self.first = first
+        self.samples = samples
+        self.scored = scored
+        self.rounds = rounds
+
+    def propose(
+        self,
+        problem: Problem,
+        history: History,
+        n: int,
+        rng: np.random.Generator,
+        pending: Sequence[Subnet] = (),
+    ) -> list[Subnet]:
+        """Return the batch; see `Strategy.propose`."""
+        if (m := len(problem.objectives)) > _MOST_OBJECTIVES:
+            msg = (
+                f"The strategy 'bayesian' was given {m} objectives; its hypervolumes take too long "
+                f"beyond {_MOST_OBJECTIVES}.\nTurn some into constraints, or use 'u-nsga3'."
+            )
+            raise StrategyError(msg)
+        done = len(history) + len(pending)
+        if done < self.first or history.ok.sum() <= 1:
+            start = designed(problem, self.first, rng)[done:]
+        else:
+            start = self._chosen(problem, history, n, rng, pending)
+        batches = [start]
+
+        def draw(k: int, rng: np.random.Generator) -> Indices:
+            return batches.pop() if batches else uniform(problem)(k, rng)
+
+        return fill(problem, history, pending, n, rng, draw)
+
+    def _chosen(
+        self,
+        problem: Problem,
+        history: History,
+        n: int,
+        rng: np.random.Generator,
+        pending: Sequence[Subnet],
+    ) -> Indices:
+        """Return up to n rows, the first `batch_size` of them one given the other."""
+        space = problem.space
+        waiting = space.indices(pending)
+        models = Models(problem, history)
+        climb = Climb(models, history.codes | set(row_codes(waiting)))
+        climb.look_at(self._around(problem, history, models, rng))
+        if not climb.size:
+            return climb.X
+        seed = int(rng.integers(2**31))
+        with _gp.settled(seed):
+            acquisition = _gp.Acquisition(
+                models.outcomes,
+                models.limits,
+                models.rows(models.X),
+                models.rows(waiting),
+                models.reference,
+                samples=self.samples,
+                seed=seed,
+            )
+            chosen = np.zeros((0, len(space.names)), dtype=np.int64)
+            while climb.size and len(chosen) < min(n, self.batch_size):
+                if len(chosen):
+                    acquisition.choose(models.rows(chosen[-1:]))
+                most = self.scored if not len(chosen) else self.scored // _AGAIN
+                climb.keep(max(min(most, _WORK // acquisition.work), _FEWEST))
+                climb.run(acquisition, self.rounds)
+                chosen = np.concatenate([chosen, climb.take()])
+        return np.concatenate([chosen, climb.X[: n - len(chosen)]])
+
+    def _around(
+        self, problem: Problem, history: History, models: Models, rng: np.random.Generator
+    ) -> Indices:
+        """Return rows to begin with: all of a small space, else leaders' neighbours and random."""
+        space = problem.space
+        if space.size <= self.scored:
+            return np.concatenate(list(space.index_blocks()))
+        leaders = models.leaders()
+        fresh = space.sample_indices(min(_DRAWN * self.scored, space.size), rng)
+        near = [neighbours(problem, leaders), fresh]
+        if not space.is_pool:  # where children are rarely members
+            one, two = (leaders[rng.integers(len(leaders), size=len(fresh))] for _ in range(2))
+            children = np.where(rng.random(fresh.shape) < _MIX, one, two)
+            changed = rng.random(fresh.shape) < 1 / len(space.names)
+            near.append(space.canonical(np.where(changed, fresh, children)))
+        return np.concatenate(near)
+
+
+class Models:
+    """What each measure of a problem is taken to be, in units of its spread, to be maximised.
+
+    Args:
+        problem: What is searched.
+        history: What was measured: two successes or more.
+
+    Attributes:
+        outcomes: Objectives, then measures that only constraints speak of.
+        limits: Constraints on outcomes.
+        reference: The reference point (m,).
+        X: The rows of the successes.
+    """
+
+    def __init__(self, problem: Problem, history: History) -> None:
+        self.problem = problem
+        objectives = [(o.name, -1.0 if o.direction == "min" else 1.0) for o in problem.objectives]
+        bounds = [c for c in problem.bounds(history) if not self._computed(c.name)]
+        m = len(objectives)
+        only = dict.fromkeys(c.name for c in bounds if c.name not in dict(objectives))
+        self._measures = objectives + [(name, 1.0) for name in only]
+        self._hard = [c for c in problem.exact_constraints if self._computed(c.name)]
+        F, missed = problem.scores(history)
+        good = history.ok & np.isfinite(F).all(axis=1)
+        self.X, self._F, self._missed = history.indices[good], F[good], missed[good]
+        self._features = features(problem.space, self.X)
+        self._scales: list[Scale] = []
+        self.outcomes: list[_gp.Outcome] = []
+        self._exact: list[tuple[int, str]] = []  # outcome and measure; "" is a constant
+        values = []
+        for k, (name, sign) in enumerate(self._measures):
+            y = history.column(name)[good]
+            known = np.isfinite(y)
+            if k < m and not self._computed(name) and all(c.name != name for c in bounds):
+                y = sign * _fenced(sign * y, known)
+            scale = Scale(y[known] if known.any() else np.zeros(1))
+            self._scales.append(scale)
+            values.append(sign * (y - scale.mean) / scale.std)
+            self.outcomes.append(self._outcome(k, name, known, sign * scale.z[: known.sum()]))
+        feasible = self._missed <= 0
+        within = feasible if feasible.any() else ~feasible
+        Z = np.stack(values[:m], axis=1)[within]
+        span = np.ptp(Z, axis=0)
+        self.reference = Z.min(axis=0) - _MARGIN * np.where(span > 0, span, 1.0)
+        self.limits: list[_gp.Limit] = []
+        index = {name: k for k, (name, _) in reversed(list(enumerate(self._measures)))}
+        for bound in bounds:
+            k = index[bound.name]
+            sign, scale = self._measures[k][1], self._scales[k]
+            level = sign * (bound.bound - scale.mean) / scale.std
+            self.limits.append((k, sign if bound.upper else -sign, level))
+
+    def _computed(self, name: str) -> bool:
+        return name in self.problem.exact and self.problem.exact[name].vectorised
+
+    def _outcome(self, k: int, name: str, known: np.ndarray, z: Floats) -> _gp.Outcome:
+        """Return a process, or the place of the values themselves behind the features."""
+        if not self._computed(name) and len(z) > 1 and np.ptp(z) > 0:
+            rows = spaced(len(z), MOST_ROWS)
+            try:
+                return Gaussian(self._features[known][rows], z[rows])
+            except (np.linalg.LinAlgError, ValueError) as error:
+                _warn(
+                    f"The Gaussian process of {name!r} failed ({error!s:.100}): its mean is used."
+                )
+        self._exact.append((k, name if self._computed(name) else ""))
+        return int(self._features.shape[1]) + len(self._exact) - 1
+
+    def rows(self, X: Indices) -> Floats:
+        """Return the features of rows (n, n_choices) and behind them what is computed, (n, d)."""
+        return np.column_stack([features(self.problem.space, X), *self._values(X)])
+
+    def _values(self, X: Indices) -> Iterable[Floats]:
+        for k, name in self._exact:
+            scale, sign = self._scales[k], self._measures[k][1]
+            y = self.problem.exact_values(name, X) if name else np.full(len(X), scale.mean)
+            yield sign * (y - scale.mean) / scale.std
+
+    def allowed(self, X: Indices, rows: Floats) -> np.ndarray:
+        """Return which rows satisfy the exact constraints and have all exact measures, (n,)."""
+        columns = {c.name: self.problem.exact_values(c.name, X) for c in self._hard}
+        return np.isfinite(rows).all(axis=1) & (violation(self._hard, columns, len(X)) <= 0)
+
+    def promise(self, rows: Floats) -> Indices:
+        """Return the order of rows (n, d) by optimistic predictions, the best first."""
+        high, missed = np.zeros((len(rows), len(self.outcomes))), np.zeros(len(rows))
+        std = np.zeros_like(high)
+        for k, outcome in enumerate(self.outcomes):
+            if isinstance(outcome, int):
+                high[:, k] = rows[:, outcome]
+            else:
+                high[:, k], std[:, k] = outcome.predict(rows[:, : self._features.shape[1]])
+        for k, sign, level in self.limits:
+            missed += np.maximum(sign * (high[:, k] - level) - _BOLD * std[:, k], 0.0)
+        optimistic = (high + _BOLD * std)[:, : len(self.reference)]
+        ranks = pareto.nondominated_ranks(optimistic, maximise=True)
+        order: Indices = np.lexsort((ranks, missed))
+        return order
+
+    def leaders(self) -> Indices:
+        """Return the rows of the measured front, or of the best successes if it is small."""
+        ranks = pareto.nondominated_ranks(self._F)
+        order = np.lexsort((self._F[:, 0], ranks, self._missed))
+        front = int(((self._missed <= 0) & (ranks == 0)).sum())
+        order = order[: max(front, _FEWEST_LEADERS)]
+        return self.X[order[spaced(len(order), _LEADERS)]]
+
+
+def _fenced(y: Floats, known: np.ndarray) -> Floats:
+    """Return values (n,), those below the lower fence raised to it: one awful subnet is no scale.
+
+    References:
+        Tukey, Exploratory Data Analysis (1977), section 2D.
+    """
+    if not known.any():
+        return y
+    low, high = np.quantile(y[known], [0.25, 0.75])
+    return np.asarray(np.maximum(y, low - _FENCE * (high - low)) if high > low else y)
+
+
+class Climb:
+    """Rows under consideration, best first, and the hill-climbing over their neighbours.
+
+    Args:
+        models: The models of the measures.
+        taken: Codes of the rows that are measured or pending.
+    """
+
+    def __init__(self, models: Models, taken: set[bytes]) -> None:
+        self._models = models
+        self._known = set(taken)
+        self.X = models.X[:0]
+        self._scored = False
+        self._rows = models.rows(self.X)
+
+    @property
+    def size(self) -> int:
+        """How many rows are under consideration."""
+        return len(self.X)
+
+    def look_at(self, X: Indices) -> int:
+        """Add the new and allowed ones of canonical rows, behind the others; return how many."""
+        fresh = []
+        for code, row in zip(row_codes(X), X, strict=True):
+            if code not in self._known:
+                self._known.add(code)
+                fresh.append(row)
+        if not fresh:
+            return 0
+        new = np.stack(fresh)
+        rows = self._models.rows(new)
+        allowed = self._models.allowed(new, rows)
+        self.X = np.concatenate([self.X, new[allowed]])
+        self._rows = np.concatenate([self._rows, rows[allowed]])
+        return int(allowed.sum())
+
+    def keep(self, most: int) -> None:
+        """Keep so many rows: those that scored best, or promise most where none was scored."""
+        if self.size > most and not self._scored:
+            self._order(np.sort(self._models.promise(self._rows)[:most]))
+        self._order(np.arange(min(self.size, most)))
+
+    def run(self, acquisition: _gp.Acquisition, rounds: int) -> None:
+        """Score all rows, climb over neighbours for some rounds, and order all by their score."""
+        values = acquisition(self._rows)
+        expanded: set[bytes] = set()
+        for _ in range(rounds):
+            best = np.argsort(-values, kind="stable")[:_BEAM]
+            codes = zip(row_codes(self.X[best]), best, strict=True)
+            starts = [i for code, i in codes if code not in expanded]
+            if not starts:
+                break
+            expanded |= set(row_codes(self.X[starts]))
+            if added := self.look_at(neighbours(self._models.problem, self.X[starts])):
+                values = np.concatenate([values, acquisition(self._rows[-added:])])
+        self._order(np.argsort(-values, kind="stable"))
+        self._scored = True
+
+    def take(self) -> Indices:
+        """Return the first row (1, n_choices), which leaves."""
+        first, self.X, self._rows = self.X[:1], self.X[1:], self._rows[1:]
+        return first
+
+    def _order(self, order: Indices) -> None:
+        self.X, self._rows = self.X[order], self._rows[order]
+
+
+def neighbours(problem: Problem, X: Indices) -> Indices:
+    """Return the rows that differ from one of these canonical rows in one choice."""
+    space = problem.space
+    around = [other for subnet in space.from_indices(X) for other in space.neighbours(subnet)]
+    return space.indices(around)
