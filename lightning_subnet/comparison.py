@@ -159,10 +159,10 @@ class Comparison:
             confidence: Of the interval.
 
         Returns:
-            One row per strategy: `median` over seeds with its bootstrap interval `low` to `high`,
-            and how many of `seeds` runs `reached` it. A run that never did needs infinitely many,
-            so the median is `inf` where half of them did not. `frame.attrs["target"]` is the
-            target as a number.
+            One row per strategy: `median`, after how many evaluations half of the seeds have it,
+            with its bootstrap interval `low` to `high`; and how many of `seeds` runs `reached` it.
+            A run that never did needs infinitely many, so where most did not the median is `inf`.
+            `frame.attrs["target"]` is the target as a number.
 
         Raises:
             SearchError: The target is no such thing.
@@ -177,7 +177,9 @@ class Comparison:
         rows = {}
         for label, curve in self.curves.items():
             needed = statistics.evaluations_to(curve[~np.isnan(curve).any(axis=1)], goal)
-            low, median, high = statistics.median_interval(needed, confidence=confidence)
+            low, median, high = statistics.median_interval(
+                needed, confidence=confidence, lower=True
+            )
             reached = int(np.isfinite(needed).sum())
             rows[label] = [median, low, high, reached, len(needed)]
         columns = ["median", "low", "high", "reached", "seeds"]

@@ -22,6 +22,7 @@ _FRONT = "#c0392b"
 _OTHER = "#8fa3b5"
 # Okabe and Ito, Color Universal Design, 2008; the darker ones first.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+_START = 20  # a twentieth of a curve may leave the picture
 _GAP = 0.055  # between names, as a share of the height
 
 
@@ -194,6 +195,10 @@ def draw_curves(
         ends[label] = middle[-1]
     _decorate(ax, "evaluations", ylabel, title)
     ax.set_xlim(1, max(2, *(band.shape[1] for band in bands.values())))
+    # The steep start says little, and would leave no room for the differences that follow.
+    seen = np.concatenate([band[:, band.shape[1] // _START :].ravel() for band in bands.values()])
+    if not log and np.ptp(seen) > 0:
+        ax.set_ylim(seen.min() - 0.05 * np.ptp(seen), seen.max() + 0.05 * np.ptp(seen))
     _name_ends(ax, ends)
     return figure, ax
 
@@ -262,6 +267,8 @@ def _decorate(ax: Any, x: str, y: str, title: str) -> None:
 
 def _name_ends(ax: Any, ends: Mapping[str, float]) -> None:
     """Write the name of each line at its end, moved apart where they would overlap."""
+    from scipy.optimize import isotonic_regression
+
     colours = {line.get_label(): line.get_color() for line in ax.get_lines()}
     low, high = ax.get_ylim()
     value = np.clip(np.nan_to_num(list(ends.values()), nan=low), low, high)
@@ -270,8 +277,9 @@ def _name_ends(ax: Any, ends: Mapping[str, float]) -> None:
     places = (places - bottom) / (top - bottom)
     order = np.argsort(places, kind="stable")
     gap = min(_GAP, 1 / len(order))
-    apart = np.maximum.accumulate(places[order] - gap * np.arange(len(order)))
-    apart = np.minimum(apart, 1 - gap * (len(order) - 1)) + gap * np.arange(len(order))
+    steps = gap * np.arange(len(order))
+    apart = isotonic_regression(places[order] - steps).x  # the nearest that are a gap apart
+    apart = np.clip(apart, 0, 1 - steps[-1]) + steps
     for i, place in zip(order, apart, strict=True):
         label = list(ends)[i]
         ax.annotate(

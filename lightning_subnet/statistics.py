@@ -42,12 +42,16 @@ def evaluations_to(curves: Array, target: float) -> Array:
     return np.where(reached.any(axis=1), reached.argmax(axis=1) + 1.0, np.inf)
 
 
-def median_interval(values: npt.ArrayLike, /, *, confidence: float = 0.95) -> Array:
+def median_interval(
+    values: npt.ArrayLike, /, *, confidence: float = 0.95, lower: bool = False
+) -> Array:
     """Return the median over seeds with its bootstrap interval (percentile method).
 
     Args:
         values: (seeds,) or (seeds, n), each column by itself. They may be infinite.
         confidence: Of the interval.
+        lower: Of an even number take the lower of the middle two, not their mean: the value that
+            half of the seeds do not exceed.
 
     Returns:
         Lower end, median and upper end, (3,) or (3, n). The resamples are always the same.
@@ -62,10 +66,11 @@ def median_interval(values: npt.ArrayLike, /, *, confidence: float = 0.95) -> Ar
     ordered = np.sort(np.asarray(values, dtype=float), axis=0)
     n = len(ordered)
     rows = np.sort(np.random.default_rng(0).integers(n, size=(_RESAMPLES, n)), axis=1)
+    one, other = (n - 1) // 2, (n - 1) // 2 if lower else n // 2
     # The median of a resample is made of the middle ranks that were drawn.
-    medians = np.sort((ordered[rows[:, (n - 1) // 2]] + ordered[rows[:, n // 2]]) / 2, axis=0)
+    medians = np.sort((ordered[rows[:, one]] + ordered[rows[:, other]]) / 2, axis=0)
     tail = (1 - checked_confidence(confidence)) / 2 * (_RESAMPLES - 1)
-    middle = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    middle = (ordered[one] + ordered[other]) / 2
     ends = [medians[int(tail)], middle, medians[int(np.ceil(_RESAMPLES - 1 - tail))]]
     interval: Array = np.stack(ends)
     return interval

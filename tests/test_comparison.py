@@ -347,6 +347,13 @@ def test_evaluations_to_a_target_are_those_of_the_curves() -> None:
     assert table.evaluations_to(target).equals(frame)
 
 
+@pytest.mark.parametrize("n", [3, 4, 6])
+def test_a_strategy_reaches_its_own_median_in_time(n: int) -> None:
+    table = compared(seeds=range(n))
+    for label in table.labels:
+        assert table.evaluations_to(f"{label}@15").loc[label, "median"] <= 15
+
+
 def test_a_target_that_nobody_reaches_takes_infinitely_many() -> None:
     table = compared()
     frame = table.evaluations_to(1.3)

@@ -91,6 +91,14 @@ def test_runs_that_never_arrive_count(values: list[float], expected: list[float]
     assert median_interval(values).tolist() == expected
 
 
+def test_the_lower_median_is_what_half_of_the_seeds_do_not_exceed() -> None:
+    assert median_interval([3.0, INF], lower=True).tolist() == [3, 3, INF]
+    assert median_interval([1.0, 2.0, 3.0, INF], lower=True)[1] == 2
+    np.testing.assert_array_equal(
+        median_interval([4.0, 1.0, 2.0], lower=True), median_interval([4.0, 1.0, 2.0])
+    )
+
+
 @pytest.mark.parametrize("confidence", [0, 1, 95, float("nan")])
 def test_a_confidence_is_a_share(confidence: float) -> None:
     message = error_of(SearchError, lambda: median_interval([1.0], confidence=confidence))
