@@ -32,7 +32,13 @@ def _leave(_: dict[str, Any]) -> None:
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser()],
-    patterns=["README.md", "docs/quickstart.md", "docs/training.md", "docs/concepts.md"],
+    patterns=[
+        "README.md",
+        "docs/quickstart.md",
+        "docs/training.md",
+        "docs/comparing.md",
+        "docs/concepts.md",
+    ],
     setup=_enter,
     teardown=_leave,
 ).pytest()

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from lightning_subnet.budget import Budget
     from lightning_subnet.callbacks import SubnetSampling
     from lightning_subnet.choices import Choice
-    from lightning_subnet.comparison import Comparison, compare
+    from lightning_subnet.comparing import compare
+    from lightning_subnet.comparison import Comparison
     from lightning_subnet.costs.latency import Latency
     from lightning_subnet.elasticity.calibration import recalibrate
     from lightning_subnet.elasticity.checking import check_elastic
@@ -67,7 +68,7 @@ _HOME = {
     "VersionWarning": "studies",
     "activated": "elasticity.protocol",
     "check_elastic": "elasticity.checking",
-    "compare": "comparison",
+    "compare": "comparing",
     "elastic": "elasticity.protocol",
     "extract": "elasticity.extraction",
     "measure": "measures",

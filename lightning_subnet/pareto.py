@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fronts: non-dominated points, hypervolume and knee, with a rule for NaN, ties and infinities.
+"""Fronts: non-dominated points, hypervolume, attainment, knee; a rule for NaN, ties, infinities.
 
 Everywhere: a row with a NaN is not a measurement, so it is never on a front and dominates nothing.
 Exact ties stay together on the front. An infinity is a number like any other in a comparison.
@@ -7,6 +7,7 @@ Exact ties stay together on the front. An infinity is a number like any other in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import moocore
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from lightning_subnet.errors import ObjectiveError
 
 Maximise = bool | Sequence[bool]
+_ROUNDING = 1e-9
 
 
 def _points(points: npt.ArrayLike, maximise: Maximise) -> npt.NDArray[np.float64]:
@@ -130,6 +132,65 @@ def hypervolume(
     if np.isinf(array).any():
         return float("inf")
     return float(moocore.hypervolume(array, ref=ref))
+
+
+def attainment(
+    runs: Sequence[npt.ArrayLike], /, levels: Sequence[float], *, maximise: Maximise = False
+) -> list[npt.NDArray[np.float64]]:
+    """Return what a share of the runs has attained: empirical attainment surfaces.
+
+    A run attains all that one of its points equals or dominates. The surface of level 0.5 bounds
+    what at least half of the runs attain: it is the median front.
+
+    Args:
+        runs: The points of each run, (n, 2); a run may have none, and then attains nothing.
+        levels: Shares of the runs, above 0 and at most 1.
+        maximise: Whether larger is better, for both columns or for each.
+
+    Returns:
+        For each level the corners of its surface (k, 2), best first column first; (0, 2) where
+        fewer runs have points. Rows with a NaN attain nothing.
+
+    Raises:
+        ObjectiveError: No runs, other than two objectives, or a level that is no such share.
+
+    References:
+        Grunert da Fonseca, Fonseca and Hall, Inferential performance assessment of stochastic
+        optimisers and the attainment function, EMO 2001; computed as in Fonseca et al., On the
+        computation of the empirical attainment function, EMO 2011.
+
+    Example:
+        >>> runs = [[[1, 3], [3, 1]], [[2, 2]], [[1, 2]]]
+        >>> [surface.tolist() for surface in attainment(runs, [1 / 3, 1])]
+        [[[1.0, 2.0], [3.0, 1.0]], [[2.0, 3.0], [3.0, 2.0]]]
+    """
+    arrays = [_points(points, maximise) for points in runs]
+    sizes = {array.shape[1] for array in arrays}
+    if sizes != {2}:
+        given = f"{max(sizes, key=lambda m: m != 2)}" if sizes else "no runs"  # noqa: PLR2004 - the other one
+        msg = f"Attainment surfaces are of runs in two objectives, not of {given}."
+        raise ObjectiveError(msg)
+    if wrong := [level for level in levels if not 0 < level <= 1]:
+        msg = f"levels= are shares of the runs, above 0 and at most 1, not {wrong[0]!r}."
+        raise ObjectiveError(msg)
+    arrays = [array[~np.isnan(array).any(axis=1)] for array in arrays]
+    filled = [array for array in arrays if len(array)]
+    surfaces = [np.zeros((0, 2)) for _ in levels]
+    if not filled:
+        return surfaces
+    points = np.concatenate(filled)
+    of_run = np.repeat(np.arange(len(filled)), [len(array) for array in filled])
+    places = _places(points, maximise)  # a corner's coordinates are those of points
+    values = [np.unique(column) for column in points.T]
+    for i, level in enumerate(levels):
+        needed = max(
+            math.ceil(level * len(arrays) - _ROUNDING), 1
+        )  # runs, those without points too
+        if needed <= len(filled):
+            corners = moocore.eaf(places, of_run, percentiles=[100 * needed / len(filled)])
+            at = np.abs(corners[np.argsort(corners[:, 0]), :2]).astype(int)
+            surfaces[i] = np.stack([v[rows] for v, rows in zip(values, at.T, strict=True)], axis=1)
+    return surfaces
 
 
 def knee(points: npt.ArrayLike, /, *, maximise: Maximise = False) -> int:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 _SINGLE, _PAIR = 1, 2
 _FRONT = "#c0392b"
 _OTHER = "#8fa3b5"
+# Okabe and Ito, Color Universal Design, 2008; the darker ones first.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+_START = 20  # a twentieth of a curve may leave the picture
+_GAP = 0.055  # between names, as a share of the height
 
 
 def axes(ax: Any = None) -> tuple[Any, Any]:
@@ -65,8 +70,6 @@ def draw_front(
                 f"Recorded: {listed(recorded)}."
             )
             raise ObjectiveError(msg)
-    from matplotlib.ticker import EngFormatter
-
     if x is None:
         return _draw_single(result, y, figure, ax)
     X, Y = result.final.column(x), result.final.column(y)
@@ -119,9 +122,8 @@ def draw_front(
             xytext=(16, -22),
             arrowprops={"arrowstyle": "->", "color": "black"},
         )
-    for axis, values in ((ax.xaxis, X), (ax.yaxis, Y)):
-        if np.nanmax(np.abs(values), initial=0.0) >= 1e4:  # noqa: PLR2004 - 600k, not 6.0 with 1e5 aside
-            axis.set_major_formatter(EngFormatter(sep=""))
+    _engineering(ax.xaxis, X)
+    _engineering(ax.yaxis, Y)
     ax.set_xlabel(_label(x, result.objectives))
     ax.set_ylabel(_label(y, result.objectives))
     ax.set_title(
@@ -130,6 +132,13 @@ def draw_front(
     ax.grid(alpha=0.25)
     ax.legend(loc="best")
     return figure, ax
+
+
+def _engineering(axis: Any, values: npt.NDArray[np.float64]) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    if np.nanmax(np.abs(values), initial=0.0) >= 1e4:  # noqa: PLR2004 - 600k, not 6.0 with 1e5 aside
+        axis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _stairs(x: str, y: str, result: SearchResult) -> str:
@@ -159,25 +168,121 @@ def _draw_single(result: SearchResult, y: str, figure: Any, ax: Any) -> tuple[An
 
 
 def draw_curves(
-    curves: Mapping[str, npt.NDArray[np.float64]], *, ylabel: str, title: str, ax: Any = None
+    bands: Mapping[str, npt.NDArray[np.float64]],
+    *,
+    ylabel: str,
+    title: str,
+    log: bool = False,
+    ax: Any = None,
 ) -> tuple[Any, Any]:
-    """Draw one line with a band per strategy: median and interquartile range over seeds.
+    """Draw one line with a band per strategy, its name at the end of the line.
 
     Args:
-        curves: Values by strategy, (seeds, evaluations).
+        bands: Lower end, middle and upper end by strategy, (3, evaluations).
         ylabel: What the values are.
+        title: Above the picture.
+        log: Draw y on a logarithmic axis.
+        ax: Matplotlib axes to draw on.
+    """
+    figure, ax = axes(ax)
+    if log:
+        ax.set_yscale("log")
+    ends: dict[str, float] = {}
+    for (label, (low, middle, high)), look in zip(bands.items(), _looks(), strict=False):
+        numbers = np.arange(1, len(middle) + 1)
+        ax.plot(numbers, middle, label=label, linewidth=2, **look)
+        ax.fill_between(numbers, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        ends[label] = middle[-1]
+    _decorate(ax, "evaluations", ylabel, title)
+    ax.set_xlim(1, max(2, *(band.shape[1] for band in bands.values())))
+    # The steep start says little, and would leave no room for the differences that follow.
+    seen = np.concatenate([band[:, band.shape[1] // _START :].ravel() for band in bands.values()])
+    if not log and np.ptp(seen) > 0:
+        ax.set_ylim(seen.min() - 0.05 * np.ptp(seen), seen.max() + 0.05 * np.ptp(seen))
+    _name_ends(ax, ends)
+    return figure, ax
+
+
+def draw_attainment(
+    surfaces: Mapping[str, Mapping[float, npt.NDArray[np.float64]]],
+    objectives: Sequence[Objective],
+    *,
+    title: str,
+    ax: Any = None,
+) -> tuple[Any, Any]:
+    """Draw attainment surfaces as stairs: the middle level as a line, the others around it shaded.
+
+    Args:
+        surfaces: By strategy and level the corners (k, 2), in the users' units.
+        objectives: The two objectives; the first is drawn upwards, the second along x.
         title: Above the picture.
         ax: Matplotlib axes to draw on.
     """
     figure, ax = axes(ax)
-    for strategy, values in curves.items():
-        numbers = np.arange(1, values.shape[1] + 1)
-        low, median, high = np.nanquantile(values, [0.25, 0.5, 0.75], axis=0)
-        (line,) = ax.plot(numbers, median, label=strategy)
-        ax.fill_between(numbers, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    ax.set_xlabel("evaluations")
-    ax.set_ylabel(ylabel)
+    sign = np.array([1.0 if o.direction == "min" else -1.0 for o in objectives])
+    every = np.concatenate([s for levels in surfaces.values() for s in levels.values()]) * sign
+    grid = np.unique(every[:, 1])
+    right = [*grid, grid[-1] + 0.03 * (float(np.ptp(grid)) or 1.0)]  # the last step is seen, too
+    worst = every[:, 0].max() + 0.03 * (float(np.ptp(every[:, 0])) or 1.0)
+
+    def stairs(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        own = (corners * sign)[np.argsort(corners[:, 1] * sign[1])]
+        reached = np.searchsorted(own[:, 1], grid, side="right")
+        return np.repeat(np.concatenate([[np.inf], own[:, 0]])[reached], 2)
+
+    x = np.repeat(right, 2)[1:-1] * sign[1]
+    for (label, levels), look in zip(surfaces.items(), _looks(), strict=False):
+        y = {level: stairs(levels[level]) for level in sorted(levels)}
+        middle = sorted(y)[(len(y) - 1) // 2]
+        seen = np.isfinite(y[middle])
+        ax.plot(x[seen], y[middle][seen] * sign[0], label=label, linewidth=2, **look)
+        first, last = y[min(y)], y[max(y)]
+        some = np.isfinite(first)
+        ax.fill_between(
+            x[some], first[some] * sign[0], np.minimum(last, worst)[some] * sign[0],
+            color=look["color"], alpha=0.15, linewidth=0,
+        )  # fmt: skip
+    names = [_label(o.name, tuple(objectives)) for o in objectives]
+    _decorate(ax, names[1], names[0], title)
+    _engineering(ax.xaxis, every[:, 1])
+    _engineering(ax.yaxis, every[:, 0])
+    ax.legend(loc="best", frameon=False)
+    return figure, ax
+
+
+def _looks() -> Iterator[dict[str, str]]:
+    """Yield colours that people with any colour vision tell apart, then the same lines dashed."""
+    for style in itertools.cycle(["-", "--", ":", "-."]):
+        for colour in _COLOURS:
+            yield {"color": colour, "linestyle": style}
+
+
+def _decorate(ax: Any, x: str, y: str, title: str) -> None:
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
     ax.set_title(title)
     ax.grid(alpha=0.25)
-    ax.legend(loc="lower right")
-    return figure, ax
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _name_ends(ax: Any, ends: Mapping[str, float]) -> None:
+    """Write the name of each line at its end, moved apart where they would overlap."""
+    from scipy.optimize import isotonic_regression
+
+    colours = {line.get_label(): line.get_color() for line in ax.get_lines()}
+    low, high = ax.get_ylim()
+    value = np.clip(np.nan_to_num(list(ends.values()), nan=low), low, high)
+    places = ax.transData.transform([(1, v) for v in value])[:, 1]
+    bottom, top = ax.transAxes.transform([(0, 0), (0, 1)])[:, 1]
+    places = (places - bottom) / (top - bottom)
+    order = np.argsort(places, kind="stable")
+    gap = min(_GAP, 1 / len(order))
+    steps = gap * np.arange(len(order))
+    apart = isotonic_regression(places[order] - steps).x  # the nearest that are a gap apart
+    apart = np.clip(apart, 0, 1 - steps[-1]) + steps
+    for i, place in zip(order, apart, strict=True):
+        label = list(ends)[i]
+        ax.annotate(
+            label, (1, place), xycoords="axes fraction", xytext=(6, 0), fontweight="bold",
+            textcoords="offset points", va="center", color=colours[label],
+        )  # fmt: skip

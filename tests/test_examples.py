@@ -113,6 +113,31 @@ def test_the_demo_and_that_it_can_be_killed_at_any_moment(tmp_path: Path) -> Non
         assert two.reused == ("latency_ms",)
 
 
+def test_strategies_are_compared_on_a_trained_network(tmp_path: Path) -> None:
+    text = (EXAMPLES / "compare_algorithms.py").read_text()
+    whole = "EPOCHS, SEEDS, BUDGET = 100, 10, 100"
+    assert whole in text
+    example = tmp_path / "example.py"
+    example.write_text(text.replace(whole, "EPOCHS, SEEDS, BUDGET = 5, 2, 25"))
+    told = run(example, cwd=tmp_path)
+    names = ["random", "nsga2", "hybrid", "neighbours"]
+    for title in ("hv@5", "Evaluations to random@25", "Ahead of random"):
+        assert title in told
+    assert all(told.count(f"{name} ") >= 2 for name in names)
+    for name in ("compare_curves", "compare_attainment"):
+        assert (tmp_path / "demo_output" / f"{name}.png").stat().st_size > 10_000
+    with sqlite3.connect(tmp_path / "demo_output" / "compare.db") as connection:
+        studies = connection.execute("SELECT name FROM subnet_study").fetchall()
+        made = connection.execute("SELECT key FROM subnet_evaluation").fetchall()
+        measured = connection.execute("SELECT key FROM subnet_value").fetchall()
+    assert {name for (name,) in studies} == {
+        f"mlp/{name}/{seed}" for name in names for seed in (0, 1)
+    }
+    assert len(made) == 4 * 2 * 25
+    assert len(measured) == len(set(made)) < len(made), "no subnet is validated twice"
+    assert run(example, cwd=tmp_path) == told, "a second call reads it back"
+
+
 @pytest.mark.skipif(not (DATA / "cifar10_resnet").is_dir(), reason=f"no ResNet-56 in {DATA}")
 def test_a_network_that_nobody_trained_as_a_super_network(tmp_path: Path) -> None:
     told = run(EXAMPLES / "bring_your_own.py", "--budget", 4, "--images", 100, cwd=tmp_path)

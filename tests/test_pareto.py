@@ -16,7 +16,13 @@ from hypothesis.extra.numpy import arrays
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from lightning_subnet.errors import ObjectiveError
-from lightning_subnet.pareto import hypervolume, knee, nondominated, nondominated_ranks
+from lightning_subnet.pareto import (
+    attainment,
+    hypervolume,
+    knee,
+    nondominated,
+    nondominated_ranks,
+)
 from tests.spaces import error_of, property_test
 
 INF, NAN = float("inf"), float("nan")
@@ -238,3 +244,62 @@ def test_bad_references(reference: Any) -> None:
     message = error_of(ObjectiveError, lambda: hypervolume([[1, 2]], reference))
     assert "2 finite numbers" in message
     assert repr(reference) in message
+
+
+# Attainment
+
+
+def attained_by(runs: list[np.ndarray], at: np.ndarray) -> int:
+    """Return how many runs have a point that equals or dominates this one, by definition."""
+    return sum(bool((run <= at).all(axis=1).any()) for run in runs)
+
+
+@property_test
+@given(
+    st.lists(
+        st.integers(0, 5).flatmap(
+            lambda n: arrays(float, (n, 2), elements=st.sampled_from([NAN, -INF, -1, -0.0, 0, 2]))
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    st.tuples(st.booleans(), st.booleans()),
+)
+def test_attainment_is_what_so_many_runs_attain(runs: list[np.ndarray], maximise: Any) -> None:
+    sign = np.where(maximise, -1.0, 1.0)
+    levels = [0.01, 0.25, 1 / 3, 0.5, 0.75, 1.0]
+    surfaces = attainment([run * sign for run in runs], levels, maximise=maximise)
+    for level, drawn in zip(levels, surfaces, strict=True):
+        surface = drawn * sign
+        assert nondominated(surface).all()
+        assert len(np.unique(surface, axis=0)) == len(surface)
+        assert (np.diff(surface[:, 0]) > 0).all(), "best first column first"
+        for at in itertools.product([-INF, -1, 0, 1, 2], repeat=2):
+            enough = attained_by(runs, np.array(at)) >= level * len(runs) - 1e-9
+            assert bool((surface <= at).all(axis=1).any()) == enough
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 10, 25, 49, 100])
+def test_a_level_needs_no_run_more_than_its_share(n: int) -> None:
+    runs = [[[float(i), float(i)]] for i in range(n)]  # run i attains what is >= (i, i)
+    surfaces = attainment(runs, [k / n for k in range(1, n + 1)])
+    assert [surface.tolist() for surface in surfaces] == [[[k, k]] for k in range(n)]
+
+
+def test_attainment_of_nothing() -> None:
+    assert [s.shape for s in attainment([[[NAN, 1.0]], np.zeros((0, 2))], [0.5, 1])] == [(0, 2)] * 2
+
+
+@pytest.mark.parametrize(
+    ("runs", "levels", "part"),
+    [
+        ([], [0.5], "no runs"),
+        ([[[1, 2, 3]]], [0.5], "not of 3"),
+        ([[[1, 2]], [[1]]], [0.5], "two objectives, not of 1"),
+        ([[[1, 2]]], [0], "not 0"),
+        ([[[1, 2]]], [50], "not 50"),
+        ([[[1, 2]]], [NAN], "not nan"),
+    ],
+)
+def test_bad_attainment_is_refused(runs: Any, levels: Any, part: str) -> None:
+    assert part in error_of(ObjectiveError, lambda: attainment(runs, levels))
