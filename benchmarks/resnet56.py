@@ -9,9 +9,9 @@ be skipped. Every number comes from `SubnetSearch.fit(model, datamodule)` on one
 1,000 validation images after recalibrating BatchNorm on 256 training images, against exact MACs (a
 count of blocks here: all cost the same) and against measured latency (batch 1, where early blocks
 take longer). The square is 95 % to 40 % accuracy, and 9 % to 100 % of the largest subnet's cost.
-Three seeds against MACs and one against latency: about 30 and 10 minutes on an idle core. Both
-pairs and all runs share one storage, so an accuracy is measured once and counts in each run; a run
-that was stopped goes on.
+Three seeds against MACs and one against latency: about 40 and 10 minutes on an idle core, which the
+latency needs. Both pairs and all runs share one storage, so an accuracy is measured once and counts
+in each run; a run that was stopped goes on.
 """
 
 from __future__ import annotations
