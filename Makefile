@@ -33,7 +33,7 @@ types: $(STAMP) ## Check types (mypy, strict)
 docs: $(STAMP) ## Build the documentation into docs/_build/html (the tests run its examples)
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
 
-bench: $(STAMP) ## Run the search efficiency benchmark (long)
+bench: $(STAMP) ## Run what is missing of the search efficiency benchmark (hours), and print it
 	$(PY) -m benchmarks.search_efficiency
 
 clean: ## Remove what the targets wrote, .venv excepted

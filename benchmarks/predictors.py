@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.problems import data_folder
+from benchmarks.data import OFA_NAMES, columns_of, data_folder, ofa_space, rows_of, values_in
+from benchmarks.data import hwgpt as hwgpt_data
 from lightning_subnet import Choice, SearchSpace
 from lightning_subnet.predictors import features, kendall_tau, make
 
@@ -29,19 +30,6 @@ TREES = ("forest", "extra-trees", "boosting")
 UNSEEN = 500
 HERE = Path(__file__).resolve().parent
 Table = tuple[str, SearchSpace, np.ndarray, np.ndarray]
-
-
-def rows_of(space: SearchSpace, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return canonical index rows; a value that no choice has belongs to a choice that is off."""
-    X = np.zeros((len(next(iter(columns.values()))), len(space.names)), dtype=np.int64)
-    for j, (name, choice) in enumerate(space.choices.items()):
-        index = {value: i for i, value in enumerate(choice.values)}
-        X[:, j] = [index.get(value, 0) for value in columns[name].tolist()]
-    return space.canonical(X)
-
-
-def values_in(column: np.ndarray) -> list:
-    return np.unique(column).tolist()
 
 
 def hat() -> Iterator[Table]:
@@ -55,46 +43,21 @@ def hat() -> Iterator[Table]:
         yield f"hat {device}", space, rows_of(space, columns), latency.to_numpy()
 
 
-def ofa_space(more: Mapping[str, Choice]) -> SearchSpace:
-    choices = {f"d.{s}": Choice([2, 3, 4]) for s in range(5)}
-    for name, values in (("ks", [3, 5, 7]), ("e", [3, 4, 6])):
-        for i in range(20):
-            when = {f"d.{i // 4}": [d for d in (2, 3, 4) if d > i % 4]} if i % 4 > 1 else {}
-            choices[f"{name}.{i}"] = Choice(values, when=when)
-    return SearchSpace({**choices, **more})
-
-
-def columns_of(data: Mapping[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    return {f"{name}.{i}": c for name in names for i, c in enumerate(data[name].T)}
-
-
 def ofa() -> Iterator[Table]:
     with np.load(data_folder() / "ofa_mbv3_w10_measured.npz") as data:
         space = ofa_space({})
-        yield "ofa top1", space, rows_of(space, columns_of(data, ("d", "ks", "e"))), data["top1"]
+        yield "ofa top1", space, rows_of(space, columns_of(data, OFA_NAMES)), data["top1"]
     with np.load(data_folder() / "ofa_mbv3_latency.npz") as data:
         space = ofa_space({"r": Choice(values_in(data["r"]))})
-        X = rows_of(space, columns_of(data, ("d", "ks", "e")) | {"r": data["r"]})
+        X = rows_of(space, columns_of(data, OFA_NAMES) | {"r": data["r"]})
         for device in ("titan_rtx_32", "titan_xp_1", "v100_1", "v100_64"):
             yield f"ofa {device}", space, X, data[f"latency_ms_{device}"].astype(float)
 
 
 def hwgpt() -> Iterator[Table]:
-    with np.load(data_folder() / "hwgpt_s.npz") as data:
-        depths = values_in(data["n_layer"])
-        columns = {k: data[k] for k in ("embed_dim", "n_layer")}
-        columns |= columns_of(data, ("n_head", "mlp_ratio"))
-        choices = {}
-        for name, column in columns.items():
-            layer = int(name.split(".")[1]) if "." in name else 0
-            deep = [d for d in depths if d > layer]
-            when = {"n_layer": deep} if len(deep) < len(depths) else {}
-            choices[name] = Choice(values_in(column[data["n_layer"] > layer]), when=when)
-        choices["bias"] = Choice([False, True], ordered=False)
-        space = SearchSpace(choices)
-        X = rows_of(space, columns | {"bias": data["bias"]})
-        for target in ("perplexity", "latency_ms_a100", "latency_ms_rtx2080"):
-            yield f"hwgpt {target.removeprefix('latency_ms_')}", space, X, data[target]
+    space, X, columns = hwgpt_data()
+    for target in ("perplexity", "latency_ms_a100", "latency_ms_rtx2080"):
+        yield f"hwgpt {target.removeprefix('latency_ms_')}", space, X, columns[target]
 
 
 def run(table: Table, seeds: int) -> Iterator[dict]:

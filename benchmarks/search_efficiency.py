@@ -1,90 +1,356 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Search efficiency on measured tables: share of the true hypervolume after so many validations.
+"""Search efficiency: hypervolume after so many validations (A of the benchmark protocol, 1 to 4).
 
-    python -m benchmarks.search_efficiency [--seeds 10] [--budget 250]
+    python -m benchmarks.search_efficiency [--problems nb201 macro] [--strategies hybrid] [--jobs 2]
+    python -m benchmarks.search_efficiency --report
 
-Problems: NAS-Bench-201 (three dataset/device pairs) and NAS-Bench-Macro, with exactly known fronts.
-Counted are validations; the hypervolume is that of all validated subnets in a fixed square
-(printed), divided by that of the whole table. Runs are resumable per (problem, strategy, seed); the
-CSV is written after every problem.
+Counted are validations; exact objectives (MACs, FLOPs) are free for every strategy. The hypervolume
+is that of all validated subnets in a fixed square. Ten seeds; five on hwgpt and for bayesian, which
+ends after 100 validations. Every finished run is a row of `results/efficiency/<problem>.csv`, under
+a hash of the strategy's settings, and a run that was stopped goes on from `scratch/`. After a
+change of a strategy that its settings do not show: --again.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.problems import NB201_PAIRS, TableProblem, macro, nb201
-from lightning_subnet import Comparison, SubnetSearch, compare
+from benchmarks.curves import from_text, hypervolumes, to_text
+from benchmarks.data import RESULTS, ROOT, SCRATCH
+from benchmarks.problems import PROBLEMS, SAME_TRUTH, SearchProblem, in_square
+from lightning_subnet import SearchSpace, Subnet, SubnetSearch
+from lightning_subnet.strategies import Strategy, names, resolve
 
-STRATEGIES = ["random", "nsga2", "u-nsga3", "sms-emoa", "linas", "hybrid"]
-CHECKPOINTS = (20, 50, 100, 250)
-HERE = Path(__file__).resolve().parent
+CHECKPOINTS = (10, 20, 50, 100, 250, 800, 2000)
+BUDGET, FEW_SEEDS, SEEDS = 250, 5, 10
+FOLDER = RESULTS / "efficiency"
+PACKAGES = ("lightning-subnet", "numpy", "scikit-learn", "pymoo", "moocore", "botorch")
+
+# By label: the strategy's name and its settings. What names() does not have is skipped.
+STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "random": ("random", {}),
+    "nsga2": ("nsga2", {"population": 50, "mutation": 0.02}),
+    "linas": ("linas", {}),
+    "nsga2-by-choice": ("nsga2", {"population": 50, "mutation": 0.02}),
+    "linas-by-choice": ("linas", {}),
+    "weaknas-front": ("weaknas", {"reading": "front"}),
+    "weaknas-bands": ("weaknas", {"reading": "bands"}),
+    "nsganetv2": ("nsganetv2", {}),
+    "local-search": ("local-search", {}),
+    "full": ("full", {}),
+    "bayesian": ("bayesian", {}),
+    "hybrid": ("hybrid", {}),
+}
+# WeakNAS as published for NAS-Bench-201: 10 per round from the top 100.
+ON_TABLES = {label: {"batch_size": 10, "top": 100} for label in ("weaknas-front", "weaknas-bands")}
+# Budgets on the OFA space, where they are longer.
+LONG = {
+    "random": 2000,
+    "nsga2": 2000,
+    "nsga2-by-choice": 2000,
+    "weaknas-front": 800,
+    "weaknas-bands": 800,
+}
+# The first 50 are drawn as the released code draws them: each choice by itself, so that all depths
+# are as frequent. A draw that is uniform over distinct subnets, as the package's, is of deep ones:
+# on the OFA space 89 % of a stage's variants have four blocks.
+BY_CHOICE = ("nsga2-by-choice", "linas-by-choice")
 
 
-def run(problem: TableProblem, seeds: range, budget: int) -> Comparison:
-    scratch = HERE / "scratch"
-    scratch.mkdir(exist_ok=True)
-    name = problem.name.replace("/", "-").replace(" ", "-")
-    search = SubnetSearch(
-        space=problem.space, objectives=problem.objectives, storage=None, name=f"efficiency-{name}"
+@dataclass(frozen=True)
+class Run:
+    """One search: what is searched, by whom, with which seed and budget."""
+
+    problem: str
+    label: str
+    seed: int
+    budget: int
+
+    @property
+    def strategy(self) -> Strategy:
+        return strategy_of(self.label, self.problem)
+
+    @property
+    def settings(self) -> str:
+        return settings_hash(self.strategy)
+
+    @property
+    def database(self) -> Path:
+        name = f"{self.label}-{self.settings}-{self.seed}.db"
+        return SCRATCH / "efficiency" / self.problem / name
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.label} {self.seed}"
+
+
+def available() -> list[str]:
+    """Return the labels whose strategies are there."""
+    return [label for label, (name, _) in STRATEGIES.items() if name in names()]
+
+
+def strategy_of(label: str, problem: str) -> Strategy:
+    name, settings = STRATEGIES[label]
+    more = {} if problem.startswith("ofa") else ON_TABLES.get(label, {})
+    return type(resolve(name))(**settings, **more)
+
+
+def settings_hash(strategy: Strategy) -> str:
+    text = json.dumps({"name": strategy.name, **strategy.settings()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def seeds_of(label: str, problem: str, seeds: int) -> range:
+    if label in BY_CHOICE and not problem.startswith("ofa"):
+        return range(0)  # without conditions there is no difference
+    few = label == "bayesian" or problem.startswith("hwgpt")
+    return range(min(seeds, FEW_SEEDS) if few else seeds)
+
+
+def budget_of(label: str, problem: str) -> int:
+    if label == "bayesian":
+        return 100
+    return LONG.get(label, BUDGET) if problem.startswith("ofa") else BUDGET
+
+
+@cache
+def problem_of(name: str) -> SearchProblem:
+    return PROBLEMS[name]()
+
+
+def drawn_by_choice(space: SearchSpace, n: int, seed: int) -> list[Subnet]:
+    """Return n distinct subnets, each choice drawn uniformly whether it is active or not."""
+    rng = np.random.default_rng([seed, 0])
+    sizes = [len(choice.values) for choice in space.choices.values()]
+    drawn = space.from_indices(rng.integers(0, sizes, (2 * n, len(sizes))))
+    return list(dict.fromkeys(drawn))[:n]
+
+
+def search(run: Run) -> dict[str, Any]:
+    """Make or finish a run; return its row."""
+    problem, strategy = problem_of(run.problem), run.strategy
+    run.database.parent.mkdir(parents=True, exist_ok=True)
+    searched = SubnetSearch(
+        space=problem.space,
+        measures=problem.measures,
+        objectives=problem.objectives,
+        strategy=strategy,
+        budget=run.budget,
+        storage=f"sqlite:///{run.database}",
+        name=str(run),
+        seed=run.seed,
+        warm_start=drawn_by_choice(problem.space, 50, run.seed) if run.label in BY_CHOICE else (),
     )
-    return compare(
-        STRATEGIES,
-        search,
-        evaluator=problem.evaluator,
-        budget=budget,
-        seeds=seeds,
-        storage=f"sqlite:///{scratch / name}.db",
-        bounds=problem.bounds,
-    )
+    told = [name for name in problem.objectives if name not in {m.name for m in problem.measures}]
+    while subnets := searched.ask(run.budget):  # a generation at a time, measured at once
+        columns = problem.values(problem.space.indices(subnets))
+        for i, subnet in enumerate(subnets):
+            searched.tell(subnet, {name: float(columns[name][i]) for name in told})
+    history = searched.history
+    measured = {name: history.column(name) for name in problem.objectives}
+    curve = hypervolumes(in_square(measured, problem.objectives, problem.bounds))
+    return {
+        "strategy": run.label,
+        "settings": run.settings,
+        "seed": run.seed,
+        "validations": len(curve),
+        **{f"hv@{k}": f"{curve[k - 1]:.5f}" if k <= len(curve) else "" for k in CHECKPOINTS},
+        "commit": commit(),
+        "versions": versions(),
+        "curve": to_text(curve),
+    }
 
 
-def rows(problem: TableProblem, table: Comparison) -> list[dict]:
-    return [
-        {"problem": problem.name, "strategy": label, "seed": seed, "validations": k}
-        | {"hypervolume_share": round(curve[i, k - 1] / problem.true_hypervolume, 5)}
-        for label, curve in table.curves.items()
-        for i, seed in enumerate(table.seeds)
-        for k in CHECKPOINTS
-        if k <= table.budget
-    ]
+@cache
+def commit() -> str:
+    """Return the last commit of the package's own code, with a + where it was changed since."""
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    head = git("log", "-1", "--format=%h", "--", "lightning_subnet") or "unknown"
+    return head + ("+" if git("status", "--porcelain", "--", "lightning_subnet") else "")
 
 
-def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    def cell(values: pd.Series) -> str:
-        low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-        return f"{median:.3f} ({low:.3f}-{high:.3f})"
+@cache
+def versions() -> str:
+    return " ".join(f"{name}={metadata.version(name)}" for name in PACKAGES)
 
-    table = frame.groupby(["problem", "strategy", "validations"], sort=False).hypervolume_share
-    return table.agg(cell).unstack("validations")
+
+# Results on disk
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """Keep other runners from writing."""
+    SCRATCH.mkdir(exist_ok=True)
+    with (SCRATCH / "efficiency.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def read(problem: str) -> pd.DataFrame:
+    """Return the rows of a problem; hypervolumes as numbers."""
+    path = FOLDER / f"{problem}.csv"
+    if not path.exists():
+        return pd.DataFrame(columns=["strategy", "settings", "seed", "validations", "curve"])
+    return pd.read_csv(path, dtype={"settings": str, "commit": str}, keep_default_na=False)
+
+
+def write(path: Path, new: pd.DataFrame, keys: list[str]) -> None:
+    """Put rows into a sorted CSV, in place of those of equal keys; others stay to the letter."""
+    with locked():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = new.astype(str)
+        if path.exists():
+            new = pd.concat([pd.read_csv(path, dtype=str, keep_default_na=False), new])
+        frame = new.drop_duplicates(keys, keep="last")
+        frame = frame.sort_values(keys, key=lambda c: c.astype(int) if c.name == "seed" else c)
+        temporary = path.with_suffix(".tmp")
+        frame.to_csv(temporary, index=False)
+        temporary.replace(path)
+
+
+def curves_of(frame: pd.DataFrame) -> dict[int, Any]:
+    """Return curves by seed."""
+    return {int(r.seed): from_text(str(r.curve), int(r.validations)) for r in frame.itertuples()}
+
+
+def described(name: str) -> dict[str, Any]:
+    """Return a problem's square and truth."""
+    problem = problem_of(name)
+    square = "; ".join(f"{k} {best:g} to {worst:g}" for k, (best, worst) in problem.bounds.items())
+    return {
+        "problem": name,
+        "subnets": str(problem.space.size),
+        "square": square,
+        "hypervolume": round(problem.true_hypervolume, 6),
+        "which": "exact front" if problem.exact_front else "NSGA-II, 100,000 evaluations",
+        "check": round(problem.check, 5),
+        "truths": "" if name in known_problems() else taus(name),
+    }
+
+
+def known_problems() -> dict[str, float]:
+    """Return the checks of the problems that have results."""
+    path = FOLDER / "problems.csv"
+    return dict(pd.read_csv(path).set_index("problem").check) if path.exists() else {}
+
+
+def register(row: dict[str, Any]) -> None:
+    """Write a problem's row; refuse to mix results of different truths."""
+    name = row["problem"]
+    print(f"{name}: {int(row['subnets']):,} subnets; square: {row['square']}", file=sys.stderr)
+    known = known_problems()
+    if name not in known:
+        write(FOLDER / "problems.csv", pd.DataFrame([row]), ["problem"])
+    elif abs(known[name] - row["check"]) > SAME_TRUTH:
+        raise SystemExit(
+            f"The truth of {name} is another one here (check {row['check']}, recorded "
+            f"{known[name]}): its fit depends on the machine and on versions. Move "
+            f"{FOLDER / name}.csv and its row of problems.csv away to start anew."
+        )
+
+
+def taus(name: str) -> str:
+    """Return the cross-validated Kendall tau of a modelled problem's truths, as a text."""
+    if not name.startswith("ofa"):
+        return "measured"
+    from benchmarks import truths
+
+    kind = name.removeprefix("ofa-")
+    found = {"top1": truths.top1("networks" if kind == "latency" else kind).tau()}
+    if kind == "latency":
+        found["latency_ms"] = truths.latency().tau()
+    return "; ".join(f"{measure} tau {tau:.3f}" for measure, tau in found.items())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--budget", type=int, default=250)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "search_efficiency.csv")
+    add = parser.add_argument
+    add("--problems", nargs="+", default=[""], help="names or their beginnings: nb201, ofa-trees")
+    add("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
+    add("--seeds", type=int, default=SEEDS)
+    add("--jobs", type=int, default=1, help="processes of one thread each")
+    add("--again", action="store_true", help="forget the runs of these strategies and problems")
+    add("--report", action="store_true", help="print the tables of what is there, and run nothing")
     args = parser.parse_args()
-    args.out.parent.mkdir(exist_ok=True, parents=True)
-    results: list[dict] = []
-    start = time.perf_counter()
-    for problem in [*map(nb201, NB201_PAIRS), macro()]:
-        square = ", ".join(
-            f"{k} {best:g} to {worst:g}" for k, (best, worst) in problem.bounds.items()
-        )
-        print(f"{problem.name}: {problem.space.size:,} subnets; square: {square}", file=sys.stderr)
-        results += rows(problem, run(problem, range(args.seeds), args.budget))
-        pd.DataFrame(results).to_csv(args.out, index=False)
-    pd.set_option("display.width", 200)
-    print(f"Share of the true hypervolume: median (interquartile range) of {args.seeds} seeds")
-    print(summary(pd.DataFrame(results)).to_string())
-    print(f"{time.perf_counter() - start:.0f} s; wrote {args.out}", file=sys.stderr)
+    from benchmarks.efficiency_report import report
+
+    problems = [p for p in PROBLEMS if any(p.startswith(start) for start in args.problems)]
+    if not problems:
+        parser.error(f"--problems: there are {', '.join(PROBLEMS)}")
+    failed = 0
+    if not args.report:
+        failed = run_all(problems, args)
+    report(problems)
+    if failed:
+        raise SystemExit(f"{failed} runs failed")
+
+
+def missing_runs(problem: str, labels: list[str], args: argparse.Namespace) -> Iterator[Run]:
+    """Yield the runs of a problem that are not there; note the strategies' settings."""
+    done = {(r.strategy, r.settings, r.seed): r.validations for r in read(problem).itertuples()}
+    for label in labels:
+        strategy, budget = strategy_of(label, problem), budget_of(label, problem)
+        row = {"strategy": label, "settings": settings_hash(strategy)}
+        told = row | {"values": json.dumps(strategy.settings(), sort_keys=True)}
+        write(FOLDER / "settings.csv", pd.DataFrame([told]), list(row))
+        for seed in seeds_of(label, problem, args.seeds):
+            run = Run(problem, label, seed, budget)
+            if args.again:
+                for path in run.database.parent.glob(f"{run.database.name}*"):
+                    path.unlink()
+            if args.again or done.get((label, run.settings, seed), 0) < budget:
+                yield run
+
+
+def run_all(problems: list[str], args: argparse.Namespace) -> int:
+    """Make all runs that are not there; return how many failed."""
+    there = [label for label in args.strategies if label in available()]
+    if missing := [label for label in args.strategies if label not in there]:
+        print(f"not in this version, left out: {', '.join(missing)}", file=sys.stderr)
+    os.environ.update({"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"})
+    failed, start = 0, time.perf_counter()
+    context = multiprocessing.get_context("spawn")  # one thread each, from their first import on
+    pool = ProcessPoolExecutor(args.jobs, mp_context=context)
+    try:
+        for row in pool.map(described, problems):
+            register(row)
+        runs = [run for problem in problems for run in missing_runs(problem, there, args)]
+        waiting = {pool.submit(search, run): run for run in runs}
+        for n, future in enumerate(as_completed(waiting), 1):
+            run = waiting[future]
+            took = f"{n}/{len(runs)}, {time.perf_counter() - start:.0f} s"
+            if (error := future.exception()) is not None:
+                failed += 1
+                print(f"{run} FAILED: {error!r:.300} ({took})", file=sys.stderr)
+                continue
+            row = pd.DataFrame([future.result()])
+            write(FOLDER / f"{run.problem}.csv", row, ["strategy", "settings", "seed"])
+            print(f"{run} {row['hv@50'][0]} {row['hv@100'][0]} ({took})", file=sys.stderr)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return failed
 
 
 if __name__ == "__main__":

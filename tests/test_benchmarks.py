@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmarks count with: curves, squares, exact measures, and rows on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import search_efficiency
+from benchmarks.curves import bootstrap, first_at, from_text, hypervolumes, to_text
+from benchmarks.data import data_folder
+from benchmarks.problems import in_square
+from benchmarks.search_efficiency import Run, search, settings_hash, strategy_of
+from lightning_subnet import pareto
+from lightning_subnet.errors import SearchError
+
+
+def has_data() -> bool:
+    try:
+        return data_folder().is_dir()
+    except SearchError:
+        return False
+
+
+needs_data = pytest.mark.skipif(not has_data(), reason="no measured data: LIGHTNING_SUBNET_DATA")
+
+
+@pytest.mark.parametrize("m", [2, 3])
+def test_a_curve_is_the_hypervolume_of_every_prefix(m: int) -> None:
+    rng = np.random.default_rng(m)
+    U = rng.uniform(-0.1, 1.2, (60, m))
+    U[5], U[20] = np.nan, U[7]  # a failure and a repeat
+    expected = [pareto.hypervolume(U[: k + 1], np.ones(m)) for k in range(len(U))]
+    np.testing.assert_allclose(hypervolumes(U), expected, rtol=1e-12)
+
+
+def test_a_curve_survives_its_text() -> None:
+    curve = hypervolumes(np.random.default_rng(0).uniform(size=(200, 2)))
+    again = from_text(to_text(curve), len(curve))
+    np.testing.assert_allclose(again, curve, atol=5.1e-6)
+    assert from_text("", 3).tolist() == [0, 0, 0]
+
+
+def test_first_at_counts_validations_from_one() -> None:
+    curve = np.array([0.1, 0.1, 0.4])
+    assert [first_at(curve, level) for level in (0.1, 0.2, 0.5)] == [1, 3, np.inf]
+
+
+def test_bootstrap_covers_runs_that_never_arrive() -> None:
+    middle, low, high = bootstrap(np.array([10.0, 12, 14, np.inf, np.inf]))
+    assert middle == 14
+    assert low <= 12
+    assert high == np.inf
+
+
+def test_the_square_flips_what_is_maximised() -> None:
+    columns = {"top1": np.array([78.0, 70.0]), "macs": np.array([5.6, 1.2])}
+    bounds = {"top1": (78.0, 70.0), "macs": (1.2, 5.6)}
+    unit = in_square(columns, {"top1": "max", "macs": "min"}, bounds)
+    assert unit.tolist() == [[0, 1], [1, 0]]
+
+
+@needs_data
+def test_exact_flops_are_those_of_the_table() -> None:
+    problem = search_efficiency.problem_of("macro")
+    X = problem.space.sample_indices(200, 0)
+    (flops,) = problem.measures
+    np.testing.assert_array_equal(flops.evaluate(problem.space, X)[0], problem.values(X)["flops"])
+    subnet = problem.space.from_indices(X[:1])[0]
+    assert problem.evaluator.evaluate(subnet) == {k: v[0] for k, v in problem.values(X).items()}
+
+
+@needs_data
+def test_a_pool_problem_answers_for_its_members_only() -> None:
+    problem = search_efficiency.problem_of("hwgpt-a100")
+    assert problem.space.size == 10_000
+    unit = problem.unit(problem.space.sample_indices(10_000, 0))
+    assert pareto.hypervolume(unit, [1.0, 1.0]) == pytest.approx(problem.true_hypervolume)
+
+
+@needs_data
+def test_a_run_that_was_stopped_goes_on_and_gives_the_same_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_efficiency, "SCRATCH", tmp_path / "one")
+    whole = search(Run("macro", "nsga2", 3, 120))
+    monkeypatch.setattr(search_efficiency, "SCRATCH", tmp_path / "two")
+    search(Run("macro", "nsga2", 3, 70))
+    assert search(Run("macro", "nsga2", 3, 120)) == whole
+    assert whole["validations"] == 120
+
+
+def test_rows_of_equal_keys_are_replaced_and_sorted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_efficiency, "SCRATCH", tmp_path)
+    path = tmp_path / "rows.csv"
+    for seed, value in ((2, "a"), (10, "b"), (1, "c"), (2, "d")):
+        row = pd.DataFrame([{"settings": "007", "seed": seed, "hv@50": "0.10", "value": value}])
+        search_efficiency.write(path, row, ["settings", "seed"])
+    assert path.read_text().splitlines()[1:] == ["007,1,0.10,c", "007,2,0.10,d", "007,10,0.10,b"]
+
+
+def test_settings_are_part_of_a_run() -> None:
+    hashes = {settings_hash(strategy_of(label, "macro")) for label in ("random", "nsga2", "linas")}
+    assert len(hashes) == 3
+    assert settings_hash(strategy_of("linas", "macro")) != settings_hash(
+        type(strategy_of("linas", "macro"))(population=20)
+    )
