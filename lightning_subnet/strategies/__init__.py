@@ -15,6 +15,10 @@ _CLASSES = {
     "UNSGA3": "evolution",
     "SMSEMOA": "evolution",
     "LINAS": "linas",
+    "WeakNAS": "weaknas",
+    "NSGANetV2": "nsganetv2",
+    "LocalSearch": "local_search",
+    "FullSearch": "full",
     "Hybrid": "hybrid",
 }
 _NAMES = {
@@ -23,6 +27,10 @@ _NAMES = {
     "u-nsga3": "UNSGA3",
     "sms-emoa": "SMSEMOA",
     "linas": "LINAS",
+    "weaknas": "WeakNAS",
+    "nsganetv2": "NSGANetV2",
+    "local-search": "LocalSearch",
+    "full": "FullSearch",
     "hybrid": "Hybrid",
 }
 
@@ -31,9 +39,13 @@ __all__ = [
     "NSGA2",
     "SMSEMOA",
     "UNSGA3",
+    "FullSearch",
     "Hybrid",
+    "LocalSearch",
+    "NSGANetV2",
     "RandomSearch",
     "Strategy",
+    "WeakNAS",
     "names",
     "resolve",
 ]
@@ -51,7 +63,8 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['random', 'nsga2', 'u-nsga3', 'sms-emoa', 'linas', 'hybrid']
+        ['random', 'nsga2', 'u-nsga3', 'sms-emoa', 'linas', 'weaknas', 'nsganetv2',
+         'local-search', 'full', 'hybrid']
     """
     return list(_NAMES)
 
