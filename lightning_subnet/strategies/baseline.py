@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightning_subnet import _sklearn, pareto
+from lightning_subnet._predictor import spaced
 from lightning_subnet._sklearn import Floats, Scale
 from lightning_subnet.choices import Indices
 from lightning_subnet.errors import StrategyError, did_you_mean
@@ -21,6 +22,7 @@ from lightning_subnet.strategies.base import Draw, uniform
 from lightning_subnet.strategies.surrogate import Surrogates
 from lightning_subnet.subnet import Subnet
 
+_KERNEL_ROWS = 2000  # time grows with the cube
 _NUGGET = 1e-6  # of the RBF interpolant: equal rows may have different values
 
 
@@ -67,6 +69,14 @@ def model_of(given: Any, random_state: int) -> Any:
     return CubicRBF() if given == "rbf" else _sklearn.published_model(given, random_state)
 
 
+def fitted(model: Any, F: Floats, z: Floats) -> Any:
+    """Return the model, fitted on F (n, d) and z (n,); kernels on some thousand rows at most."""
+    if isinstance(model, CubicRBF) or _sklearn.is_process(model):
+        few = spaced(len(z), _KERNEL_ROWS)
+        F, z = F[few], z[few]
+    return _sklearn.fitted(model, F, z)
+
+
 class Bare(Predictor):
     """A regressor as it is, fitted once on all rows: ranks need no folds and no uncertainty.
 
@@ -88,7 +98,7 @@ class Bare(Predictor):
 
     def _fit(self, F: Floats, y: Floats) -> tuple[Floats, Floats]:
         self._scale = Scale(y)
-        self._fitted = _sklearn.fitted(model_of(self.model, self.random_state), F, self._scale.z)
+        self._fitted = fitted(model_of(self.model, self.random_state), F, self._scale.z)
         return np.full(len(y), np.nan), np.ones(len(y))  # no row was left out
 
     def _predict(self, F: Floats, return_std: bool = True) -> tuple[Floats, Floats]:

@@ -100,12 +100,15 @@ def _front_of_run(problem: Problem, history: History, near: _Neighbours) -> Indi
     F, missed = problem.scores(history)
     codes = row_codes(history.indices)
     begin, front = 0, np.zeros(0, dtype=np.int64)
+    taken: set[bytes] = set()
     for end in _ends_of_generations(history):
-        front = begin + _best(F[begin:end], missed[begin:end])
-        taken = set(codes[:end])
-        if len(front) and not any(len(near.new(history[int(i)].subnet, taken)) for i in front):
-            begin = end
-    return front if begin < len(history) else front[:0]
+        rows = np.concatenate([front, np.arange(begin, end)])
+        front = rows[_best(F[rows], missed[rows])]
+        taken.update(codes[begin:end])
+        begin = end
+        if not any(len(near.new(history[int(i)].subnet, taken)) for i in front):
+            front = front[:0]
+    return front
 
 
 def _ends_of_generations(history: History) -> Iterator[int]:

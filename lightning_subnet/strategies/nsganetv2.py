@@ -22,6 +22,7 @@ from lightning_subnet.strategies.baseline import (
     best_first,
     check_predictor,
     cost_of,
+    fitted,
     in_order,
     model_of,
     new_rows,
@@ -62,12 +63,12 @@ class Switching(Predictor):
         order = np.random.default_rng(self.random_state).permutation(len(y))
         folds = np.array_split(order, min(_FOLDS, len(y) // _FOLD_ROWS))
         self.scores = {}
-        fitted: dict[str, Any] = {}
+        whole: dict[str, Any] = {}
         left_out: dict[str, Floats] = {}
         for name in self.models:
             try:
-                fitted[name] = _sklearn.fitted(model_of(name, self.random_state), F, z)
-                left_out[name] = _left_out(fitted[name], F, z, folds)
+                whole[name] = fitted(model_of(name, self.random_state), F, z)
+                left_out[name] = _left_out(whole[name], F, z, folds)
             except (ValueError, np.linalg.LinAlgError):
                 continue  # it cannot be fitted on these rows; the others compete without it
             taus = [kendall_tau(left_out[name][out], z[out])[0] for out in folds]
@@ -76,7 +77,7 @@ class Switching(Predictor):
             msg = f"none of its models {list(self.models)} could be fitted"
             raise ValueError(msg)
         self.chosen = max(self.scores, key=lambda k: self.scores[k][0] - self.scores[k][1])
-        self._model = fitted[self.chosen]
+        self._model = whole[self.chosen]
         return self._scale.back(left_out[self.chosen], np.ones(len(y)))
 
     def _predict(self, F: Floats, return_std: bool = True) -> tuple[Floats, Floats]:
@@ -90,7 +91,7 @@ def _left_out(model: Any, F: Floats, z: Floats, folds: Sequence[Indices]) -> Flo
     for out in folds:
         rest = np.setdiff1d(np.arange(len(z)), out)
         again = CubicRBF() if isinstance(model, CubicRBF) else _sklearn.settled(model)
-        again = _sklearn.fitted(again, F[rest], z[rest])
+        again = fitted(again, F[rest], z[rest])
         told[out] = again.predict(_sklearn.single(again, F[out]))
     if not np.isfinite(told).all():
         msg = "it predicts NaN or infinity"
