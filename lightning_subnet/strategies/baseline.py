@@ -22,7 +22,7 @@ from lightning_subnet.strategies.base import Draw, uniform
 from lightning_subnet.strategies.surrogate import Surrogates
 from lightning_subnet.subnet import Subnet
 
-_KERNEL_ROWS = 2000  # time grows with the cube
+_RBF_ROWS, _PROCESS_ROWS = 2000, 500
 _NUGGET = 1e-6  # of the RBF interpolant: equal rows may have different values
 
 
@@ -70,11 +70,18 @@ def model_of(given: Any, random_state: int) -> Any:
 
 
 def fitted(model: Any, F: Floats, z: Floats) -> Any:
-    """Return the model, fitted on F (n, d) and z (n,); kernels on some thousand rows at most."""
-    if isinstance(model, CubicRBF) or _sklearn.is_process(model):
-        few = spaced(len(z), _KERNEL_ROWS)
-        F, z = F[few], z[few]
-    return _sklearn.fitted(model, F, z)
+    """Return the model, fitted on F (n, d) and z (n,); on evenly spaced rows where they are many.
+
+    The time of kernels grows with the cube of the rows, and a Gaussian process is fitted many times
+    over to settle its kernel.
+    """
+    at_most = len(z)
+    if isinstance(model, CubicRBF):
+        at_most = _RBF_ROWS
+    elif _sklearn.is_process(model):
+        at_most = _PROCESS_ROWS
+    few = spaced(len(z), at_most)
+    return _sklearn.fitted(model, F[few], z[few])
 
 
 class Bare(Predictor):
