@@ -11,8 +11,8 @@ over runs. A search that has not found the best cell after `--cap` queries count
 are resumable per (dataset, predictor, seed): rows that the CSV has are kept.
 
 The CSV has 20 seeds of smaller predictors (a forest of 200 trees, an MLP of 4 layers of 200), and
-three of the MLP as published, whose fits take seconds. Forests are stuck in half of the runs: they
-do not extrapolate, and once the top 100 is measured only its surroundings follow.
+three of the MLP as published, whose fits take seconds. In 23 of its 40 runs the forest has not
+found the best cell at the cap of 300.
 """
 
 from __future__ import annotations
