@@ -203,6 +203,92 @@ def tree_model(name: str, random_state: int) -> Any:
     return kind(60, bootstrap=True, **settings)
 
 
+def published_model(name: str, random_state: int) -> Any:
+    """Return an unfitted model of a published search, with its settings or the nearest there are.
+
+    Args:
+        name: `"boosting"`, `"mlp"` or `"forest"` of WeakNAS; `"carts"`, `"gp"` or `"network"` of
+            NSGANetV2.
+        random_state: The seed of trees and weights.
+    """
+    seed = {"random_state": random_state}
+    if name == "boosting":
+        from sklearn.ensemble import HistGradientBoostingRegressor
+
+        # XGBoost's defaults. Each round leaves at most 0.85 of the residual of a row that has a
+        # leaf of its own, so of 1000 rounds those after the hundredth change nothing.
+        return HistGradientBoostingRegressor(
+            max_iter=100,
+            max_depth=20,
+            max_leaf_nodes=None,
+            learning_rate=0.3,
+            l2_regularization=1.0,
+            min_samples_leaf=1,
+            early_stopping=False,
+            **seed,
+        )
+    if name == "mlp":
+        from sklearn.neural_network import MLPRegressor
+
+        return MLPRegressor(hidden_layer_sizes=(1000,) * 4, max_iter=100, **seed)
+    if name == "network":
+        from sklearn.neural_network import MLPRegressor
+
+        shape = {"hidden_layer_sizes": (100,), "solver": "lbfgs", "alpha": 0.01}
+        return MLPRegressor(max_iter=100, **shape, **seed)
+    if name == "forest":
+        from sklearn.ensemble import RandomForestRegressor
+
+        return RandomForestRegressor(1000, max_depth=10, **seed)
+    if name == "carts":
+        from sklearn.ensemble import RandomForestRegressor
+
+        return RandomForestRegressor(100, bootstrap=False, max_features=0.5, **seed)
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+    kernel = ConstantKernel() * RBF() + WhiteKernel(0.1)
+    return GaussianProcessRegressor(kernel, **seed)
+
+
+def fitted(model: Any, F: Floats, z: Floats) -> Any:
+    """Return the model, fitted on one thread: sums over threads depend on how many there are."""
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the rounds are those published
+        return model.fit(single(model, F), z)
+
+
+def single(model: Any, F: Floats) -> npt.NDArray[Any]:
+    """Return the features for a model: in single precision for networks, which is twice as fast."""
+    from sklearn.neural_network import MLPRegressor
+
+    return F.astype(np.float32) if isinstance(model, MLPRegressor) else F
+
+
+def settled(model: Any) -> Any:
+    """Return an unfitted copy of a fitted model; a Gaussian process keeps its kernel's settings."""
+    copy = fresh(model)
+    return copy.set_params(kernel=model.kernel_, optimizer=None) if is_process(model) else copy
+
+
+def is_process(model: Any) -> bool:
+    """Return whether a model is a Gaussian process."""
+    from sklearn.gaussian_process import GaussianProcessRegressor
+
+    return isinstance(model, GaussianProcessRegressor)
+
+
+def seeded(model: Any, random_state: int) -> Any:
+    """Return an unfitted copy of an estimator, with a seed if it draws numbers and has none."""
+    copy = fresh(model)
+    if copy.get_params().get("random_state", 0) is None:
+        copy.set_params(random_state=random_state)
+    return copy
+
+
 def is_forest(model: Any) -> bool:
     """Return whether a fitted model is an ensemble of trees on bootstrap samples."""
     from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor

@@ -15,6 +15,10 @@ _CLASSES = {
     "UNSGA3": "evolution",
     "SMSEMOA": "evolution",
     "LINAS": "linas",
+    "WeakNAS": "weaknas",
+    "NSGANetV2": "nsganetv2",
+    "LocalSearch": "local_search",
+    "FullSearch": "full",
     "Hybrid": "hybrid",
     "Bayesian": "bayesian",
 }
@@ -24,6 +28,10 @@ _NAMES = {
     "u-nsga3": "UNSGA3",
     "sms-emoa": "SMSEMOA",
     "linas": "LINAS",
+    "weaknas": "WeakNAS",
+    "nsganetv2": "NSGANetV2",
+    "local-search": "LocalSearch",
+    "full": "FullSearch",
     "hybrid": "Hybrid",
     "bayesian": "Bayesian",
 }
@@ -34,9 +42,13 @@ __all__ = [
     "SMSEMOA",
     "UNSGA3",
     "Bayesian",
+    "FullSearch",
     "Hybrid",
+    "LocalSearch",
+    "NSGANetV2",
     "RandomSearch",
     "Strategy",
+    "WeakNAS",
     "names",
     "resolve",
 ]
@@ -54,7 +66,8 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['random', 'nsga2', 'u-nsga3', 'sms-emoa', 'linas', 'hybrid', 'bayesian']
+        ['random', 'nsga2', 'u-nsga3', 'sms-emoa', 'linas', 'weaknas', 'nsganetv2',
+         'local-search', 'full', 'hybrid', 'bayesian']
     """
     return list(_NAMES)
 

@@ -18,6 +18,7 @@ from pymoo.core.variable import Integer
 from pymoo.operators.crossover.ux import UniformCrossover
 from pymoo.operators.mutation.rm import ChoiceRandomMutation
 from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
+from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
 from pymoo.util.ref_dirs import get_reference_directions
 
 from lightning_subnet.choices import Indices
@@ -35,6 +36,12 @@ def _reference_directions(n_objectives: int, at_most: int) -> npt.NDArray[np.flo
         "das-dennis", n_objectives, n_partitions=parts
     )
     return directions
+
+
+def crowding(F: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the crowding distance (n,) of each point (n, m) of one front; inf at its ends."""
+    distance: npt.NDArray[np.float64] = calc_crowding_distance(F)
+    return distance
 
 
 class Breeder:

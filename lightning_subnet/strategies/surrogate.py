@@ -50,7 +50,7 @@ class Surrogates:
         self._bounds = problem.bounds(history)
         self._exact = [n for n in problem.names if exact and _computed(problem, n)]
         rows = history.indices[history.ok]
-        F = features(problem.space, rows)
+        F = self.encoded(rows)
         self._models = {}
         for name in problem.names:
             if name not in self._exact:
@@ -77,8 +77,12 @@ class Surrogates:
         std = [pairs[o.name][1] if o.name in pairs else sure for o in self.problem.objectives]
         return objectives, np.stack(std, axis=1), missed
 
+    def encoded(self, X: Indices) -> Floats:
+        """Return the features (n, d) of canonical rows that predictors are fitted on."""
+        return features(self.problem.space, X)
+
     def _features(self, X: Indices) -> Floats:
-        return features(self.problem.space, X) if self._models else np.zeros((len(X), 0))
+        return self.encoded(X) if self._models else np.zeros((len(X), 0))
 
     def _scores(self, X: Indices, predicted: dict[str, Floats]) -> tuple[Floats, Floats]:
         exact = {name: self.problem.exact_values(name, X) for name in self._exact}

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the published baselines share: plain models, their features, ranks, one draw per study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lightning_subnet import _sklearn, pareto
+from lightning_subnet._predictor import spaced
+from lightning_subnet._sklearn import Floats, Scale
+from lightning_subnet.choices import Indices
+from lightning_subnet.errors import StrategyError, did_you_mean
+from lightning_subnet.history import History
+from lightning_subnet.members import row_codes
+from lightning_subnet.predictors import Predictor, make, names
+from lightning_subnet.problem import Problem
+from lightning_subnet.space import SearchSpace
+from lightning_subnet.strategies.base import Draw, uniform
+from lightning_subnet.strategies.surrogate import Surrogates
+from lightning_subnet.subnet import Subnet
+
+_RBF_ROWS, _PROCESS_ROWS = 2000, 500
+_NUGGET = 1e-6  # of the RBF interpolant: equal rows may have different values
+
+
+def positions(space: SearchSpace, X: Indices) -> Floats:
+    """Return one column per choice, its value's position; one-hot where a choice has no order."""
+    ordered = all(choice.ordered for choice in space.choices.values())
+    return space.encode(X, kind="ordinal" if ordered else "onehot")
+
+
+class CubicRBF:
+    """Interpolation by cubic radial basis functions with a linear tail.
+
+    References:
+        Gutmann, A radial basis function method for global optimization, J. Global Optim. 19, 2001.
+    """
+
+    def fit(self, F: Floats, z: Floats) -> CubicRBF:
+        """Solve for the weights of F (n, d) and z (n,)."""
+        self._F = F
+        tail = np.column_stack([np.ones(len(F)), F])
+        n, d = tail.shape
+        system = np.zeros((n + d, n + d))
+        system[:n, :n] = self._basis(F)
+        system[:n, n:], system[n:, :n] = tail, tail.T
+        # The tail's own nugget: columns that are constant so far leave it undetermined.
+        system[np.diag_indices(n + d)] += np.where(np.arange(n + d) < n, _NUGGET, -_NUGGET)
+        self._weights = np.linalg.solve(system, np.concatenate([z, np.zeros(d)]))
+        return self
+
+    def predict(self, F: Floats) -> Floats:
+        """Return the values (n,) at F (n, d)."""
+        terms = np.column_stack([self._basis(F), np.ones(len(F)), F])
+        return np.asarray(terms @ self._weights)
+
+    def _basis(self, F: Floats) -> Floats:
+        far = (F**2).sum(axis=1)[:, None] + (self._F**2).sum(axis=1) - 2 * F @ self._F.T
+        return np.asarray(np.maximum(far, 0.0) ** 1.5)
+
+
+def model_of(given: Any, random_state: int) -> Any:
+    """Return an unfitted model: a published one by name, or a copy of an estimator."""
+    if not isinstance(given, str):
+        return _sklearn.seeded(given, random_state)
+    return CubicRBF() if given == "rbf" else _sklearn.published_model(given, random_state)
+
+
+def fitted(model: Any, F: Floats, z: Floats) -> Any:
+    """Return the model, fitted on F (n, d) and z (n,); on evenly spaced rows where they are many.
+
+    The time of kernels grows with the cube of the rows, and a Gaussian process is fitted many times
+    over to settle its kernel.
+    """
+    at_most = len(z)
+    if isinstance(model, CubicRBF):
+        at_most = _RBF_ROWS
+    elif _sklearn.is_process(model):
+        at_most = _PROCESS_ROWS
+    few = spaced(len(z), at_most)
+    return _sklearn.fitted(model, F[few], z[few])
+
+
+class Bare(Predictor):
+    """A regressor as it is, fitted once on all rows: ranks need no folds and no uncertainty.
+
+    Args:
+        model: A name for `model_of`, or an object with fit and predict.
+        random_state: The seed of trees and weights.
+    """
+
+    minimum = 2
+
+    def __init__(self, model: Any, *, random_state: int = 0) -> None:
+        super().__init__(random_state=random_state)
+        self.model = model
+
+    @property
+    def name(self) -> str:  # type: ignore[override] # the model's name, known to the object alone
+        """The name of the model."""
+        return self.model if isinstance(self.model, str) else type(self.model).__name__
+
+    def _fit(self, F: Floats, y: Floats) -> tuple[Floats, Floats]:
+        self._scale = Scale(y)
+        self._fitted = fitted(model_of(self.model, self.random_state), F, self._scale.z)
+        return np.full(len(y), np.nan), np.ones(len(y))  # no row was left out
+
+    def _predict(self, F: Floats, return_std: bool = True) -> tuple[Floats, Floats]:
+        mean = np.asarray(self._fitted.predict(_sklearn.single(self._fitted, F)), dtype=float)
+        return self._scale.back(mean.reshape(len(F)), np.ones(len(F)))
+
+
+class PositionSurrogates(Surrogates):
+    """Surrogates on the features that the baselines were published with."""
+
+    def encoded(self, X: Indices) -> Floats:
+        """Return the positions of values (n, d), or one-hot columns; see `positions`."""
+        return positions(self.problem.space, X)
+
+
+def check_predictor(given: Any, published: Sequence[str]) -> None:
+    """Raise `StrategyError` or `PredictorError` for what is no predictor of a baseline."""
+    known = list(dict.fromkeys([*published, *names()]))
+    if not isinstance(given, str):
+        make(given)
+    elif given not in known:
+        msg = (
+            f"predictor={given!r} of the strategy is unknown.{did_you_mean(given, known)} Give "
+            f"one of {', '.join(map(repr, known))}, or an object with fit(F, y) and predict(F)."
+        )
+        raise StrategyError(msg)
+
+
+def surrogates(
+    problem: Problem,
+    history: History,
+    given: Any,
+    published: Sequence[str],
+    rng: np.random.Generator,
+) -> Surrogates:
+    """Return predictors of a history: a published one on its own features, or any other.
+
+    Args:
+        problem: What is searched; exact measures that are vectorised are computed.
+        history: What was measured.
+        given: The strategy's predictor.
+        published: The names of those it was published with.
+        rng: The seed's source.
+    """
+    seed = int(rng.integers(2**31))
+    if isinstance(given, str) and given in published:
+        return PositionSurrogates(problem, history, Bare(given, random_state=seed))
+    plain = not isinstance(given, (str, Predictor))
+    return Surrogates(problem, history, Bare(given, random_state=seed) if plain else given)
+
+
+def best_first(F: Floats, missed: Floats) -> Indices:
+    """Return rows by violation, then by front, then by crowding distance; (n,).
+
+    Args:
+        F: Objectives to be minimised (n, m).
+        missed: Violations (n,), 0 where feasible.
+
+    References:
+        Deb et al., NSGA-II, IEEE TEC 6(2), 2002, section III-B.
+
+    Example:
+        >>> F = np.array([[3.0, 3.0], [1.0, 2.0], [0.0, 0.0], [2.0, 1.0]])
+        >>> best_first(F, np.array([0.0, 0.0, 9.0, 0.0])).tolist()
+        [1, 3, 0, 2]
+    """
+    ranks, missed = ranked(F, missed)
+    if F.shape[1] == 1:
+        return np.lexsort((F[:, 0], missed))
+    from lightning_subnet.strategies._pymoo import crowding
+
+    room = np.zeros(len(F))
+    feasible = missed <= 0
+    for rank in np.unique(ranks[feasible]):
+        at = np.flatnonzero(feasible & (ranks == rank))
+        room[at] = crowding(F[at])
+    return np.lexsort((-room, ranks, missed))
+
+
+def ranked(F: Floats, missed: Floats) -> tuple[Indices, Floats]:
+    """Return the front of each feasible row (n,), and violations, infinite where F has a NaN."""
+    missed = np.where(np.isnan(F).any(axis=1), np.inf, missed)
+    ranks = np.zeros(len(F), dtype=np.int64)
+    if (feasible := missed <= 0).any():
+        ranks[feasible] = pareto.nondominated_ranks(F[feasible])
+    return ranks, missed
+
+
+def cost_of(problem: Problem) -> int:
+    """Return which objective is the cost: the first exact one, else the last."""
+    exact = [i for i, o in enumerate(problem.objectives) if o.name in problem.exact]
+    return exact[0] if exact else len(problem.objectives) - 1
+
+
+def study_rng(history: History) -> np.random.Generator:
+    """Return a generator that is the same in all generations of a study, and in no other.
+
+    A strategy has no state and `rng` is new in each generation, so the seed is in what was measured
+    first. Two subnets, as the first may be the largest one, which every search measures.
+    """
+    return np.random.default_rng([int(history[i].subnet.key, 16) for i in range(2)])
+
+
+def new_rows(X: Indices, history: History, pending: Iterable[Subnet]) -> np.ndarray:
+    """Return which rows are neither measured nor pending, (n,)."""
+    waiting = list(pending)
+    taken = history.codes | set(row_codes(history.space.indices(waiting)) if waiting else ())
+    return np.array([code not in taken for code in row_codes(X)], dtype=bool)
+
+
+def in_order(problem: Problem, X: Indices) -> Draw:
+    """Return a source that gives rows in their order, then uniform draws."""
+    given = 0
+
+    def draw(k: int, rng: np.random.Generator) -> Indices:
+        nonlocal given
+        if given >= len(X):
+            return uniform(problem)(k, rng)
+        given += k
+        return X[given - k : given]
+
+    return draw
