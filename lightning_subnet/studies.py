@@ -54,7 +54,7 @@ def make_header(
         | strategy.settings(),
         "seed": seed,
         "warm_start": [subnet.to_json() for subnet in first],
-    }
+    } | ({"values": space["values"]} if "values" in space else {})
 
 
 def check_part(space: SearchSpace, whole: SearchSpace) -> None:
