@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from lightning_subnet.choices import Indices, Value
 from lightning_subnet.errors import SearchError
 from lightning_subnet.history import History
 from lightning_subnet.members import distinct_rows
-from lightning_subnet.problem import Problem
+from lightning_subnet.problem import Problem, Searched
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.strategies.base import positive, probability
 from lightning_subnet.strategies.surrogate import Surrogates, evolve
@@ -35,14 +35,6 @@ class ReductionWarning(UserWarning):
 
     Silence it with `warnings.simplefilter("ignore", lightning_subnet.ReductionWarning)`.
     """
-
-
-@runtime_checkable
-class Searched(Protocol):
-    """What a search found, such as a `SearchResult`."""
-
-    problem: Problem
-    final: History
 
 
 @dataclass(frozen=True)
@@ -103,7 +95,7 @@ def reduce_space(archive: Searched | History | SearchSpace, **options: Any) -> S
     a value of a choice that fewer than `min_share` of the others have is dropped. What is left is a
     narrowed space of the same choices (`SearchSpace.narrowed_to`), which any strategy searches, on
     other hardware say, and whose subnets can be activated on the model. The front of the archive
-    lies in it. `reduction` returns the same with a report.
+    lies in it, unless `keep_front=False`. `reduction` returns the same with a report.
 
     Args:
         archive: The result of a search: predictors fitted on its evaluations are searched by
@@ -144,6 +136,7 @@ def reduction(
     min_share: float = 0.01,
     min_cluster_size: int | None = None,
     min_samples: int | None = None,
+    keep_front: bool = True,
     seed: int = 0,
 ) -> Reduction:
     """Return what `reduce_space` does, with a report.
@@ -156,6 +149,8 @@ def reduction(
         min_share: The share below which a value is dropped.
         min_cluster_size: Least subnets of a cluster; None is 50, less for an archive under 1,000.
         min_samples: Neighbours that make a core of a cluster; None is 10, less for a small archive.
+        keep_front: Let values stay that a subnet of the measured front has, however rare. Without,
+            as published, more values go, and the front need not lie in what is left.
         seed: Of the evolution.
 
     Returns:
@@ -179,7 +174,8 @@ def reduction(
     on, exists = space.from_indices(front), space.active(front)
     for j, (name, values) in enumerate(space.values.items()):
         rare = [v for v in values if shares[name].get(v, 1.0) < min_share] if len(clustered) else []
-        needed = {s[name] for s, there in zip(on, exists[:, j], strict=True) if there}
+        needed = {s[name] for s, on_front in zip(on, exists[:, j], strict=True) if on_front}
+        needed = needed if keep_front else set()
         if len(rare) == len([v for v in values if v in shares[name]]):
             rare = []  # the choice exists in no clustered subnet
         if saved := tuple(v for v in rare if v in needed):

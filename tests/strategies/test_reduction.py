@@ -71,6 +71,20 @@ def test_rare_values_go_and_the_front_stays(result: SearchResult, reduced: Any) 
     assert f"{reduced.clusters} clusters" in str(reduced)
 
 
+def test_without_the_front_the_rule_is_the_published_one(result: SearchResult) -> None:
+    kept, published = (reduction(result, samples=0, keep_front=flag) for flag in (True, False))
+    rare = {
+        (name, value)
+        for name, shares in published.shares.items()
+        for value, share in shares.items()
+        if share < 0.01 and sum(shares.values()) > 0
+    }
+    assert {(n, v) for n, values in published.dropped.items() for v in values} == rare
+    assert published.rescued == {}
+    assert {(n, v) for part in (kept.dropped, kept.rescued) for n, vs in part.items() for v in vs} \
+        == rare  # fmt: skip
+
+
 def test_it_depends_on_its_arguments_alone(result: SearchResult, reduced: Any) -> None:
     state = np.random.get_state()[1].copy()  # noqa: NPY002 - the global state must not move
     assert reduction(result, samples=6000).space == reduced.space
