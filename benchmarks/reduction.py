@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,11 @@ def ofa() -> Pair:
         flush=True,
     )
 
+    @cache
     def on_a(subnet: Subnet) -> dict[str, float]:
         return {"top1": float(accuracy.predict(features(space, space.indices([subnet])))[0])}
 
+    @cache
     def on_b(subnet: Subnet) -> dict[str, float]:
         row = features(space, space.indices([subnet]))
         value = float(latency.predict(np.column_stack([row, [[224.0]]]))[0])
@@ -134,7 +137,6 @@ def run(pair: Pair, seeds: int, budget: int) -> tuple[dict[str, np.ndarray], lis
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ReductionWarning)
             made: Reduction = reduction(archive, seed=seed)
-            published = reduction(archive, seed=seed, keep_front=False)
         reductions.append(
             {"problem": pair.name, "seed": seed, "size": float(pair.space.size)}
             | {"reduced": float(made.space.size), "clusters": made.clusters, "noise": made.noise}
@@ -142,12 +144,23 @@ def run(pair: Pair, seeds: int, budget: int) -> tuple[dict[str, np.ndarray], lis
             | {"kept_for_front": sum(map(len, made.rescued.values()))}
             | {"seconds": round(time.perf_counter() - start, 1)}
         )
-        reductions[-1]["published"] = float(published.space.size)
-        spaces = {"reduced": made.space, "published": published.space}
+        published = pair.space.narrowed_to(
+            {
+                name: [v for v in values if v not in made.rescued.get(name, ())]
+                for name, values in made.space.values.items()
+            }
+        )
+        reductions[-1]["published"] = float(published.size)
+        spaces = {"reduced": made.space, "published": published}
         for strategy, make in STRATEGIES.items():
             for variant in VARIANTS:
+                space = spaces.get(variant, pair.space)
+                if variant in spaces and space.size == pair.space.size:
+                    whole = found[f"{strategy}/whole", seed]  # a search repeats exactly
+                    found[f"{strategy}/{variant}", seed] = whole
+                    continue
                 found[f"{strategy}/{variant}", seed] = SubnetSearch(
-                    space=spaces.get(variant, pair.space),
+                    space=space,
                     objectives=pair.objectives[1],
                     strategy=make,
                     budget=budget,
@@ -174,11 +187,9 @@ def main() -> None:
     args = parser.parse_args()
     pd.set_option("display.width", 200)
     makers: dict[str, Callable[[], Pair]] = {"nb201": tables, "ofa": ofa}
-    rows: list[dict[str, Any]] = []
-    sizes: list[dict[str, Any]] = []
     for name in args.problems:
         curves, made = run(makers[name](), args.seeds, args.budget)
-        sizes += made
+        rows: list[dict[str, Any]] = []
         shown = {}
         for label, curve in curves.items():
             strategy, variant = label.split("/")
@@ -195,8 +206,8 @@ def main() -> None:
                 for seed in range(args.seeds)
             ]
         print(f"{name}\n{pd.DataFrame(shown).T.to_string()}\n", flush=True)
-        pd.DataFrame(rows).to_csv(HERE / "results" / "reduction.csv", index=False)
-        pd.DataFrame(sizes).to_csv(HERE / "results" / "reduction_spaces.csv", index=False)
+        pd.DataFrame(rows).to_csv(HERE / "results" / f"reduction_{name}.csv", index=False)
+        pd.DataFrame(made).to_csv(HERE / "results" / f"reduction_{name}_spaces.csv", index=False)
 
 
 def _first(row: np.ndarray, level: float) -> float:

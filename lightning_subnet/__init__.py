@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightning_subnet.choices import Choice
     from lightning_subnet.comparison import Comparison, compare
     from lightning_subnet.costs.latency import Latency
+    from lightning_subnet.costs.proxies import SynFlow
     from lightning_subnet.elasticity.calibration import recalibrate
     from lightning_subnet.elasticity.checking import check_elastic
     from lightning_subnet.elasticity.extraction import extract
@@ -31,7 +32,13 @@ if TYPE_CHECKING:
     from lightning_subnet.search_callback import SubnetSearchCallback
     from lightning_subnet.settings import BudgetWarning
     from lightning_subnet.space import SearchSpace
+    from lightning_subnet.specialisation import specialise
     from lightning_subnet.strategies.base import Strategy
+    from lightning_subnet.strategies.reduction import (
+        Reduction,
+        ReductionWarning,
+        reduce_space,
+    )
     from lightning_subnet.studies import VersionWarning
     from lightning_subnet.subnet import Subnet
 
@@ -53,6 +60,8 @@ _HOME = {
     "Objective": "objectives",
     "Problem": "problem",
     "Profile": "profiling",
+    "Reduction": "strategies.reduction",
+    "ReductionWarning": "strategies.reduction",
     "SearchResult": "result",
     "SearchSpace": "space",
     "SpaceExhausted": "errors",
@@ -63,6 +72,7 @@ _HOME = {
     "SubnetSampling": "callbacks",
     "SubnetSearch": "search",
     "SubnetSearchCallback": "search_callback",
+    "SynFlow": "costs.proxies",
     "TableEvaluator": "evaluators",
     "VersionWarning": "studies",
     "activated": "elasticity.protocol",
@@ -72,6 +82,8 @@ _HOME = {
     "extract": "elasticity.extraction",
     "measure": "measures",
     "recalibrate": "elasticity.calibration",
+    "reduce_space": "strategies.reduction",
+    "specialise": "specialisation",
 }
 
 __all__ = [
@@ -90,6 +102,8 @@ __all__ = [
     "Objective",
     "Problem",
     "Profile",
+    "Reduction",
+    "ReductionWarning",
     "SearchResult",
     "SearchSpace",
     "SpaceExhausted",
@@ -100,6 +114,7 @@ __all__ = [
     "SubnetSampling",
     "SubnetSearch",
     "SubnetSearchCallback",
+    "SynFlow",
     "TableEvaluator",
     "VersionWarning",
     "activated",
@@ -109,6 +124,8 @@ __all__ = [
     "extract",
     "measure",
     "recalibrate",
+    "reduce_space",
+    "specialise",
 ]
 
 

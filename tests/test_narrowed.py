@@ -4,18 +4,25 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_subnet import Choice, SearchSpace, SpaceExhausted
-from lightning_subnet.errors import InvalidSubnetError, SpaceError
+from lightning_subnet import Choice, SearchSpace, SpaceExhausted, SubnetSearch
+from lightning_subnet.elasticity.extraction import extract
+from lightning_subnet.errors import InvalidSubnetError, SearchError, SpaceError
 from lightning_subnet.members import row_codes
 from lightning_subnet.problem import Problem
 from lightning_subnet.strategies import names, resolve
-from tests.problems import conditional, grid, history_of, problem_of
+from lightning_subnet.supernets import ElasticMobileNetV3
+from tests.networks import Digits, quiet_trainer
+from tests.problems import assert_clear, conditional, grid, history_of, problem_of
 from tests.spaces import (
     Active,
     brute_force,
@@ -198,3 +205,51 @@ def test_every_strategy_stays_inside(name: str) -> None:
     proposed = resolve(name).propose(problem_of(large), history, 20, np.random.default_rng(0))
     assert all(s in large for s in proposed)
     assert len(set(row_codes(large.indices(proposed)))) == 20
+
+
+class LitMobileNet(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = ElasticMobileNetV3.tiny(n_classes=10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x.reshape(-1, 1, 8, 8))
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        self.log("loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+
+def fitted(space: SearchSpace, model: Any) -> Any:
+    search = SubnetSearch(
+        space=space,
+        objectives={"loss": "min", "macs": "min"},
+        strategy="random",
+        budget=5,
+        storage=None,
+        trainer=quiet_trainer(limit_val_batches=1),
+        calibration_images=50,
+    )
+    return search.fit(model, Digits(), progress=False)
+
+
+def test_fit_searches_a_part_of_the_model_s_space() -> None:
+    torch.manual_seed(0)
+    model = LitMobileNet()
+    whole = model.net.search_space()
+    # d.0 = 3 goes, so ks.2 and e.2 do not exist in any subnet, and activate reads them still.
+    part = whole.narrowed_to({"d.0": [2], "ks.0": [5], "e.0": [2, 4]})
+    result = fitted(part, model)
+    assert all(e.subnet in part and e.ok for e in result.history)
+    assert result.history[0].subnet == part.largest
+    macs = next(m for m in model.net.exact_measures() if m.name == "macs")
+    rows = whole.indices([e.subnet for e in result.history])
+    assert [e.values["macs"] for e in result.history] == list(macs(rows))
+    best = result.best("loss").subnet
+    assert extract(model, best).sliced
+    assert sum(p.numel() for p in result.extract(best).parameters()) > 0
+    # A smaller space of its own has other indices, which a table of indices would misread.
+    own = {name: Choice([5] if name == "ks.0" else c.values, when=c.when)
+           for name, c in whole.choices.items()}  # fmt: skip
+    with pytest.raises(SearchError) as caught:
+        fitted(SearchSpace(own), model)
+    assert_clear(caught.value, "'macs'", "narrowed_to")

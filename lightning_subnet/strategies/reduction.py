@@ -128,7 +128,7 @@ def reduce_space(archive: Searched | History | SearchSpace, **options: Any) -> S
     return reduction(archive, **options).space
 
 
-def reduction(
+def reduction(  # noqa: PLR0913 - the settings of a reduction, each optional
     archive: Searched | History | SearchSpace,
     *,
     samples: int = 20_000,
