@@ -84,7 +84,7 @@ def specialise(  # noqa: PLR0913 - the parts of a study of several settings
 
     References:
         Cummings et al., A Hardware-Aware System for Accelerating Deep Neural Network Optimization,
-        arXiv:2202.12954, section 3 (warm start from another hardware setting).
+        arXiv:2202.12954 (warm start from another hardware setting).
     """
     labelled = _labelled(settings)
     cost = _common_name(labelled, objectives)

@@ -49,8 +49,8 @@ class SynFlow:
 
     References:
         Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic
-        flow, NeurIPS 2020, section 5; as a proxy of whole networks: Abdelfattah et al., Zero-Cost
-        Proxies for Lightweight NAS, ICLR 2021, section 3.2.
+        flow, NeurIPS 2020, section 6; as a proxy of whole networks: Abdelfattah et al., Zero-Cost
+        Proxies for Lightweight NAS, ICLR 2021.
     """
 
     input: Any = None

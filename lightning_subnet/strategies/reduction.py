@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from lightning_subnet.strategies.surrogate import Surrogates, evolve
 if TYPE_CHECKING:
     import pandas as pd
 
+_log = logging.getLogger(__name__)
 _CLUSTER, _CORE = 50, 10  # least rows of a cluster, and neighbours that make a core, as published
 _PART = 20  # a cluster has at least this part of a small archive
 _LEAST = 10  # rows: fewer say nothing of where good subnets lie
@@ -95,7 +97,7 @@ def reduce_space(archive: Searched | History | SearchSpace, **options: Any) -> S
     a value of a choice that fewer than `min_share` of the others have is dropped. What is left is a
     narrowed space of the same choices (`SearchSpace.narrowed_to`), which any strategy searches, on
     other hardware say, and whose subnets can be activated on the model. The front of the archive
-    lies in it, unless `keep_front=False`. `reduction` returns the same with a report.
+    lies in it, unless `keep_front=False`. What was dropped is logged; `reduction` returns it.
 
     Args:
         archive: The result of a search: predictors fitted on its evaluations are searched by
@@ -123,7 +125,7 @@ def reduce_space(archive: Searched | History | SearchSpace, **options: Any) -> S
 
     References:
         Cummings et al., A Hardware-Aware System for Accelerating Deep Neural Network Optimization,
-        arXiv:2202.12954, section 3.3 (PopDB).
+        arXiv:2202.12954 (PopDB).
     """
     return reduction(archive, **options).space
 
@@ -194,6 +196,7 @@ def reduction(  # noqa: PLR0913 - the settings of a reduction, each optional
         dropped=dropped,
         rescued=rescued,
     )
+    _log.info("%s", found)
     if not dropped:
         why = (
             "every value is frequent in the clusters, or on the front"
