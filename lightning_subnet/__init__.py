@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightning_subnet.comparing import compare
     from lightning_subnet.comparison import Comparison
     from lightning_subnet.costs.latency import Latency
+    from lightning_subnet.costs.proxies import SynFlow
     from lightning_subnet.elasticity.calibration import recalibrate
     from lightning_subnet.elasticity.checking import check_elastic
     from lightning_subnet.elasticity.extraction import extract
@@ -32,7 +33,13 @@ if TYPE_CHECKING:
     from lightning_subnet.search_callback import SubnetSearchCallback
     from lightning_subnet.settings import BudgetWarning
     from lightning_subnet.space import SearchSpace
+    from lightning_subnet.specialisation import specialise
     from lightning_subnet.strategies.base import Strategy
+    from lightning_subnet.strategies.reduction import (
+        Reduction,
+        ReductionWarning,
+        reduce_space,
+    )
     from lightning_subnet.studies import VersionWarning
     from lightning_subnet.subnet import Subnet
 
@@ -54,6 +61,8 @@ _HOME = {
     "Objective": "objectives",
     "Problem": "problem",
     "Profile": "profiling",
+    "Reduction": "strategies.reduction",
+    "ReductionWarning": "strategies.reduction",
     "SearchResult": "result",
     "SearchSpace": "space",
     "SpaceExhausted": "errors",
@@ -64,6 +73,7 @@ _HOME = {
     "SubnetSampling": "callbacks",
     "SubnetSearch": "search",
     "SubnetSearchCallback": "search_callback",
+    "SynFlow": "costs.proxies",
     "TableEvaluator": "evaluators",
     "VersionWarning": "studies",
     "activated": "elasticity.protocol",
@@ -73,6 +83,8 @@ _HOME = {
     "extract": "elasticity.extraction",
     "measure": "measures",
     "recalibrate": "elasticity.calibration",
+    "reduce_space": "strategies.reduction",
+    "specialise": "specialisation",
 }
 
 __all__ = [
@@ -91,6 +103,8 @@ __all__ = [
     "Objective",
     "Problem",
     "Profile",
+    "Reduction",
+    "ReductionWarning",
     "SearchResult",
     "SearchSpace",
     "SpaceExhausted",
@@ -101,6 +115,7 @@ __all__ = [
     "SubnetSampling",
     "SubnetSearch",
     "SubnetSearchCallback",
+    "SynFlow",
     "TableEvaluator",
     "VersionWarning",
     "activated",
@@ -110,6 +125,8 @@ __all__ = [
     "extract",
     "measure",
     "recalibrate",
+    "reduce_space",
+    "specialise",
 ]
 
 

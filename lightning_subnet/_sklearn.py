@@ -329,6 +329,31 @@ def has_own_std(model: Any) -> bool:
     return "return_std" in inspect.signature(model.predict).parameters
 
 
+def dense_clusters(F: Floats, *, min_cluster_size: int, min_samples: int) -> npt.NDArray[np.int64]:
+    """Return the number of the cluster of each row of F (n, d) by HDBSCAN, -1 for noise.
+
+    Where no two clusters stand apart, all rows may be one: an archive around a single front is.
+
+    References:
+        Campello et al., Density-Based Clustering Based on Hierarchical Density Estimates, PAKDD
+        2013.
+    """
+    from sklearn.cluster import HDBSCAN
+
+    labels: npt.NDArray[np.int64] = np.full(len(F), -1)
+    for single in (False, True):
+        if (labels < 0).all():
+            model = HDBSCAN(
+                min_cluster_size=min_cluster_size,
+                min_samples=min(min_samples, len(F)),
+                allow_single_cluster=single,
+                copy=True,
+            )
+            with one_thread():
+                labels = model.fit(F).labels_.astype(np.int64)
+    return labels
+
+
 def regressor_tags() -> Any:
     """Return what scikit-learn 1.6 and later ask a regressor for."""
     from sklearn.linear_model import LinearRegression

@@ -132,6 +132,34 @@ class Choice:
         return cls(data["values"], **options)
 
 
+def by_name(
+    choices: Mapping[str, Choice | Sequence[Value]] | None,
+    more: Mapping[str, Choice | Sequence[Value]],
+) -> dict[str, Choice]:
+    """Return what a space is made of, given as a mapping and as keywords.
+
+    Raises:
+        SpaceError: No mapping, a name given twice, or values that are none.
+    """
+    if choices is not None and not isinstance(choices, Mapping):
+        msg = (
+            f"A space is made of choices by name, not of a {type(choices).__name__}. "
+            'Write SearchSpace({"depth": [2, 3, 4]}).'
+        )
+        raise SpaceError(msg)
+    if twice := [name for name in more if name in (choices or {})]:
+        msg = f"Choice {twice[0]!r} is given in the mapping and as a keyword. Give it once."
+        raise SpaceError(msg)
+    made = {}
+    for name, choice in {**(choices or {}), **more}.items():
+        try:
+            made[name] = choice if isinstance(choice, Choice) else Choice(choice)
+        except SpaceError as error:
+            msg = f"Choice {name!r}: {error}"
+            raise SpaceError(msg) from None
+    return made
+
+
 class Choices:
     """The resolved choices of a space: names, value tables, conditions by index.
 

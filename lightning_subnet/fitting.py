@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning_subnet._lightning import gathered
+from lightning_subnet.data import Source
 from lightning_subnet.errors import MeasurementError, SearchError
 from lightning_subnet.evaluators import Evaluator, Measured
 from lightning_subnet.history import Evaluation
 from lightning_subnet.measures import Measure
+from lightning_subnet.profiling import Profile
 from lightning_subnet.result import SearchResult
 from lightning_subnet.running import loop
 from lightning_subnet.session import Session
@@ -22,9 +25,45 @@ from lightning_subnet.studies import check_part
 from lightning_subnet.subnet import Subnet
 from lightning_subnet.trainer_evaluator import TrainerEvaluator
 from lightning_subnet.verification import Verified, keep_verified, verified_values
+from lightning_subnet.warm_starts import WarmStart
 
 if TYPE_CHECKING:
     from lightning_subnet.search import SubnetSearch
+
+_log = logging.getLogger(__name__)
+_DEV_RUN = 3
+
+
+def run_fit(
+    search: SubnetSearch,
+    model: Any,
+    *,
+    trainer: Any,
+    progress: bool,
+    loggers: Sequence[Any] = (),
+    **data: Any,
+) -> SearchResult:
+    """Search the subnets of a model; see `SubnetSearch.fit`."""
+    source = Source(calibration_images=search.calibration_images, **data)
+    evaluator = TrainerEvaluator(model, source, trainer=trainer, loggers=loggers)
+    if getattr(evaluator.trainer, "fast_dev_run", False):
+        few = min(search.budget.evaluations or _DEV_RUN, _DEV_RUN)
+        _log.info("fast_dev_run: %d evaluations, kept in memory only.", few)
+        return fit(search.replace(budget=few, storage=None), evaluator, progress=progress)
+    try:
+        return fit(search, evaluator, progress=progress)
+    except BaseException:
+        if search._session is not None and not len(search._session.history):
+            search._session = None  # nothing was spent: the next call may have other settings
+        raise
+
+
+def profile_of(search: SubnetSearch, model: Any, datamodule: Any, dataloaders: Any) -> Profile:
+    """Return what the exact measures of a model allow; see `SubnetSearch.profile`."""
+    source = Source(datamodule, dataloaders, calibration_images=0)
+    with TrainerEvaluator(model, source, trainer=search.trainer) as evaluator:
+        space, bound, _ = bind(search, evaluator)
+        return Profile.of(search._make_problem(space, bound), seed=search.seed)
 
 
 def fit(search: SubnetSearch, evaluator: TrainerEvaluator, *, progress: bool) -> SearchResult:
@@ -179,7 +218,7 @@ def bind(
     own = {measure.name for measure in measures}
     space = search._settings["space"] or evaluator.space
     if space is not evaluator.space:
-        check_part(space, evaluator.space)
+        check_part(space, evaluator.space, measures)
     return space, measures, list(dict.fromkeys(n for n in wanted if n not in own))
 
 
@@ -188,6 +227,7 @@ def take_over(
 ) -> None:
     """Hold what another process found."""
     search._storage = Storage(None)
+    search.warm_start = WarmStart((), search._storage)  # it is among what was found
     session = search._start(space, measures)
     for item in found.evaluations:
         session.study.add_evaluation(Evaluation.from_json(item, space))

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Members: which assignments belong to a space. All of them, or a pool of listed ones."""
+"""Members: which assignments belong to a space: all, those of some values, or listed ones."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from lightning_subnet._diagram import Diagram
-from lightning_subnet.choices import Choices, Indices
+from lightning_subnet.choices import Choice, Choices, Indices, Value, plain
+from lightning_subnet.errors import SpaceError, did_you_mean, listed
 from lightning_subnet.subnet import CODE
 
 _BLOCK = 4096
@@ -49,6 +50,14 @@ class Members(ABC):
     @abstractmethod
     def neighbours(self, row: Indices, distance: int) -> Indices:
         """Return the members that differ from the row in 1 to `distance` choices."""
+
+    def brought_in(self, X: Indices) -> Indices:
+        """Return rows, canonical or not, with kept values in place of dropped ones."""
+        return X
+
+    def free(self, X: Indices, taken: set[bytes]) -> Indices:
+        """Return each row that is no member as the nearest one not taken, or leave it out."""
+        return X
 
 
 class AllMembers(Members):
@@ -111,6 +120,121 @@ class AllMembers(Members):
         return self._choices.canonical(np.concatenate(rows))
 
 
+def kept_positions(
+    choices: Choices, values: Mapping[str, Sequence[Value]], *, own: Mapping[str, Sequence[Value]]
+) -> list[Indices]:
+    """Return the indices of the values of each choice that stay.
+
+    Args:
+        choices: The resolved choices.
+        values: What stays, by name; a choice that is not named keeps its own.
+        own: The values that each choice has now.
+
+    Raises:
+        SpaceError: An unknown name or value, or no value.
+    """
+    if unknown := [name for name in values if name not in own]:
+        msg = (
+            f"{unknown[0]!r} is not a choice of this space.{did_you_mean(unknown[0], own)} "
+            f"Its choices: {listed(own)}."
+        )
+        raise SpaceError(msg)
+    kept: list[Indices] = []
+    for j, (name, has) in enumerate(own.items()):
+        wanted = values.get(name, has)
+        wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+        if not wanted or any(value not in has for value in wanted):
+            msg = f"{name!r} cannot be narrowed to {wanted}: list one or more of {listed(has)}."
+            raise SpaceError(msg)
+        reps = choices.representatives[j]  # what means the same network stays with it
+        at = [reps[choices.index_of[j][plain(value)]] for value in wanted]
+        kept.append(np.flatnonzero(np.isin(reps, at)))
+    return kept
+
+
+class PartMembers(Members):
+    """The subnets of some values of each choice, as rows of the whole space.
+
+    Args:
+        choices: The resolved choices of the whole.
+        kept: By choice, the indices of the values that stay, in order, at least one; values that
+            mean the same network stay or go together.
+    """
+
+    def __init__(self, choices: Choices, kept: Sequence[Indices]) -> None:
+        self._choices = choices
+        self.kept = tuple(kept)
+        self._inside = [
+            np.isin(np.arange(len(values)), at)
+            for values, at in zip(choices.values, kept, strict=True)
+        ]
+        self._into = [self._moves(j) for j in range(len(choices))]
+        part = Choices(self._narrowed())
+        self._at = np.array([choices.position[name] for name in part.names])
+        self._part = AllMembers(part)
+        self.size = self._part.size
+
+    def _narrowed(self) -> dict[str, Choice]:
+        """Return the choices that can exist, with the values that stay."""
+        made: dict[str, Choice] = {}
+        for j, (name, choice) in enumerate(self._choices.by_name.items()):
+            values = [choice.values[i] for i in self.kept[j]]
+            when = {
+                parent: [v for v in allowed if parent in made and v in made[parent].values]
+                for parent, allowed in choice.when.items()
+            }
+            same = [group for group in choice.same if group[0] in values]
+            if all(when.values()):
+                made[name] = Choice(values, ordered=choice.ordered, when=when, same=same)
+        return made
+
+    def _moves(self, j: int) -> Indices:
+        """Return where each value of a choice goes: kept ones to themselves.
+
+        Others go to the nearest in order; those of categorical choices to the kept ones by turns.
+        """
+        reps, distinct = self._choices.representatives[j], self._choices.distinct[j]
+        moves: Indices = np.arange(len(reps))
+        kept = np.intersect1d(self.kept[j], distinct)
+        for turn, i in enumerate(i for i in distinct if not self._inside[j][i]):
+            ordered = self._choices.by_name[self._choices.names[j]].ordered
+            near = int(np.argmin(np.abs(kept - i))) if ordered else turn % len(kept)
+            moves[i] = kept[near]
+        moved: Indices = moves[reps]
+        return moved
+
+    def _whole(self, rows: Indices) -> Indices:
+        """Return rows of the part as rows of the whole."""
+        X = np.zeros((len(rows), len(self._choices)), dtype=np.int64)
+        for k, j in enumerate(self._at):
+            X[:, j] = self.kept[j][rows[:, k]]
+        return self._choices.canonical(X)
+
+    def contains(self, X: Indices) -> npt.NDArray[np.bool_]:
+        """Return which rows have kept values only, in the choices that exist."""
+        stays = np.stack([inside[X[:, j]] for j, inside in enumerate(self._inside)], axis=1)
+        return np.asarray((stays | ~self._choices.active(X)).all(axis=1))
+
+    def brought_in(self, X: Indices) -> Indices:
+        """Return rows, canonical or not, with kept values in place of dropped ones."""
+        return np.stack([into[X[:, j]] for j, into in enumerate(self._into)], axis=1)
+
+    def sample(self, n: int, rng: np.random.Generator) -> Indices:
+        """Return n distinct members, uniformly drawn."""
+        return self._whole(self._part.sample(n, rng))
+
+    def blocks(self) -> Iterator[Indices]:
+        """Yield all members in a fixed order."""
+        return map(self._whole, self._part.blocks())
+
+    def neighbours(self, row: Indices, distance: int) -> Indices:
+        """Return the members around a row, or around where its dropped values go."""
+        inside = self._choices.canonical(self.brought_in(row[None]))[0]
+        # A choice that does not exist has index 0: dropped or not, that is position 0.
+        at = np.array([np.searchsorted(self.kept[j], inside[j]) for j in self._at])
+        return self._whole(self._part.neighbours(at, distance))
+
+
 class PoolMembers(Members):
     """A listed part of a space.
 
@@ -168,3 +292,14 @@ class PoolMembers(Members):
                 nearest: Indices = self._rows[i]
                 return nearest
         return None
+
+    def free(self, X: Indices, taken: set[bytes]) -> Indices:
+        """Return each row that is no member as the nearest one not taken, or leave it out."""
+        taken = set(taken)
+        rows = []
+        for row, member in zip(X, self.contains(X), strict=True):
+            found = row if member else self.nearest(row, taken)
+            if found is not None:
+                taken.add(row_codes(found[None])[0])
+                rows.append(found)
+        return np.stack(rows) if rows else X[:0]

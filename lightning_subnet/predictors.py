@@ -25,12 +25,14 @@ from lightning_subnet._predictor import (
 )
 from lightning_subnet._sklearn import Floats, Scale
 from lightning_subnet.choices import Indices
-from lightning_subnet.errors import did_you_mean
+from lightning_subnet.errors import SearchError, did_you_mean
 from lightning_subnet.history import History
 from lightning_subnet.space import SearchSpace
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from lightning_subnet.problem import Problem
 
 __all__ = [
     "GP",
@@ -308,3 +310,27 @@ def report(space: SearchSpace, history: History, names: Sequence[str]) -> pd.Dat
         rows.append({**row, "n": int(known.sum())})
     index = pd.Index(list(names), name="measure")
     return pd.DataFrame(rows, index=index, columns=["predictor", "tau", "spread", "mape", "n"])
+
+
+def expensive_report(name: str, problem: Problem | None, history: History | None) -> pd.DataFrame:
+    """Return the report on the measures of a search that are not exact.
+
+    Args:
+        name: The study's name.
+        problem: What is searched; None where that is not known yet.
+        history: What was measured.
+
+    Raises:
+        SearchError: Nothing was measured yet, or all measures are exact.
+    """
+    if problem is None or history is None or not history.ok.any():
+        msg = (
+            f"Study {name!r} has no successful evaluation yet, so there is nothing to predict "
+            "from. Run the search first: fit(model, datamodule), run(evaluator) or ask and tell."
+        )
+        raise SearchError(msg)
+    if not (wanted := [measure for measure in problem.names if measure not in problem.exact]):
+        msg = f"All measures of study {name!r} are exact ({', '.join(problem.exact)}): none is "
+        raise SearchError(msg + "predicted.")
+    with _sklearn.one_thread():
+        return report(problem.space, history, wanted)

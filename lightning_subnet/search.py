@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_subnet import measures as measures_module
@@ -24,12 +24,14 @@ from lightning_subnet.strategies.base import Strategy
 from lightning_subnet.studies import Resume, make_header, open_study
 from lightning_subnet.subnet import Subnet
 from lightning_subnet.verification import verified_values
+from lightning_subnet.warm_starts import WarmStart, most_of
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lightning_subnet.storage import Storage
 
 _log = logging.getLogger(__name__)
-_DEV_RUN = 3
 
 
 class SubnetSearch:
@@ -56,7 +58,9 @@ class SubnetSearch:
         seed: The seed of all proposals.
         resume: What to do with an existing study of that name: `"auto"` goes on with it, `"never"`
             refuses, `"must"` refuses if there is none.
-        warm_start: Subnets to measure first, such as the front of another search.
+        warm_start: What to measure first: subnets or evaluations; or the front of a result, of a
+            study by name (`"cpu"`) in this storage, or elsewhere (`("sqlite:///b.db", "cpu")`), at
+            most a fifth of the budget; or a list of these. A study keeps what it started from.
         trainer: The Trainer that `fit` validates with.
         calibration_images: How many training samples `fit` recalibrates BatchNorm with, before each
             validation; 0 leaves its statistics alone.
@@ -93,7 +97,7 @@ class SubnetSearch:
         name: str | None = None,
         seed: int = 0,
         resume: Resume = "auto",
-        warm_start: Iterable[Subnet] = (),
+        warm_start: Any = (),
         trainer: Any = None,
         calibration_images: int = 512,
         verify_front: bool = True,
@@ -106,16 +110,17 @@ class SubnetSearch:
         self.measures, self.strategy, self.budget = parsed.measures, parsed.strategy, parsed.budget
         self.seed, self.calibration_images = parsed.seed, parsed.calibration_images
         self.name, self.trainer, self.verify_front = parsed.name, trainer, bool(verify_front)
-        self.warm_start: list[Subnet] = list(warm_start)
-        self._settings["warm_start"] = self.warm_start  # an iterator can be read once
         from lightning_subnet.storage import Storage
 
         self._storage = storage if isinstance(storage, Storage) else Storage(storage)
+        self.warm_start = self._settings["warm_start"] = WarmStart.of(warm_start, self._storage)
         self._session: Session | None = None
         if space is not None:
             self._make_problem(space, self.measures)  # what makes no sense shows now
-            self.warm_start = [space.subnet(subnet) for subnet in self.warm_start]
+            self._first(space)
             self._load(space)
+        elif self._storage.find_study(self.name) is None:
+            self.warm_start.check()
 
     def replace(self, **changes: Any) -> SubnetSearch:
         """Return a search with the same settings but for the given ones.
@@ -145,6 +150,14 @@ class SubnetSearch:
         _ = problem.exact_constraints  # contradictions between relative and absolute bounds
         return problem
 
+    def _first(self, space: SearchSpace, before: Sequence[Subnet] = ()) -> list[Subnet]:
+        """Return what is measured first; of an existing study what it was then."""
+        stored = self.warm_start.stored(self._storage.find_study(self.name), space)
+        if stored is not None:
+            return stored
+        most = most_of(self.budget.evaluations, self.strategy.batch_size)
+        return [*map(space.subnet, before), *self.warm_start.subnets(space, most=most)]
+
     def _load(self, space: SearchSpace) -> None:
         """Open an existing study at once, so that a mismatch shows now; `fit` opens its own."""
         study = self._storage.find_study(self.name)
@@ -163,8 +176,8 @@ class SubnetSearch:
     ) -> Session:
         """Open or create the study and the session over it."""
         problem = self._make_problem(space, measures)
-        first = [*first, *([space.largest] if problem.needs_reference else []), *self.warm_start]
-        first = [space.subnet(subnet) for subnet in first]
+        first = [*first, *([space.largest] if problem.needs_reference else [])]
+        first = self._first(space, first)
         header = make_header(
             problem,
             self.strategy,
@@ -172,6 +185,7 @@ class SubnetSearch:
             conditions=conditions or {},
             seed=self.seed,
             first=first,
+            warm_from=self.warm_start.names,
         )
         study = open_study(self._storage, self.name, header, problem, self._settings["resume"])
         self._session = Session(
@@ -338,22 +352,9 @@ class SubnetSearch:
     def _fit(
         self, model: Any, *, trainer: Any, progress: bool, loggers: Sequence[Any] = (), **data: Any
     ) -> SearchResult:
-        from lightning_subnet.data import Source
-        from lightning_subnet.fitting import fit
-        from lightning_subnet.trainer_evaluator import TrainerEvaluator
+        from lightning_subnet.fitting import run_fit
 
-        source = Source(calibration_images=self.calibration_images, **data)
-        evaluator = TrainerEvaluator(model, source, trainer=trainer, loggers=loggers)
-        if getattr(evaluator.trainer, "fast_dev_run", False):
-            few = min(self.budget.evaluations or _DEV_RUN, _DEV_RUN)
-            _log.info("fast_dev_run: %d evaluations, kept in memory only.", few)
-            return fit(self.replace(budget=few, storage=None), evaluator, progress=progress)
-        try:
-            return fit(self, evaluator, progress=progress)
-        except BaseException:
-            if self._session is not None and not len(self._session.history):
-                self._session = None  # nothing was spent: the next call may have other settings
-            raise
+        return run_fit(self, model, trainer=trainer, progress=progress, loggers=loggers, **data)
 
     def result(self, extractor: Callable[[Subnet], Any] | None = None) -> SearchResult:
         """Return what was found so far.
@@ -390,15 +391,30 @@ class SubnetSearch:
         """
         space = self._settings["space"]
         if model is not None:
-            from lightning_subnet.data import Source
-            from lightning_subnet.fitting import bind
-            from lightning_subnet.trainer_evaluator import TrainerEvaluator
+            from lightning_subnet.fitting import profile_of
 
-            source = Source(datamodule, dataloaders, calibration_images=0)
-            with TrainerEvaluator(model, source, trainer=self.trainer) as evaluator:
-                space, bound, _ = bind(self, evaluator)
-                return Profile.of(self._make_problem(space, bound), seed=self.seed)
+            return profile_of(self, model, datamodule, dataloaders)
         if space is None:
             msg = "This search has no space: call profile(model, datamodule), or give space=."
             raise SearchError(msg)
         return Profile.of(self._make_problem(space, self.measures), seed=self.seed)
+
+    def predictors(self) -> pd.DataFrame:
+        """Say how well the expensive measures can be predicted from what was measured so far.
+
+        Returns:
+            One row per measure that is not exact, of objectives and constraints: `predictor`, what
+            the automatic choice takes; `tau`, Kendall's rank correlation on left-out folds, and its
+            standard deviation over them, `spread`; `mape`, the mean absolute error in % of the
+            value; and `n`, the evaluations that it knows.
+
+        Raises:
+            SearchError: Nothing was measured yet, or all measures are exact.
+        """
+        from lightning_subnet.predictors import expensive_report
+
+        if (space := self.space) is None:
+            return expensive_report(self.name, None, None)
+        problem = self._session.problem if self._session else None
+        problem = problem or self._make_problem(space, self.measures)
+        return expensive_report(self.name, problem, self.history)

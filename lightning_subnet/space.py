@@ -6,21 +6,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lightning_subnet.choices import Choice, Choices, Indices, Value, digest
+from lightning_subnet.choices import Choice, Choices, Indices, Value, by_name, digest
+from lightning_subnet.encoding import Encoding, column_names, encoded
 from lightning_subnet.errors import (
     InvalidSubnetError,
     SpaceError,
     SpaceExhausted,
 )
-from lightning_subnet.members import AllMembers, Members, PoolMembers
+from lightning_subnet.members import AllMembers, Members, PartMembers, PoolMembers, kept_positions
 from lightning_subnet.subnet import CODE, Subnet
 
-Encoding = Literal["onehot", "ordinal"]
 Rng = np.random.Generator | int | None
 
 
@@ -54,24 +54,7 @@ class SearchSpace:
         /,
         **more: Choice | Sequence[Value],
     ) -> None:
-        if choices is not None and not isinstance(choices, Mapping):
-            msg = (
-                f"A space is made of choices by name, not of a {type(choices).__name__}. "
-                'Write SearchSpace({"depth": [2, 3, 4]}).'
-            )
-            raise SpaceError(msg)
-        if twice := [name for name in more if name in (choices or {})]:
-            msg = f"Choice {twice[0]!r} is given in the mapping and as a keyword. Give it once."
-            raise SpaceError(msg)
-        given = {**(choices or {}), **more}
-        made = {}
-        for name, choice in given.items():
-            try:
-                made[name] = choice if isinstance(choice, Choice) else Choice(choice)
-            except SpaceError as error:
-                msg = f"Choice {name!r}: {error}"
-                raise SpaceError(msg) from None
-        self._choices = Choices(made)
+        self._choices = Choices(by_name(choices, more))
         self._members: Members = AllMembers(self._choices)
         if self.size < 2:  # noqa: PLR2004 - a search needs an alternative
             msg = (
@@ -91,6 +74,15 @@ class SearchSpace:
     def names(self) -> tuple[str, ...]:
         """The names of the choices, in gene order."""
         return self._choices.names
+
+    @property
+    def values(self) -> dict[str, tuple[Value, ...]]:
+        """The values that each choice takes; in a narrowed space, those that stayed."""
+        own = {name: tuple(choice.values) for name, choice in self._choices.by_name.items()}
+        if not isinstance(self._members, PartMembers):
+            return own
+        stays = zip(own.items(), self._members.kept, strict=True)
+        return {name: tuple(values[i] for i in kept) for (name, values), kept in stays}
 
     @property
     def size(self) -> int:
@@ -125,7 +117,7 @@ class SearchSpace:
                 ]
             ]
         )
-        X = self._choices.canonical(X)
+        X = self.canonical(X)
         if isinstance(self._members, PoolMembers) and not self._members.contains(X)[0]:
             rows = self._members.rows
             ordered = [choice.ordered for choice in self._choices.by_name.values()]
@@ -188,8 +180,9 @@ class SearchSpace:
         X = self._choices.read({**(values or {}), **more})
         if not self._members.contains(X)[0]:
             msg = (
-                f"{self._wrap(X)[0]} is not among the {self.size} subnets of this pool. "
-                "Use a member (iterate over the space), or the space that the pool was made from."
+                f"{self._wrap(X)[0]} is not among the {self.size} subnets of this "
+                f"{'pool' if self.is_pool else 'space, which was narrowed'}. "
+                "Use a member (space.sample), or the space that this was made from."
             )
             raise InvalidSubnetError(msg)
         return self._wrap(X)[0]
@@ -231,8 +224,11 @@ class SearchSpace:
         return self._wrap(self._choices.read(subnet.active))[0]
 
     def canonical(self, X: Indices) -> Indices:
-        """Return index rows in canonical form, so that equal networks have equal rows."""
-        return self._choices.canonical(X)
+        """Return index rows in canonical form, so that equal networks have equal rows.
+
+        In a narrowed space, values that it does not have go to the nearest ones that it has.
+        """
+        return self._choices.canonical(self._members.brought_in(X))
 
     def active(self, X: Indices) -> npt.NDArray[np.bool_]:
         """Return which choices exist in each index row, (n, n_choices)."""
@@ -291,8 +287,9 @@ class SearchSpace:
         )
         if not (inside := self._members.contains(X)).all():
             msg = (
-                f"{self._wrap(X[~inside])[0]} is not among the {self.size} subnets of this pool. "
-                "Restrict the space that the pool was made from."
+                f"{self._wrap(X[~inside])[0]} is not among the {self.size} subnets of this "
+                f"{'pool' if self.is_pool else 'space, which was narrowed'}. "
+                "Restrict the space that it was made from."
             )
             raise SpaceError(msg)
         pool = object.__new__(SearchSpace)
@@ -303,22 +300,42 @@ class SearchSpace:
             raise SpaceError(msg)
         return pool
 
+    def narrowed_to(self, values: Mapping[str, Sequence[Value]]) -> SearchSpace:
+        """Return the part of the space in which choices have the listed values only.
+
+        Its subnets are subnets of this space: the same choices, of which some values do not occur.
+        A choice whose conditions cannot hold any more does not exist in any of them.
+
+        Args:
+            values: The values that stay, by name; a choice that is not named keeps all of its own.
+
+        Raises:
+            SpaceError: An unknown name or value, no value, or fewer than two subnets left.
+
+        Example:
+            >>> space = SearchSpace({"depth": [1, 2, 3], "width": [8, 16, 32]})
+            >>> part = space.narrowed_to({"depth": [2, 3]})
+            >>> part.size, part.smallest, part.largest in space
+            (6, Subnet(depth=2, width=8), True)
+        """
+        kept = kept_positions(self._choices, values, own=self.values)
+        if isinstance(self._members, PoolMembers):
+            rows = self._members.rows
+            return self.restricted_to(rows[PartMembers(self._choices, kept).contains(rows)])
+        part = object.__new__(SearchSpace)
+        part._choices = self._choices
+        part._members = PartMembers(self._choices, kept)
+        if part.size < 2:  # noqa: PLR2004 - a search needs an alternative
+            msg = f"A single subnet is left, {part.smallest}. Let more values stay."
+            raise SpaceError(msg)
+        return part
+
     def nearest(self, X: Indices, taken: set[bytes]) -> Indices:
         """Map rows that are no members to the nearest one not taken; drop those that find none.
 
         Members come back as they are, taken or not; so does every row where this is no pool.
         """
-        if not isinstance(self._members, PoolMembers):
-            return X
-        inside = self._members.contains(X)
-        taken = set(taken)
-        rows = []
-        for row, member in zip(X, inside, strict=True):
-            found = row if member else self._members.nearest(row, taken)
-            if found is not None:
-                taken.add(np.ascontiguousarray(found, dtype=CODE).tobytes())
-                rows.append(found)
-        return np.stack(rows) if rows else X[:0]
+        return self._members.free(X, taken)
 
     # Numbers for models
 
@@ -337,31 +354,11 @@ class SearchSpace:
             SpaceError: Another kind.
         """
         X = subnets if isinstance(subnets, np.ndarray) else self.indices(subnets)
-        if kind == "ordinal":
-            steps = np.array([len(values) for values in self._choices.values])
-            return np.asarray(np.where(self.active(X), (X + 1) / steps, 0.0))
-        if kind != "onehot":
-            msg = f"The encoding {kind!r} is unknown; it is 'onehot' or 'ordinal'."
-            raise SpaceError(msg)
-        starts = np.cumsum([0, *(len(d) for d in self._choices.distinct)])
-        features = np.zeros((len(X), starts[-1]))
-        mask = self.active(X)
-        for j, distinct in enumerate(self._choices.distinct):
-            at = np.flatnonzero(mask[:, j])
-            features[at, starts[j] + np.searchsorted(distinct, X[at, j])] = 1.0
-        return features
+        return encoded(self._choices, X, kind)
 
     def feature_names(self, kind: Encoding = "onehot") -> list[str]:
         """Return the names of the columns of `encode`."""
-        if kind == "ordinal":
-            return list(self.names)
-        return [
-            f"{name}={values[i]}"
-            for name, values, distinct in zip(
-                self.names, self._choices.values, self._choices.distinct, strict=True
-            )
-            for i in distinct
-        ]
+        return column_names(self._choices, kind)
 
     # Keeping
 
@@ -370,6 +367,8 @@ class SearchSpace:
         data: dict[str, Any] = {"choices": self._choices.to_json()}
         if isinstance(self._members, PoolMembers):
             data["pool"] = self._members.rows.tolist()
+        if isinstance(self._members, PartMembers):
+            data["values"] = {name: list(values) for name, values in self.values.items()}
         return data
 
     @classmethod
@@ -389,6 +388,8 @@ class SearchSpace:
             )
             raise SpaceError(msg) from error
         space = cls(choices)
+        if "values" in data:
+            return space.narrowed_to(data["values"])
         return space.restricted_to(np.array(data["pool"])) if "pool" in data else space
 
     @cached_property
@@ -403,7 +404,8 @@ class SearchSpace:
         return int(self.fingerprint[:15], 16)
 
     def __repr__(self) -> str:
-        kind = "pool" if self.is_pool else "SearchSpace"
+        part = "narrowed space" if isinstance(self._members, PartMembers) else "SearchSpace"
+        kind = "pool" if self.is_pool else part
         groups = ", ".join(
             f"{group}[{len(at)}]" if self._choices.is_list(group) else group
             for group, at in self._choices.groups.items()

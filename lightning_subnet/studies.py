@@ -39,6 +39,7 @@ def make_header(
     conditions: Mapping[str, Any],
     seed: int,
     first: Sequence[Subnet],
+    warm_from: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return all settings that proposals and values depend on, as JSON-able data."""
     space = problem.space.to_json()
@@ -54,11 +55,19 @@ def make_header(
         | strategy.settings(),
         "seed": seed,
         "warm_start": [subnet.to_json() for subnet in first],
+        **({"warm_from": list(warm_from)} if warm_from else {}),
+        **({"values": space["values"]} if "values" in space else {}),
     }
 
 
-def check_part(space: SearchSpace, whole: SearchSpace) -> None:
-    """Raise `SearchError` if a given space is no part of the model's."""
+def check_part(space: SearchSpace, whole: SearchSpace, measures: Sequence[Measure] = ()) -> None:
+    """Raise `SearchError` if a given space is no part of the model's.
+
+    Args:
+        space: The given space.
+        whole: The model's.
+        measures: What is computed. Those of value indices need a part in the model's own indices.
+    """
     try:
         for end in (space.smallest, space.largest):
             whole.subnet(end.active)
@@ -68,6 +77,14 @@ def check_part(space: SearchSpace, whole: SearchSpace) -> None:
             "Leave space= out, or give a part: model.search_space().restricted_to(...)."
         )
         raise SearchError(msg) from error
+    other = space.choices != whole.choices or space.names != whole.names
+    if other and (by_index := [m.name for m in measures if m.vectorised]):
+        msg = (
+            f"space= has other choices than the model's own, and {by_index[0]!r} would read its "
+            "value indices as the model's.\nNarrow the model's space instead: "
+            "model.search_space().narrowed_to({'depth': [2, 3]}), say."
+        )
+        raise SearchError(msg)
 
 
 def open_study(
@@ -103,6 +120,9 @@ def open_study(
             "Give this search another name=."
         )
         raise SearchError(msg)
+    if digest(study.header["warm_start"]) == digest(header["warm_start"]):
+        start = {k: v for k, v in study.header.items() if k == "warm_from"}
+        header = {k: v for k, v in header.items() if k != "warm_from"} | start  # names aside
     if not study.has() and study.differences(header):
         study.forget(whole=True)  # nothing was measured: its settings were a mistake
         return storage.create_study(name, header, problem.space, versions)

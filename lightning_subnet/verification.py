@@ -8,8 +8,9 @@ anything: it stands beside the first in the study, and decides the front.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.history import Evaluation, History
 from lightning_subnet.session import Session
 from lightning_subnet.subnet import Subnet
+
+if TYPE_CHECKING:
+    from lightning_subnet.storage import Study
 
 _log = logging.getLogger(__name__)
 
@@ -31,10 +35,16 @@ def noisy_names(session: Session) -> list[str]:
 
 def verified_values(session: Session) -> dict[str, dict[str, tuple[float, float]]]:
     """Return the second values that the study has."""
+    return stored_verified(session.study, noisy_names(session))
+
+
+def stored_verified(
+    study: Study, names: Iterable[str]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return the second values of some measures that a study has."""
     found: dict[str, dict[str, tuple[float, float]]] = {}
-    for name in noisy_names(session):
-        stored = session.study.storage.values_of(_fingerprint(session, name))
-        for key, pair in stored.items():
+    for name in names:
+        for key, pair in study.storage.values_of(_fingerprint(study, name)).items():
             found.setdefault(key, {})[name] = pair
     return found
 
@@ -44,7 +54,7 @@ def keep_verified(session: Session, verified: Verified) -> None:
     for evaluation in session.history:
         for name, (value, error) in verified.get(evaluation.subnet.key, {}).items():
             session.study.storage.keep_value(
-                _fingerprint(session, name), evaluation.subnet, value, error
+                _fingerprint(session.study, name), evaluation.subnet, value, error
             )
 
 
@@ -107,9 +117,11 @@ def _measured_again(session: Session, evaluation: Evaluation, name: str) -> floa
     if not np.isfinite(values[0]):
         return None
     value, error = float(values[0]), float(errors[0])
-    session.study.storage.keep_value(_fingerprint(session, name), evaluation.subnet, value, error)
+    session.study.storage.keep_value(
+        _fingerprint(session.study, name), evaluation.subnet, value, error
+    )
     return value
 
 
-def _fingerprint(session: Session, name: str) -> str:
-    return f"verified:{session.study.name}:{name}"
+def _fingerprint(study: Study, name: str) -> str:
+    return f"verified:{study.name}:{name}"

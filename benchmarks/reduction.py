@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Searching hardware B after hardware A: the whole space, a reduced one, or a warm start.
+
+    python -m benchmarks.reduction [--seeds 10] [--budget 150]
+
+Per seed, a LINAS search of 250 validations on A leaves an archive. `reduced` searches B in the
+space that `reduce_space` makes of it, `published` in that without the values that only the front
+keeps (`keep_front=False`), `warm` starts from the front of A.
+On `nb201` (cifar100, A = gold_6226, B = titan_rtx_256) accuracy and latency are measured tables. On
+`ofa` (2.2e19 subnets) A is top-1 against exact MACs, B top-1 against the latency of a V100 at batch
+64; top-1 and latency are boosted trees fitted on real measurements, whose Kendall tau is printed.
+Counted are validations on B. The goal of a problem and strategy is 99 % of the median hypervolume
+that the search of the whole space has at the end of its budget; "reached" is after how many
+validations a run has it, median and quartiles over seeds. The results in `results/` are those of
+`--seeds 5 --problems ofa` and `--seeds 5 --problems nb201`, 150 validations each: a run of `ofa`
+takes minutes a seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.ensemble import HistGradientBoostingRegressor
+
+from benchmarks.ofa import measured, trees, validated
+from benchmarks.problems import data_folder, nb201
+from lightning_subnet import Comparison, FunctionEvaluator, SearchSpace, Subnet, SubnetSearch
+from lightning_subnet.evaluators import Evaluator
+from lightning_subnet.predictors import features
+from lightning_subnet.strategies import LINAS, NSGA2, RandomSearch
+from lightning_subnet.strategies.reduction import Reduction, ReductionWarning, reduction
+
+HERE = Path(__file__).resolve().parent
+STRATEGIES: dict[str, Any] = {
+    "random": RandomSearch(),
+    "nsga2": NSGA2(mutation=0.02),
+    "linas": LINAS(),
+    "hybrid": "hybrid",
+}
+VARIANTS = ("whole", "reduced", "published", "warm")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A search problem on two devices."""
+
+    name: str
+    space: SearchSpace
+    objectives: tuple[Mapping[str, str], Mapping[str, str]]
+    evaluators: tuple[Evaluator, Evaluator]
+    measures: tuple[Any, ...]
+    bounds: Mapping[str, tuple[float, float]]
+
+
+def tables() -> Pair:
+    a, b = nb201("cifar100/gold_6226"), nb201("cifar100/titan_rtx_256")
+    return Pair(
+        "nb201", a.space, (a.objectives, b.objectives), (a.evaluator, b.evaluator), (), b.bounds
+    )
+
+
+def boosted() -> Any:
+    return HistGradientBoostingRegressor(max_iter=300, learning_rate=0.06, random_state=0)
+
+
+def ofa() -> Pair:
+    net, X, top1 = measured()
+    space = net.search_space()
+    F = features(space, X)
+    accuracy = trees().fit(F, top1)
+    with np.load(data_folder() / "ofa_mbv3_latency.npz") as data:
+        given = np.concatenate([data["d"], data["ks"], data["e"]], axis=1)
+        size, ms = data["r"].astype(float), data["latency_ms_v100_64"]
+    # As in the source, blocks that do not exist have kernel 0: any value, as they are masked.
+    L = space.canonical(
+        np.stack(
+            [
+                [c.values.index(int(v)) if int(v) in c.values else 0 for v in column]
+                for c, column in zip(space.choices.values(), given.T, strict=True)
+            ],
+            axis=1,
+        )
+    )
+    G = np.column_stack([features(space, L), size])
+    latency = boosted().fit(G, ms)
+    print(
+        f"ofa: Kendall tau of top-1 {validated(trees, F, top1):.3f}, "
+        f"of latency {validated(boosted, G, ms):.3f} (5 folds)",
+        flush=True,
+    )
+
+    @cache
+    def on_a(subnet: Subnet) -> dict[str, float]:
+        return {"top1": float(accuracy.predict(features(space, space.indices([subnet])))[0])}
+
+    @cache
+    def on_b(subnet: Subnet) -> dict[str, float]:
+        row = features(space, space.indices([subnet]))
+        value = float(latency.predict(np.column_stack([row, [[224.0]]]))[0])
+        return on_a(subnet) | {"latency_ms": value}
+
+    macs = next(m for m in net.exact_measures() if m.name == "macs")
+    few = space.sample(500, rng=0)
+    spread = [on_b(s)["latency_ms"] for s in (space.smallest, *few, space.largest)]
+    return Pair(
+        "ofa",
+        space,
+        ({"top1": "max", "macs": "min"}, {"top1": "max", "latency_ms": "min"}),
+        (FunctionEvaluator(on_a), FunctionEvaluator(on_b)),
+        (macs,),
+        {"top1": (78.0, 70.0), "latency_ms": (0.9 * min(spread), max(spread))},
+    )
+
+
+def run(pair: Pair, seeds: int, budget: int) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Return hypervolume curves (seeds, budget) by "strategy/variant", and the reductions."""
+    found: dict[tuple[str, int], Any] = {}
+    reductions = []
+    for seed in range(seeds):
+        archive = SubnetSearch(
+            space=pair.space,
+            objectives=pair.objectives[0],
+            measures=pair.measures if "macs" in pair.objectives[0] else (),
+            strategy="linas",
+            budget=250,
+            seed=1000 + seed,
+            storage=None,
+        ).run(pair.evaluators[0], progress=False)
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReductionWarning)
+            made: Reduction = reduction(archive, seed=seed)
+        reductions.append(
+            {"problem": pair.name, "seed": seed, "size": float(pair.space.size)}
+            | {"reduced": float(made.space.size), "clusters": made.clusters, "noise": made.noise}
+            | {"dropped": sum(map(len, made.dropped.values()))}
+            | {"kept_for_front": sum(map(len, made.rescued.values()))}
+            | {"seconds": round(time.perf_counter() - start, 1)}
+        )
+        published = pair.space.narrowed_to(
+            {
+                name: [v for v in values if v not in made.rescued.get(name, ())]
+                for name, values in made.space.values.items()
+            }
+        )
+        reductions[-1]["published"] = float(published.size)
+        spaces = {"reduced": made.space, "published": published}
+        for strategy, make in STRATEGIES.items():
+            for variant in VARIANTS:
+                space = spaces.get(variant, pair.space)
+                if variant in spaces and space.size == pair.space.size:
+                    whole = found[f"{strategy}/whole", seed]  # a search repeats exactly
+                    found[f"{strategy}/{variant}", seed] = whole
+                    continue
+                found[f"{strategy}/{variant}", seed] = SubnetSearch(
+                    space=space,
+                    objectives=pair.objectives[1],
+                    strategy=make,
+                    budget=budget,
+                    seed=seed,
+                    storage=None,
+                    warm_start=archive if variant == "warm" else (),
+                ).run(pair.evaluators[1], progress=False)
+        print(f"{pair.name}: seed {seed}, {reductions[-1]}", flush=True)
+    return Comparison(found, budget=budget, bounds=pair.bounds).curves, reductions
+
+
+def reached(curve: np.ndarray, level: float) -> str:
+    """Return median and quartiles over seeds of the validations to a hypervolume."""
+    after = [np.argmax(row >= level) + 1 if row[-1] >= level else np.inf for row in curve]
+    low, middle, high = np.quantile(after, [0.25, 0.5, 0.75], method="nearest")
+    return f"{middle:g} ({low:g}-{high:g})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--budget", type=int, default=150)
+    parser.add_argument("--problems", nargs="+", default=["nb201", "ofa"])
+    args = parser.parse_args()
+    pd.set_option("display.width", 200)
+    makers: dict[str, Callable[[], Pair]] = {"nb201": tables, "ofa": ofa}
+    for name in args.problems:
+        curves, made = run(makers[name](), args.seeds, args.budget)
+        rows: list[dict[str, Any]] = []
+        shown = {}
+        for label, curve in curves.items():
+            strategy, variant = label.split("/")
+            goal = 0.99 * float(np.median(curves[f"{strategy}/whole"][:, -1]))
+            shown[strategy, variant] = {"reached": reached(curve, goal)}
+            for k in (20, 50, 100, args.budget):
+                values = np.quantile(curve[:, k - 1], [0.5, 0.25, 0.75])
+                shown[strategy, variant][f"hv@{k}"] = "{:.4f} ({:.4f}-{:.4f})".format(*values)
+            rows += [
+                {"problem": name, "strategy": strategy, "variant": variant, "seed": seed}
+                | {"goal": round(goal, 5), "reached": _first(curve[seed], goal)}
+                | {f"hv@{k}": round(float(curve[seed, k - 1]), 5) for k in (20, 50, 100)}
+                | {"hv@end": round(float(curve[seed, -1]), 5)}
+                for seed in range(args.seeds)
+            ]
+        print(f"{name}\n{pd.DataFrame(shown).T.to_string()}\n", flush=True)
+        pd.DataFrame(rows).to_csv(HERE / "results" / f"reduction_{name}.csv", index=False)
+        pd.DataFrame(made).to_csv(HERE / "results" / f"reduction_{name}_spaces.csv", index=False)
+
+
+def _first(row: np.ndarray, level: float) -> float:
+    return float(np.argmax(row >= level) + 1) if row[-1] >= level else float("inf")
+
+
+if __name__ == "__main__":
+    main()
