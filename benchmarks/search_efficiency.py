@@ -31,13 +31,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from benchmarks.curves import from_text, hypervolumes, to_text
 from benchmarks.data import RESULTS, ROOT, SCRATCH
 from benchmarks.problems import PROBLEMS, SAME_TRUTH, SearchProblem, in_square
-from lightning_subnet import SearchSpace, Subnet, SubnetSearch
+from lightning_subnet import SubnetSearch
 from lightning_subnet.strategies import Strategy, names, resolve
 
 CHECKPOINTS = (10, 20, 50, 100, 250, 800, 2000)
@@ -50,8 +49,6 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {}),
     "nsga2": ("nsga2", {"population": 50, "mutation": 0.02}),
     "linas": ("linas", {}),
-    "nsga2-by-choice": ("nsga2", {"population": 50, "mutation": 0.02}),
-    "linas-by-choice": ("linas", {}),
     "weaknas-front": ("weaknas", {"reading": "front"}),
     "weaknas-bands": ("weaknas", {"reading": "bands"}),
     "nsganetv2": ("nsganetv2", {}),
@@ -66,14 +63,9 @@ ON_TABLES = {label: {"batch_size": 10, "top": 100} for label in ("weaknas-front"
 LONG = {
     "random": 2000,
     "nsga2": 2000,
-    "nsga2-by-choice": 2000,
     "weaknas-front": 800,
     "weaknas-bands": 800,
 }
-# The first 50 are drawn as the released code draws them: each choice by itself, so that all depths
-# are as frequent. A draw that is uniform over distinct subnets, as the package's, is of deep ones:
-# on the OFA space 89 % of a stage's variants have four blocks.
-BY_CHOICE = ("nsga2-by-choice", "linas-by-choice")
 
 
 @dataclass(frozen=True)
@@ -119,8 +111,6 @@ def settings_hash(strategy: Strategy) -> str:
 
 
 def seeds_of(label: str, problem: str, seeds: int) -> range:
-    if label in BY_CHOICE and not problem.startswith("ofa"):
-        return range(0)  # without conditions there is no difference
     few = label == "bayesian" or problem.startswith("hwgpt")
     return range(min(seeds, FEW_SEEDS) if few else seeds)
 
@@ -136,14 +126,6 @@ def problem_of(name: str) -> SearchProblem:
     return PROBLEMS[name]()
 
 
-def drawn_by_choice(space: SearchSpace, n: int, seed: int) -> list[Subnet]:
-    """Return n distinct subnets, each choice drawn uniformly whether it is active or not."""
-    rng = np.random.default_rng([seed, 0])
-    sizes = [len(choice.values) for choice in space.choices.values()]
-    drawn = space.from_indices(rng.integers(0, sizes, (2 * n, len(sizes))))
-    return list(dict.fromkeys(drawn))[:n]
-
-
 def search(run: Run) -> dict[str, Any]:
     """Make or finish a run; return its row."""
     problem, strategy = problem_of(run.problem), run.strategy
@@ -157,7 +139,6 @@ def search(run: Run) -> dict[str, Any]:
         storage=f"sqlite:///{run.database}",
         name=str(run),
         seed=run.seed,
-        warm_start=drawn_by_choice(problem.space, 50, run.seed) if run.label in BY_CHOICE else (),
     )
     told = [name for name in problem.objectives if name not in {m.name for m in problem.measures}]
     while subnets := searched.ask(run.budget):  # a generation at a time, measured at once

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_subnet import _sklearn
+from lightning_subnet._additive import Additive, Effects
 from lightning_subnet._gaussian import GP
 from lightning_subnet._predictor import (
     SVR,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GP",
     "SVR",
+    "Additive",
     "Auto",
     "Predictor",
     "PredictorError",
@@ -154,6 +156,7 @@ class Auto(Predictor):
     Args:
         candidates: Names, or estimators with fit and predict.
         penalty: What a standard deviation over the folds costs.
+        effects: For "additive"; see `Additive`.
         random_state: The seed of folds and trees.
 
     Attributes:
@@ -168,13 +171,14 @@ class Auto(Predictor):
 
     def __init__(
         self,
-        candidates: Sequence[Any] = ("ridge", "svr", "stack"),
+        candidates: Sequence[Any] = ("ridge", "svr", "stack", "additive"),
         *,
         penalty: float = 0.5,
+        effects: Effects | None = None,
         random_state: int = 0,
     ) -> None:
         super().__init__(random_state=random_state)
-        self.candidates, self.penalty = candidates, penalty
+        self.candidates, self.penalty, self.effects = candidates, penalty, effects
 
     def _fit(self, F: Floats, y: Floats) -> tuple[Floats, Floats]:
         n = len(y)
@@ -196,7 +200,10 @@ class Auto(Predictor):
         taus: dict[str, Floats] = {}
         self.scores = {}
         for candidate in self.candidates:
-            made = make(candidate, random_state=self.random_state)
+            if candidate == "additive":
+                made: Predictor = Additive(self.effects, random_state=self.random_state)
+            else:
+                made = make(candidate, random_state=self.random_state)
             if len(y) < made.minimum or (made.fit(F, y).used != made.name):
                 continue
             tau = kendall_tau(made.out_of_fold, y, folds)
@@ -228,6 +235,7 @@ _CLASSES: dict[str, type[Predictor]] = {
     "svr": SVR,
     "stack": Stack,
     "gp": GP,
+    "additive": Additive,
     "auto": Auto,
 }
 _TREES = ("forest", "extra-trees", "boosting")
@@ -235,16 +243,17 @@ _TREES = ("forest", "extra-trees", "boosting")
 
 def names() -> list[str]:
     """Return the names that `make` takes."""
-    return ["ridge", "svr", "stack", "gp", *_TREES, "auto"]
+    return ["ridge", "svr", "stack", "gp", "additive", *_TREES, "auto"]
 
 
-def make(predictor: Any, *, random_state: int = 0) -> Predictor:
+def make(predictor: Any, *, random_state: int = 0, space: SearchSpace | None = None) -> Predictor:
     """Return an unfitted predictor by name, or around a regressor of scikit-learn.
 
     Args:
         predictor: One of `names()`, a `Predictor`, or an object with fit and predict; objects are
             copied.
         random_state: The seed of folds and trees; a given `Predictor` has its own.
+        space: Whose features are given; it tells "additive" which of them are alike.
 
     Raises:
         PredictorError: An unknown name, or no predictor at all.
@@ -256,7 +265,10 @@ def make(predictor: Any, *, random_state: int = 0) -> Predictor:
         (True, True)
     """
     if isinstance(predictor, str) and predictor in _CLASSES:
-        return _CLASSES[predictor](random_state=random_state)
+        cls = _CLASSES[predictor]
+        if space is not None and cls in (Additive, Auto):
+            return cls(effects=Effects.of(space), random_state=random_state)
+        return cls(random_state=random_state)
     if isinstance(predictor, Predictor):
         return type(predictor)(**predictor.get_params())
     usable = all(callable(getattr(predictor, method, None)) for method in ("fit", "predict"))
@@ -298,7 +310,7 @@ def report(space: SearchSpace, history: History, names: Sequence[str]) -> pd.Dat
         row: dict[str, Any] = {"predictor": "", "tau": np.nan, "spread": np.nan, "mape": np.nan}
         if known.any():
             y = y[known]
-            auto = Auto()
+            auto = Auto(effects=Effects.of(space))
             auto.fit(features(space, history.indices[known]), y)
             row["predictor"] = "+".join(auto.chosen) if auto.used == "auto" else auto.used
             if auto.used != Predictor.name:

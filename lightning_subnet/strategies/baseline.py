@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_subnet import _sklearn, pareto
+from lightning_subnet import _sklearn
 from lightning_subnet._predictor import spaced
 from lightning_subnet._sklearn import Floats, Scale
 from lightning_subnet.choices import Indices
@@ -18,7 +18,8 @@ from lightning_subnet.members import row_codes
 from lightning_subnet.predictors import Predictor, make, names
 from lightning_subnet.problem import Problem
 from lightning_subnet.space import SearchSpace
-from lightning_subnet.strategies.base import Draw, uniform
+from lightning_subnet.strategies.base import Draw
+from lightning_subnet.strategies.design import by_choice
 from lightning_subnet.strategies.surrogate import Surrogates
 from lightning_subnet.subnet import Subnet
 
@@ -157,43 +158,6 @@ def surrogates(
     return Surrogates(problem, history, Bare(given, random_state=seed) if plain else given)
 
 
-def best_first(F: Floats, missed: Floats) -> Indices:
-    """Return rows by violation, then by front, then by crowding distance; (n,).
-
-    Args:
-        F: Objectives to be minimised (n, m).
-        missed: Violations (n,), 0 where feasible.
-
-    References:
-        Deb et al., NSGA-II, IEEE TEC 6(2), 2002, section III-B.
-
-    Example:
-        >>> F = np.array([[3.0, 3.0], [1.0, 2.0], [0.0, 0.0], [2.0, 1.0]])
-        >>> best_first(F, np.array([0.0, 0.0, 9.0, 0.0])).tolist()
-        [1, 3, 0, 2]
-    """
-    ranks, missed = ranked(F, missed)
-    if F.shape[1] == 1:
-        return np.lexsort((F[:, 0], missed))
-    from lightning_subnet.strategies._pymoo import crowding
-
-    room = np.zeros(len(F))
-    feasible = missed <= 0
-    for rank in np.unique(ranks[feasible]):
-        at = np.flatnonzero(feasible & (ranks == rank))
-        room[at] = crowding(F[at])
-    return np.lexsort((-room, ranks, missed))
-
-
-def ranked(F: Floats, missed: Floats) -> tuple[Indices, Floats]:
-    """Return the front of each feasible row (n,), and violations, infinite where F has a NaN."""
-    missed = np.where(np.isnan(F).any(axis=1), np.inf, missed)
-    ranks = np.zeros(len(F), dtype=np.int64)
-    if (feasible := missed <= 0).any():
-        ranks[feasible] = pareto.nondominated_ranks(F[feasible])
-    return ranks, missed
-
-
 def cost_of(problem: Problem) -> int:
     """Return which objective is the cost: the first exact one, else the last."""
     exact = [i for i, o in enumerate(problem.objectives) if o.name in problem.exact]
@@ -217,13 +181,13 @@ def new_rows(X: Indices, history: History, pending: Iterable[Subnet]) -> np.ndar
 
 
 def in_order(problem: Problem, X: Indices) -> Draw:
-    """Return a source that gives rows in their order, then uniform draws."""
+    """Return a source that gives rows in their order, then random ones."""
     given = 0
 
     def draw(k: int, rng: np.random.Generator) -> Indices:
         nonlocal given
         if given >= len(X):
-            return uniform(problem)(k, rng)
+            return by_choice(problem)(k, rng)
         given += k
         return X[given - k : given]
 

@@ -18,8 +18,8 @@ from lightning_subnet.members import row_codes
 from lightning_subnet.objectives import violation
 from lightning_subnet.predictors import features
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import Strategy, fill, positive, uniform
-from lightning_subnet.strategies.hybrid import designed
+from lightning_subnet.strategies.base import Strategy, fill, positive
+from lightning_subnet.strategies.design import by_choice, first_batch
 from lightning_subnet.subnet import Subnet
 
 _MOST_OBJECTIVES = 4
@@ -39,9 +39,9 @@ _FEWEST = 32
 class Bayesian(Strategy):
     """Bayesian optimisation with BoTorch: a Gaussian process per measure, noisy improvement.
 
-    The first subnets are designed as those of `Hybrid`. Then, each generation, a Gaussian process
-    (see `predictors.make("gp")`) is fitted to each measure, without a logarithm; exact measures
-    that are vectorised are computed. Each subnet of the batch has the greatest
+    The first subnets are a balanced design. Then, each generation, a Gaussian process (see
+    `predictors.make("gp")`) is fitted to each measure, without a logarithm; exact measures that
+    are vectorised are computed. Each subnet of the batch has the greatest
     qLogNoisyExpectedHypervolumeImprovement (qLogNoisyExpectedImprovement with one objective),
     given that those chosen before it and those being measured are pending. Measured constraints
     are outcome constraints; subnets that break an exact one are not looked at.
@@ -56,7 +56,7 @@ class Bayesian(Strategy):
     Args:
         batch_size: How many are chosen a generation. If more are asked for, the others are those
             that scored next best.
-        first: How many are in the designed first batch.
+        first: How many are in the design.
         samples: Of the posterior, quasi-random; a power of two is best. With three objectives a
             quarter of them is taken, with four an eighth.
         scored: How many subnets are scored before the climb; fewer where four objectives make
@@ -109,15 +109,12 @@ class Bayesian(Strategy):
                 f"beyond {_MOST_OBJECTIVES}.\nTurn some into constraints, or use 'u-nsga3'."
             )
             raise StrategyError(msg)
-        done = len(history) + len(pending)
-        if done < self.first or history.ok.sum() <= 1:
-            start = designed(problem, self.first, rng)[done:]
-        else:
-            start = self._chosen(problem, history, n, rng, pending)
-        batches = [start]
+        if len(history) + len(pending) < self.first or history.ok.sum() <= 1:
+            return first_batch(problem, history, n, rng, pending)
+        batches = [self._chosen(problem, history, n, rng, pending)]
 
         def draw(k: int, rng: np.random.Generator) -> Indices:
-            return batches.pop() if batches else uniform(problem)(k, rng)
+            return batches.pop() if batches else by_choice(problem)(k, rng)
 
         return fill(problem, history, pending, n, rng, draw)
 
@@ -166,7 +163,7 @@ class Bayesian(Strategy):
         if space.size <= self.scored:
             return np.concatenate(list(space.index_blocks()))
         leaders = models.leaders()
-        fresh = space.sample_indices(min(_DRAWN * self.scored, space.size), rng)
+        fresh = by_choice(problem)(_DRAWN * self.scored, rng)
         near = [neighbours(problem, leaders), fresh]
         if not space.is_pool:  # where children are rarely members
             one, two = (leaders[rng.integers(len(leaders), size=len(fresh))] for _ in range(2))

@@ -10,7 +10,8 @@ import numpy as np
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import Strategy, fill, positive, probability, uniform
+from lightning_subnet.strategies.base import Strategy, fill, positive, probability
+from lightning_subnet.strategies.design import by_choice
 from lightning_subnet.subnet import Subnet
 
 _PARENTS = 2
@@ -21,7 +22,8 @@ class NSGA2(Strategy):
 
     The parents are the survivors of the whole history, so evaluations that were attached, resumed
     or made by another strategy count. Constraints rank before objectives; failed evaluations
-    are no parents. Until `population` subnets are measured, proposals are drawn uniformly.
+    are no parents. Until `population` subnets are measured, proposals are random, each choice drawn
+    by itself.
 
     Args:
         population: How many survive, and how many are proposed a generation.
@@ -61,7 +63,7 @@ class NSGA2(Strategy):
         F, missed = problem.scores(history)
         good = np.isfinite(missed)
         if len(history) < self.population or good.sum() < _PARENTS:
-            return fill(problem, history, pending, n, rng, uniform(problem))
+            return fill(problem, history, pending, n, rng, by_choice(problem))
         from lightning_subnet.strategies._pymoo import Breeder
 
         breeder = Breeder(

@@ -12,14 +12,15 @@ from lightning_subnet._sklearn import one_thread
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import fill, positive, probability, uniform
+from lightning_subnet.strategies.base import fill, positive, probability
 from lightning_subnet.strategies.baseline import (
     check_predictor,
     in_order,
     new_rows,
-    ranked,
     study_rng,
 )
+from lightning_subnet.strategies.breeding import ranked
+from lightning_subnet.strategies.design import by_choice
 from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates, evolve
 from lightning_subnet.subnet import Subnet
 
@@ -107,7 +108,7 @@ class FullSearch(PredictingStrategy):
         """Return samples, or the next of the predicted front; see `Strategy.propose`."""
         samples = _samples(problem, history, self.samples)
         if len(history) < self.samples or samples.ok.sum() <= 1:
-            return fill(problem, history, pending, n, rng, uniform(problem))
+            return fill(problem, history, pending, n, rng, by_choice(problem))
         with one_thread():
             seen, ranks, missed = self._searched(problem, history, samples)
         new = new_rows(seen, history, pending)
@@ -124,7 +125,7 @@ class FullSearch(PredictingStrategy):
         _, seen = evolve(
             problem,
             score,
-            problem.space.sample_indices(min(self.inner_population, problem.space.size), rng),
+            by_choice(problem)(self.inner_population, rng),
             population=self.inner_population,
             generations=max(self.predictions // self.inner_population - 1, 0),
             crossover=self.crossover,

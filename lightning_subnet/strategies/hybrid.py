@@ -12,39 +12,43 @@ from lightning_subnet import pareto
 from lightning_subnet._sklearn import Floats, one_thread
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
-from lightning_subnet.members import distinct_rows, row_codes
+from lightning_subnet.members import row_codes
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import fill, positive, uniform
-from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates, evolve
+from lightning_subnet.strategies.base import fill, positive
+from lightning_subnet.strategies.breeding import breed
+from lightning_subnet.strategies.design import by_choice, first_batch
+from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates
 from lightning_subnet.subnet import Subnet
 
-_POOL = 4000
 _MARGIN = 0.1
+_CHILDREN = 10  # of each parent, a generation
 _FRONT = 30  # subnets of the front whose neighbours are looked at
-_BOLD = 3  # each third is chosen by optimistic predictions
-_MOST = 300  # rows whose gain in hypervolume is computed
+_BOLD = 5  # each fifth is chosen by optimistic predictions
+_POOL = 600  # predicted subnets that a batch is chosen from
+_MOST = 300  # of them, those whose gain in hypervolume is computed
 
 
 class Hybrid(PredictingStrategy):
     """Predictors of everything measured, an inner evolution from the front, greedy hypervolume.
 
-    The first batch is designed: the largest and the smallest subnet, and subnets spread evenly over
-    an exact cost, or over size where there is none. Then, each generation, predictors are fitted;
-    exact measures are computed. An inner evolution starts from the measured front, its neighbours
-    and random subnets; of all that it scores, the batch is chosen greedily: each subnet adds the
-    most hypervolume to the measured front and those chosen before it. Every third one is chosen by
-    optimistic predictions, where the predictor is least sure.
+    The first subnets are a design in which every choice has each of its values as often. Then, each
+    generation, predictors are fitted; exact measures are computed. An inner evolution starts from
+    the measured front, its neighbours and random subnets; of all that it scores, the batch is
+    chosen greedily: each subnet adds the most hypervolume to the measured front and those chosen
+    before it. Every fifth one is chosen by optimistic predictions, where the predictor is least
+    sure.
 
     Args:
         batch_size: How many are proposed a generation.
-        first: How many are in the designed first batch.
-        inner_population: How many survive in the inner evolution.
+        first: How many are in the design.
+        inner_population: How many are parents in the inner evolution; they have ten times as many
+            children a generation.
         generations: Of the inner evolution.
         predictor: A name or an estimator; see `predictors.make`.
 
     Example:
-        >>> Hybrid(batch_size=5).first
-        20
+        >>> Hybrid(first=20).batch_size
+        5
     """
 
     name = "hybrid"
@@ -52,11 +56,11 @@ class Hybrid(PredictingStrategy):
     def __init__(
         self,
         *,
-        batch_size: int = 10,
-        first: int = 20,
+        batch_size: int = 5,
+        first: int = 12,
         inner_population: int = 100,
-        generations: int = 30,
-        predictor: Any = "auto",
+        generations: int = 8,
+        predictor: Any = "additive",
     ) -> None:
         positive(
             batch_size=batch_size,
@@ -79,46 +83,40 @@ class Hybrid(PredictingStrategy):
         pending: Sequence[Subnet] = (),
     ) -> list[Subnet]:
         """Return the batch; see `Strategy.propose`."""
-        done = len(history) + len(pending)
-        if done < self.first or history.ok.sum() <= 1:
-            start = [designed(problem, self.first, rng)]
-
-            def spread(k: int, rng: np.random.Generator) -> Indices:
-                return start.pop()[done:] if start else uniform(problem)(k, rng)
-
-            return fill(problem, history, pending, n, rng, spread)
+        if len(history) + len(pending) < self.first or history.ok.sum() <= 1:
+            return first_batch(problem, history, n, rng, pending)
         with one_thread():
             score = Surrogates(problem, history, self._predictor)
-            pool = self._evolved(problem, history, score, rng)
+            pool = self._found(problem, history, score, rng)
             waiting = row_codes(problem.space.indices(pending)) if pending else ()
             taken = history.codes | set(waiting)
             pool = pool[[code not in taken for code in row_codes(pool)]]
             chosen = [self._chosen(problem, history, score, pool, n, pending)] if len(pool) else []
 
         def draw(k: int, rng: np.random.Generator) -> Indices:
-            return chosen.pop() if chosen else uniform(problem)(k, rng)
+            return chosen.pop() if chosen else by_choice(problem)(k, rng)
 
         return fill(problem, history, pending, n, rng, draw)
 
-    def _evolved(
+    def _found(
         self, problem: Problem, history: History, score: Surrogates, rng: np.random.Generator
     ) -> Indices:
-        """Return all rows that an inner evolution has looked at, without repeats."""
+        """Return the best rows that an inner evolution has seen, by prediction."""
         space = problem.space
         front = [e.subnet for e in problem.front(history)]
         around = [other for subnet in front[:_FRONT] for other in space.neighbours(subnet)]
         near = [space.indices([*front, *around])] if front else []
-        fresh = space.sample_indices(min(self.inner_population, space.size), rng)
-        start = np.concatenate([*near, fresh])
-        _, seen = evolve(
+        fresh = by_choice(problem)(self.inner_population, rng)
+        return breed(
             problem,
             score,
-            start[distinct_rows(start)],
-            population=self.inner_population,
+            np.concatenate([*near, fresh]),
+            parents=self.inner_population,
+            children=_CHILDREN * self.inner_population,
             generations=self.generations,
+            keep=_POOL + len(history),
             rng=rng,
         )
-        return seen
 
     def _chosen(
         self,
@@ -140,46 +138,47 @@ class Hybrid(PredictingStrategy):
         F = F[(broken <= 0) & np.isfinite(F).all(axis=1)]
         if pending:
             F = np.concatenate([F, score(problem.space.indices(pending))[0]])
-        candidates = np.flatnonzero(_useful(mean) | _useful(bold))
-        everything = np.concatenate([F, mean[candidates]])
+        useful = _useful(mean) | _useful(bold)
+        X, mean, bold = X[useful], mean[useful], bold[useful]
+        everything = np.concatenate([F, mean])
         low, high = everything.min(axis=0), everything.max(axis=0)
         span = np.where(high > low, high - low, 1.0)
-        front = (F - low) / span
-        front = front[pareto.nondominated(front)] if len(front) else front
-        reference = np.full(F.shape[1], 1 + _MARGIN)
-        mean, bold = (mean - low) / span, (bold - low) / span
-        picked: list[int] = []
-        while len(picked) < n and len(candidates):
-            by = bold if len(picked) % _BOLD == _BOLD - 1 else mean
-            gains = _gains(front, by[candidates], reference)
-            if gains.max() <= 0:  # nothing promises more: what is nearest to the front
-                gains = -_distance(front, by[candidates])
-            best = candidates[int(np.argmax(gains))]
-            picked.append(int(best))
-            front = np.vstack([front, mean[best]])
-            front = front[pareto.nondominated(front)]
-            candidates = candidates[candidates != best]
-        return X[picked]
+        return X[_greedy((F - low) / span, (mean - low) / span, (bold - low) / span, n)]
 
 
-def designed(problem: Problem, n: int, rng: np.random.Generator) -> Indices:
-    """Return n rows: the largest, the smallest, and rows spread evenly over cost or size."""
-    space = problem.space
-    ends = space.indices(list(dict.fromkeys([space.largest, space.smallest])))
-    X = space.sample_indices(min(_POOL, space.size), rng)
-    if all(problem.exact[c.name].vectorised for c in problem.exact_constraints):
-        X = X[problem.exact_violation(X) <= 0]
-    if not len(X):
-        return ends
-    exact = [name for name, measure in problem.exact.items() if measure.vectorised]
-    cost = problem.exact_values(exact[0], X) if exact else X.sum(axis=1).astype(float)
-    # Even in cost, not in rank: uniform draws crowd around the middle.
-    order = np.argsort(cost, kind="stable")
-    low, high = np.quantile(cost, [0.005, 0.995])
-    at = np.searchsorted(cost[order], np.linspace(low, high, max(n - len(ends), 1)))
-    rows = X[order[at.clip(0, len(X) - 1)]]
-    rng.shuffle(rows)
-    return np.concatenate([ends, rows])
+def _greedy(front: Floats, mean: Floats, bold: Floats, n: int) -> list[int]:
+    """Return up to n rows, each of which adds the most hypervolume to a front and those before.
+
+    Args:
+        front: What was measured (k, m), scaled.
+        mean: Predictions (rows, m).
+        bold: Optimistic ones, by which some are chosen.
+        n: How many.
+    """
+    reference = np.full(front.shape[1], 1 + _MARGIN)
+    front = front[pareto.nondominated(front)] if len(front) else front
+    # What a row adds only shrinks as others join, so old gains are bounds: few are computed anew.
+    bounds = {False: _gains(front, mean, reference), True: _gains(front, bold, reference)}
+    left = np.ones(len(mean), dtype=bool)
+    picked: list[int] = []
+    while len(picked) < n and left.any():
+        is_bold = len(picked) % _BOLD == _BOLD - 1
+        by, bound = (bold if is_bold else mean), bounds[is_bold]
+        known = np.zeros(len(mean), dtype=bool)
+        while True:
+            best = int(np.argmax(np.where(left, bound, -np.inf)))
+            if known[best] or not picked:
+                break
+            bound[best] = _gains(front, by[best : best + 1], reference)[0]
+            known[best] = True
+        if bound[best] <= 0:  # nothing promises more: what is nearest to the front
+            rows = np.flatnonzero(left)
+            best = int(rows[np.argmin(_distance(front, by[rows]))])
+        picked.append(best)
+        left[best] = False
+        front = np.vstack([front, mean[best]])
+        front = front[pareto.nondominated(front)]
+    return picked
 
 
 def _useful(F: Floats) -> np.ndarray:

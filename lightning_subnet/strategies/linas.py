@@ -12,7 +12,8 @@ from lightning_subnet._sklearn import one_thread
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import fill, positive, probability, uniform
+from lightning_subnet.strategies.base import fill, positive, probability
+from lightning_subnet.strategies.design import by_choice
 from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates, evolve
 from lightning_subnet.subnet import Subnet
 
@@ -75,13 +76,12 @@ class LINAS(PredictingStrategy):
     ) -> list[Subnet]:
         """Return the final population of a search on predictions; see `Strategy.propose`."""
         if len(history) < self.population or history.ok.sum() <= 1:
-            return fill(problem, history, pending, n, rng, uniform(problem))
-        space = problem.space
+            return fill(problem, history, pending, n, rng, by_choice(problem))
         with one_thread():
             breeder, _ = evolve(
                 problem,
                 Surrogates(problem, history, self._predictor, exact=self.exact),
-                space.sample_indices(min(self.population, space.size), rng),
+                by_choice(problem)(self.population, rng),
                 population=self.population,
                 generations=max(self.predictions // self.population - 1, 0),
                 crossover=self.crossover,

@@ -14,7 +14,8 @@ from lightning_subnet.members import row_codes
 from lightning_subnet.problem import Problem
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.strategies.base import Strategy, fill, positive
-from lightning_subnet.strategies.baseline import in_order, ranked
+from lightning_subnet.strategies.baseline import in_order
+from lightning_subnet.strategies.breeding import ranked
 from lightning_subnet.subnet import Subnet
 
 

@@ -19,7 +19,6 @@ from lightning_subnet.strategies.base import fill, positive, probability
 from lightning_subnet.strategies.baseline import (
     CubicRBF,
     PositionSurrogates,
-    best_first,
     check_predictor,
     cost_of,
     fitted,
@@ -28,6 +27,8 @@ from lightning_subnet.strategies.baseline import (
     new_rows,
     surrogates,
 )
+from lightning_subnet.strategies.breeding import best_first
+from lightning_subnet.strategies.design import by_choice
 from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates, evolve
 from lightning_subnet.subnet import Subnet
 
@@ -113,9 +114,8 @@ class NSGANetV2(PredictingStrategy):
     What differs from the released code: the network has one layer of 100; the trees are 100, with
     half of the columns for each split; the Gaussian process has one length scale, settled before
     the folds; crossover is uniform and mutation draws any value; the subset is found by exchange,
-    not by a genetic algorithm; first draws are uniform over distinct subnets, not choice by choice;
-    failed evaluations teach nothing; and the network takes part, which the release leaves out of
-    its list.
+    not by a genetic algorithm; failed evaluations teach nothing; and the network takes part, which
+    the release leaves out of its list.
 
     Args:
         batch_size: How many are measured a generation.
@@ -194,7 +194,7 @@ class NSGANetV2(PredictingStrategy):
             front = space.indices([e.subnet for e in problem.front(history)])
             start = front
             if len(front) <= 1:  # nobody to mix with
-                more = space.sample_indices(min(self.inner_population, space.size), rng)
+                more = by_choice(problem)(self.inner_population, rng)
                 start = np.concatenate([front, more])
             breeder, _ = evolve(
                 problem,

@@ -56,7 +56,7 @@ class Surrogates:
             if name not in self._exact:
                 y = history.column(name)[history.ok]
                 known = np.isfinite(y)
-                self._models[name] = make(predictor).fit(F[known], y[known])
+                self._models[name] = make(predictor, space=problem.space).fit(F[known], y[known])
 
     def __call__(self, X: Indices) -> tuple[Floats, Floats]:
         """Return objectives to be minimised (n, m) and violations (n,) of canonical rows.

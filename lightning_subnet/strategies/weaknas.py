@@ -14,9 +14,8 @@ from lightning_subnet.errors import StrategyError, did_you_mean
 from lightning_subnet.history import History
 from lightning_subnet.members import distinct_rows
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import fill, positive, uniform
+from lightning_subnet.strategies.base import fill, positive
 from lightning_subnet.strategies.baseline import (
-    best_first,
     check_predictor,
     cost_of,
     in_order,
@@ -24,6 +23,8 @@ from lightning_subnet.strategies.baseline import (
     study_rng,
     surrogates,
 )
+from lightning_subnet.strategies.breeding import best_first
+from lightning_subnet.strategies.design import by_choice
 from lightning_subnet.strategies.surrogate import PredictingStrategy
 from lightning_subnet.subnet import Subnet
 
@@ -34,8 +35,8 @@ _PUBLISHED = ("boosting", "mlp", "forest")
 class WeakNAS(PredictingStrategy):
     """WeakNAS: measure some of what a weak predictor thinks best of a pool, and learn from it.
 
-    The pool is drawn at random once, the first batch uniformly from it. Then, each round, a
-    predictor is fitted on everything measured and ranks the whole pool; the batch is drawn
+    The pool is drawn at random once, each choice by itself, the first batch from it. Then, each
+    round, a predictor is fitted on everything measured and ranks the whole pool; the batch is drawn
     uniformly from those of its `top` that are new. If they are fewer than a batch, the best ranked
     new ones are measured. Exact measures are computed. The predicted violation of constraints comes
     first in every ranking. Where the space is no larger than the pool, it is the pool.
@@ -135,7 +136,7 @@ class WeakNAS(PredictingStrategy):
         """Return subnets drawn from the predicted top of the pool; see `Strategy.propose`."""
         done = len(history) + len(pending)
         if done < self.first or history.ok.sum() <= 1:
-            return fill(problem, history, pending, n, rng, uniform(problem))
+            return fill(problem, history, pending, n, rng, by_choice(problem))
         with one_thread():
             ranking, top = self._ranking(problem, history, done, rng)
         new = new_rows(ranking, history, pending)
@@ -160,7 +161,8 @@ class WeakNAS(PredictingStrategy):
         return rows[band[best_first(F[band], missed[band])]], self.top // self.bands
 
     def _drawn(self, problem: Problem, history: History) -> Indices:
-        """Return the pool but for the first batch: that is uniform too, and was drawn before."""
+        """Return the pool but for the first batch: that was drawn before, in the same way."""
         size = problem.space.size
-        n = size if size <= self.pool else self.pool - self.first
-        return problem.space.sample_indices(n, study_rng(history))
+        if size <= self.pool:
+            return problem.space.sample_indices(size, study_rng(history))
+        return by_choice(problem)(self.pool - self.first, study_rng(history))
