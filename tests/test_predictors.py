@@ -394,7 +394,7 @@ def test_the_report_has_a_row_for_each_measure() -> None:
     assert table.n.tolist() == [30, 30, 0]
     assert (table.tau[["f0", "cost"]] > 0.8).all()
     assert table.mape["cost"] < 5
-    assert set(table.predictor["f0"].split("+")) <= {"ridge", "svr", "stack"}
+    assert set(table.predictor["f0"].split("+")) <= {"ridge", "svr", "stack", "additive"}
     assert np.isnan(table.tau["unknown"])
     subnet = problem.space.sample(1, rng=0)[0]
     one = History(problem.space, [Evaluation(0, subnet, told(subnet))])
