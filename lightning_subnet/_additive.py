@@ -59,16 +59,19 @@ class Effects:
             stems.append(stem if dot and tail.isdigit() else name)
         alone = {stem for stem in stems if stems.count(stem) == 1}
         groups = {stem: i for i, stem in enumerate(dict.fromkeys(stems)) if stem not in alone}
-        n_columns = sum(len(choice.values) for choice in space.choices.values())
+        sizes = [  # values that mean the same network share a column
+            len({choice.representative(i) for i in range(len(choice.values))})
+            for choice in space.choices.values()
+        ]
         basis, rows, at = [], [], 0
         for j, (stem, choice) in enumerate(zip(stems, space.choices.values(), strict=True)):
-            k = len(choice.values)
+            k = sizes[j]
             # Choices that stand alone share a group, too far from each other to be alike.
             position = j * 1e3 if stem in alone else stems[:j].count(stem) / stems.count(stem)
             for level in range(-1, k):
                 if choice.ordered and level == 0:
                     continue  # being there at the least value
-                column = np.zeros(n_columns)
+                column = np.zeros(sum(sizes))
                 first = at + max(level, 0)
                 column[first : at + k if choice.ordered or level < 0 else first + 1] = 1
                 basis.append(column)
@@ -86,6 +89,7 @@ class Effects:
             if len(at):
                 level, where = self.level[at], self.position[at]
                 alike = np.where(level[:, None] == level, 1.0, _LEVELS * self.ordered[at])
+                alike *= self.ordered[at][:, None] == self.ordered[at]  # a step is like no value
                 apart = np.abs(where[:, None] - where)
                 parts.append((at, alike * np.exp(-apart / _LENGTH), 0.5))
                 parts.append((at, alike * (apart <= 1), 0.3))
@@ -181,6 +185,9 @@ class Additive(Predictor):
 
     def _fit(self, F: Floats, y: Floats) -> tuple[Floats, Floats]:
         rows, few = spaced(len(y), _ROWS), spaced(len(y), _SEARCH_ROWS)
+        near = _EDGES[0] * y[few].std()
+        if y.max() >= y[few].max() + near or y.min() <= y[few].min() - near:
+            few = np.union1d(few, [y.argmin(), y.argmax()])  # an edge is beyond all values
         self._kernel = _Kernel(self._of(F[rows]), self._parts(F.shape[1]))
         small = _Kernel(self._of(F[few]), self._kernel.parts)
         self.warp, weights, noise = _likeliest(small, y[few])
@@ -208,10 +215,12 @@ class Additive(Predictor):
         return [(np.arange(n_columns), np.eye(n_columns), 1.0)]
 
     def _predict(self, F: Floats, return_std: bool = True) -> tuple[Floats, Floats]:
-        cross, own = self._kernel.cross(self._of(F))
-        mean = cross @ self._dual
+        rows = self._of(F)
         if not return_std:
+            mean = self._kernel.times(rows, self._dual)
             return self.warp.back(mean, mean)
+        cross, own = self._kernel.cross(rows)
+        mean = cross @ self._dual
         variance = own + self._noise - ((cross @ self._inverse) * cross).sum(axis=1)
         return self.warp.back(mean, np.sqrt(np.maximum(variance, self._noise)))
 
@@ -264,6 +273,15 @@ class _Kernel:
         own = 1.0 + (linear * moved).sum(axis=1)
         own += share * (1.0 - 2 * near.mean(axis=1) + self.level)
         return np.asarray(1.0 + linear @ self.A.T + share * self._centred(near)), own
+
+    def times(self, others: Floats, dual: Floats) -> Floats:
+        """Return the kernel of other rows with these, times a vector (n,): (m,)."""
+        moved = others - self.centre
+        near = self._near(moved * self.scale)
+        total = float(dual.sum())
+        mixed = near @ dual - near.mean(axis=1) * total - self.column @ dual + self.level * total
+        linear = moved @ (self.covariance @ (self.A.T @ dual))
+        return np.asarray(total + linear + self.weights[-1] * self.stretch * mixed)
 
     def _near(self, points: Floats) -> Floats:
         far = (points**2).sum(axis=1)[:, None] + (self.R**2).sum(axis=1) - 2 * points @ self.R.T

@@ -25,9 +25,11 @@ def row_codes(X: Indices) -> list[bytes]:
 
 
 def distinct_rows(X: Indices) -> npt.NDArray[np.int64]:
-    """Return where each distinct row comes first, in their order."""
-    first: npt.NDArray[np.int64] = np.sort(np.unique(X, axis=0, return_index=True)[1])
-    return first
+    """Return the first position of every distinct row, in order."""
+    first: dict[bytes, int] = {}
+    for i, code in enumerate(row_codes(X)):
+        first.setdefault(code, i)
+    return np.fromiter(first.values(), dtype=np.int64, count=len(first))
 
 
 class Members(ABC):

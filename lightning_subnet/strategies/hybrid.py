@@ -21,11 +21,11 @@ from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates
 from lightning_subnet.subnet import Subnet
 
 _MARGIN = 0.1
-_CHILDREN = 10  # of each parent, a generation
+_CHILDREN = 8  # of each parent, a generation
 _FRONT = 30  # subnets of the front whose neighbours are looked at
 _BOLD = 5  # each fifth is chosen by optimistic predictions
 _POOL = 600  # predicted subnets that a batch is chosen from
-_MOST = 300  # of them, those whose gain in hypervolume is computed
+_MOST = 150  # of them, those whose gain in hypervolume is computed
 
 
 class Hybrid(PredictingStrategy):
@@ -41,7 +41,7 @@ class Hybrid(PredictingStrategy):
     Args:
         batch_size: How many are proposed a generation.
         first: How many are in the design.
-        inner_population: How many are parents in the inner evolution; they have ten times as many
+        inner_population: How many are parents in the inner evolution; they have eight times as many
             children a generation.
         generations: Of the inner evolution.
         predictor: A name or an estimator; see `predictors.make`.
