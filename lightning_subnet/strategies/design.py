@@ -16,9 +16,9 @@ from lightning_subnet.subnet import Subnet
 
 
 def _positions(space: SearchSpace) -> list[Indices]:
-    """Return the value indices that each choice takes."""
+    """Return the value indices that each choice takes, one where several mean the same network."""
     return [
-        np.array([choice.values.index(value) for value in space.values[name]])
+        np.unique([choice.representative(choice.values.index(v)) for v in space.values[name]])
         for name, choice in space.choices.items()
     ]
 

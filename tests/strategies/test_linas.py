@@ -11,7 +11,6 @@ from sklearn.linear_model import Lasso
 from lightning_subnet import FunctionEvaluator, History, SearchSpace, SubnetSearch
 from lightning_subnet.errors import StrategyError, StudyMismatchError
 from lightning_subnet.strategies import LINAS, NSGA2, Hybrid, RandomSearch
-from lightning_subnet.strategies.hybrid import designed
 from lightning_subnet.strategies.surrogate import Surrogates
 from tests.problems import NasBench201, conditional, cost, history_of, problem_of
 from tests.strategies.contract import StrategyContract
@@ -52,15 +51,40 @@ def test_predictions_are_of_what_was_measured_and_exact_measures_are_computed() 
 def test_the_first_batch_is_spread_over_the_cost() -> None:
     space = conditional()
     problem = problem_of(space, exact=[cost])
-    X = designed(problem, 20, np.random.default_rng(0))
-    subnets = space.from_indices(X)
-    assert space.largest in subnets
-    assert space.smallest in subnets
+    history = History(space)
     everything = problem.exact_values("cost", space.indices(list(space)))
-    chosen = problem.exact_values("cost", X)
-    for low, high in ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0)):
-        ends = everything.min() + np.array([low, high]) * np.ptp(everything)
-        assert ((chosen >= ends[0]) & (chosen <= ends[1])).sum() >= 2
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        subnets = Hybrid(first=20).propose(problem, history, 20, rng)
+        chosen = problem.exact_values("cost", space.indices(subnets))
+        for low, high in ((0.0, 0.4), (0.3, 0.7), (0.6, 1.0)):
+            ends = everything.min() + np.array([low, high]) * np.ptp(everything)
+            assert ((chosen >= ends[0]) & (chosen <= ends[1])).sum() >= 2
+        depths = [sum(s["depth"] == depth for s in subnets) for depth in (2, 3, 4)]
+        assert min(depths) >= 4  # uniform draws have 1.5, 4.6 and 13.8; nine are all of depth 2
+
+
+def test_the_design_stays_balanced_over_its_generations() -> None:
+    space = SearchSpace({f"x.{i}": range(2 + i % 4) for i in range(12)})
+    problem, strategy = problem_of(space), Hybrid()
+    assert strategy.batch_size == 5
+    history = History(space)
+    generation = 0
+    while len(history) < strategy.first:
+        rng = np.random.default_rng([3, generation])
+        proposals = strategy.propose(problem, history, strategy.batch_size, rng)
+        assert len(proposals) == strategy.batch_size
+        others = [e.subnet for e in history]
+        history = history_of(problem, [*others, *proposals], failed=lambda number: number % 4 == 1)
+        for column, choice in zip(history.indices.T, space.choices.values(), strict=True):
+            assert np.ptp(np.bincount(column, minlength=len(choice.values))) <= 1
+        generation += 1
+    assert generation == 3
+    # What follows is chosen by prediction: it is where the front is, and no longer balanced.
+    rng = np.random.default_rng([3, generation])
+    later = space.indices(strategy.propose(problem, history, 30, rng))
+    spread = [np.ptp(np.bincount(column, minlength=2)) for column in later.T]
+    assert max(spread) > 5
 
 
 def additive(n: int = 12) -> tuple[SearchSpace, FunctionEvaluator]:
