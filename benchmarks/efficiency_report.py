@@ -25,9 +25,7 @@ RIVALS = {
     "weaknas-front": 800,
     "weaknas-bands": 800,
     "linas": 250,
-    "linas-by-choice": 250,
     "nsga2": 2000,
-    "nsga2-by-choice": 2000,
 }
 NEAR = 0.98
 Curves = dict[str, dict[int, np.ndarray]]

@@ -9,9 +9,7 @@ benchmarks.problems: hypervolume after k validations, in the same square. The tr
 fitted on rows that these very runs measured, so they know where the recorded runs went better than
 elsewhere; "on the truth" is the recorded run with its subnets' top-1 as the truth has it, which
 takes noise and the error of the model out of the comparison. The recorded runs did not mask
-inactive choices and repeat themselves (7 % of their evaluations); ours do not. They drew the first
-population choice by choice, as ours of the name `-by-choice` do; the other ones of ours draw
-uniformly over distinct subnets, most of which are deep.
+inactive choices and repeat themselves (7 % of their evaluations); ours do not.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from benchmarks.problems import in_square, ofa
 from benchmarks.search_efficiency import curves_of, read, settings_hash, strategy_of
 
 CHECKPOINTS = (20, 50, 100, 150, 200, 250, 350, 500)
-LABELS = ("linas", "linas-by-choice", "nsga2", "nsga2-by-choice")
+LABELS = ("linas", "nsga2")
 SAME = 0.1  # points of top-1 by which a repeated measurement differs from the mean of its row
 
 
@@ -58,7 +56,7 @@ def compared(label: str, truth: str) -> list[dict]:
         print(f"no runs of {label} on ofa-{truth}: run the first command of the docstring")
         return []
     data, problem = truths.measured(), ofa(truth)
-    run = data.runs[label.removesuffix("-by-choice")]
+    run = data.runs[label]
     macs = problem.measures[0](data.X)
     rows = same_rows(run, macs, data.top1)
     found = rows >= 0
