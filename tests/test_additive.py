@@ -258,10 +258,11 @@ def test_a_kernel_on_effects_is_the_one_written_out() -> None:
             "ks.0": ks,
             "op": Choice(["conv", "skip"], ordered=False),
             "ks.1": Choice(ks, when={"depth": [2]}),
+            "stem": [8, 16],
         }
     )
     subnets = list(space)
-    assert len(subnets) == 2 * 3 + 2 * 9
+    assert len(subnets) == 2 * (2 * 3 + 2 * 9)
     # Effects by hand: a choice, where it stands, its step or value (None for being there).
     steps = [
         lambda s: s["depth"] == 2,
@@ -272,15 +273,16 @@ def test_a_kernel_on_effects_is_the_one_written_out() -> None:
         lambda s: s.get("ks.1", 0) >= 5,
         lambda s: s.get("ks.1", 0) >= 7,
         lambda s: "ks.1" in s,
+        lambda s: s["stem"] == 16,  # like no other, although it is a first step as well
     ]
     near = np.exp(-0.5 / 0.3)  # ks.1 stands half a network behind ks.0
     # Weights of a smooth part, of one that is the same everywhere, and of single effects.
     alone, single = np.eye(3) * (0.5 + 0.3), np.eye(3) * 0.3
     levels, blocks = np.array([[1, 0.6], [0.6, 1]]), np.array([[1, near], [near, 1]])
     ks_cov = np.kron(0.5 * blocks + 0.3, levels) + 0.3 * np.eye(4)
-    C = np.zeros((8, 8))
+    C = np.zeros((9, 9))
     C[:3, :3], C[3:7, 3:7] = alone + single, ks_cov
-    C[7, 7] = 0.4 * (0.7 + 0.3)
+    C[7, 7], C[8, 8] = 0.4 * (0.7 + 0.3), C[0, 0]
     A = np.array([[float(step(s.active)) for step in steps] for s in subnets])
     A -= A.mean(axis=0)
     expected = A @ C @ A.T
