@@ -38,7 +38,7 @@ from lightning_subnet.trainer_evaluator import TrainerEvaluator
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "examples"))
-from bring_your_own import DATA, Cifar10, LitClassifier, pretrained, searchable  # noqa: E402
+from bring_your_own import DATA, Cifar10, LitClassifier, pretrained, searchable  # noqa: E402 - examples are no package
 
 
 class Digits(L.LightningDataModule):

@@ -216,11 +216,10 @@ class Additive(Predictor):
 
     def _predict(self, F: Floats, return_std: bool = True) -> tuple[Floats, Floats]:
         rows = self._of(F)
+        mean = self._kernel.times(rows, self._dual)
         if not return_std:
-            mean = self._kernel.times(rows, self._dual)
             return self.warp.back(mean, mean)
         cross, own = self._kernel.cross(rows)
-        mean = cross @ self._dual
         variance = own + self._noise - ((cross @ self._inverse) * cross).sum(axis=1)
         return self.warp.back(mean, np.sqrt(np.maximum(variance, self._noise)))
 

@@ -105,7 +105,7 @@ class Wrapped(Predictor):
         self.estimator = estimator
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:  # type: ignore[override] # a property
         """The name of the model."""
         named = isinstance(self.estimator, str)
         return self.estimator if named else type(self.estimator).__name__

@@ -219,7 +219,7 @@ def test_a_value_that_saturates_is_learned_from_25(side: int) -> None:
         for name, found in errors.items():
             predictor = make(name, space=space).fit(F[:25], y[:25])
             found.append(float(np.abs(predictor.predict(F[25:]) - y[25:]).mean()))
-            assert name == "ridge" or predictor.warp.side == side  # type: ignore[attr-defined]
+            assert name == "ridge" or predictor.warp.side == side  # type: ignore[attr-defined] # Additive has it
     assert max(errors["additive"]) < 0.5 * min(errors["ridge"])
 
 
@@ -444,8 +444,8 @@ def test_one_value_far_from_all_others_is_within_the_edge(bent: bool, outlier: i
         predictor = make("additive", space=space).fit(features(space, X), values)
         assert predictor.used == "additive"
         assert np.isfinite(predictor.predict(features(space, X))).all()
-        edge = predictor.warp.side * predictor.warp.edge  # type: ignore[attr-defined]
-        assert not edge or (predictor.warp.side * values < edge).all()  # type: ignore[attr-defined]
+        edge = predictor.warp.side * predictor.warp.edge  # type: ignore[attr-defined] # Additive has it
+        assert not edge or (predictor.warp.side * values < edge).all()  # type: ignore[attr-defined] # Additive has it
 
 
 def test_thousands_of_rows_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,7 +515,7 @@ def test_without_a_space_every_column_is_by_itself() -> None:
     F = rng.random((60, 5))
     y = F @ np.arange(5.0)
     predictor = Additive().fit(F[:40], y[:40])
-    assert predictor.effects is None  # type: ignore[attr-defined]
+    assert predictor.effects is None  # type: ignore[attr-defined] # Additive has it
     assert np.abs(predictor.predict(F[40:]) - y[40:]).mean() < 0.1 * y.std()
     assert repr(Additive(random_state=3)) == "Additive(random_state=3)"
 

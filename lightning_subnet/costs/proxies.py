@@ -24,7 +24,7 @@ class SynFlow:
     """The logarithm of the synaptic flow of the extracted subnet: exact, with no data.
 
     With all weights replaced by their absolute values, normalisation layers passed by and an input
-    of ones, R is the sum of the outputs; the flow is the sum over all weights w of |w dR/dw|, in
+    of ones, R is the sum of the outputs; the flow is the sum over all weights w of `|w dR/dw|`, in
     double precision. It grows by orders of magnitude from subnet to subnet, hence the logarithm,
     which keeps the order. It ranks subnets by how freely signals pass, not by what they have
     learnt: a check by a validation of the front is in place. Of a network that cannot be sliced all

@@ -14,6 +14,7 @@ from lightning_subnet.strategies.design import by_choice
 from lightning_subnet.strategies.surrogate import Surrogates
 
 _HALF = 0.5
+_MATES = 0.05  # of the parents, in the order of an objective: how far apart two are that mate
 
 
 def best_first(F: Floats, missed: Floats) -> Indices:
@@ -67,7 +68,8 @@ def breed(  # noqa: PLR0913 - the settings of an evolution
     """Evolve on predictions with few, large generations: predictions are cheapest by the thousand.
 
     All rows that were scored compete. Parents are the best of them by constraint violation, front
-    and crowding; a child takes each choice from one of two, and in the mean one new value.
+    and crowding; mates are near each other in one objective, each in its turn; a child takes each
+    choice from one of the two, and in the mean one new value.
 
     Args:
         problem: What is searched.
@@ -84,16 +86,21 @@ def breed(  # noqa: PLR0913 - the settings of an evolution
 
     References:
         Deb et al., A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II, IEEE TEC 6 (2002),
-        for the order; the operators are uniform crossover and mutation.
+        for the order; Ishibuchi, Shibata, Mating Scheme for Controlling the Diversity-Convergence
+        Balance for Multiobjective Optimization, GECCO 2004, for mates that are alike.
     """
     space = problem.space
     X = start[distinct_rows(start)]
     F, missed = score(X)
-    for _ in range(generations):
+    for generation in range(generations):
         order = best_first(F, missed)[:keep]
         X, F, missed = X[order], F[order], missed[order]
-        leaders = X[:parents]
-        one, two = (leaders[rng.integers(len(leaders), size=children)] for _ in range(2))
+        # Parents far apart on the front have little to give each other.
+        row = np.argsort(F[:parents, generation % F.shape[1]], kind="stable")
+        at = rng.integers(len(row), size=children)
+        away = 1 + np.abs(np.rint(rng.normal(0, _MATES * len(row), children))).astype(int)
+        away *= rng.choice([-1, 1], children)
+        one, two = X[row[at]], X[row[np.clip(at + away, 0, len(row) - 1)]]
         bred = np.where(rng.random(one.shape) < _HALF, one, two)
         fresh = by_choice(problem)(children, rng)
         fresh = fresh[np.arange(children) % len(fresh)]

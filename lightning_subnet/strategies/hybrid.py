@@ -59,7 +59,7 @@ class Hybrid(PredictingStrategy):
         batch_size: int = 5,
         first: int = 12,
         inner_population: int = 100,
-        generations: int = 8,
+        generations: int = 10,
         predictor: Any = "additive",
     ) -> None:
         positive(
