@@ -25,7 +25,7 @@ from lightning_subnet import Choice, SearchSpace
 from lightning_subnet.predictors import features, kendall_tau, make
 
 SAMPLES = (25, 50, 100, 250, 1000)
-KERNELS = ("auto", "ridge", "svr", "stack", "gp")
+KERNELS = ("auto", "ridge", "svr", "stack", "gp", "additive")
 TREES = ("forest", "extra-trees", "boosting")
 UNSEEN = 500
 HERE = Path(__file__).resolve().parent
@@ -69,7 +69,7 @@ def run(table: Table, seeds: int) -> Iterator[dict]:
             unseen, seen = order[:UNSEEN], order[UNSEEN : UNSEEN + n]
             for name in KERNELS + TREES * (seed < 5):
                 start = time.perf_counter()
-                fitted = make(name).fit(F[seen], y[seen])
+                fitted = make(name, space=space).fit(F[seen], y[seen])
                 seconds = time.perf_counter() - start
                 mean, std = fitted.predict(F[unseen], return_std=True)
                 error = np.abs(mean - y[unseen])

@@ -23,6 +23,7 @@ _LEVELS = 0.6  # correlation of the effects of two steps of one choice
 _MIXED, _RATE = 0.2, 1.5  # interactions: their share at the start, and the rate of their kernel
 _EDGES = (0.3, 1.0, 3.0)  # how far beyond the data a value may saturate, in standard deviations
 _FAR = 6.0  # standard deviations beyond which predictions are not followed
+_OWN = 12  # so many choices that stand alone are a group each
 _TINY = 1e-9
 
 Part = tuple[Indices, Floats, float]
@@ -58,7 +59,8 @@ class Effects:
             stem, dot, tail = name.rpartition(".")
             stems.append(stem if dot and tail.isdigit() else name)
         alone = {stem for stem in stems if stems.count(stem) == 1}
-        groups = {stem: i for i, stem in enumerate(dict.fromkeys(stems)) if stem not in alone}
+        shared = alone if len(alone) > _OWN else set()
+        groups = {stem: i for i, stem in enumerate(dict.fromkeys(stems)) if stem not in shared}
         sizes = [  # values that mean the same network share a column
             len({choice.representative(i) for i in range(len(choice.values))})
             for choice in space.choices.values()
@@ -66,7 +68,7 @@ class Effects:
         basis, rows, at = [], [], 0
         for j, (stem, choice) in enumerate(zip(stems, space.choices.values(), strict=True)):
             k = sizes[j]
-            # Choices that stand alone share a group, too far from each other to be alike.
+            # Many choices that stand alone share a group, too far from each other to be alike.
             position = j * 1e3 if stem in alone else stems[:j].count(stem) / stems.count(stem)
             for level in range(-1, k):
                 if choice.ordered and level == 0:
@@ -298,6 +300,8 @@ def _likeliest(kernel: _Kernel, y: Floats) -> tuple[Warp, Floats, float]:
     safe = np.where(used, start, 1.0)
     warps = [Warp(0, 0.0, float(y.mean()), float(y.std()))]
     warps += [Warp.to(y, side, beyond) for side in (1, -1) for beyond in _EDGES]
+    if y.min() > 0:
+        warps.append(Warp.to(y, -1, float(y.min() / y.std())))  # its edge is 0: the logarithm
     found = []
     for warp in warps:
         z = warp.straight(y)
