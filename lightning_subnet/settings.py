@@ -25,6 +25,8 @@ from lightning_subnet.space import SearchSpace
 from lightning_subnet.strategies import resolve
 from lightning_subnet.strategies.base import Strategy
 
+_OPENING = ("population", "samples", "first")  # settings that say how many subnets come first
+
 
 class BudgetWarning(UserWarning):
     """The budget ends before the strategy has begun to learn.
@@ -84,12 +86,14 @@ def parse(settings: Mapping[str, Any]) -> Parsed:
 
 
 def _warn_of_small_budget(given: Any, parsed: Parsed) -> None:
-    limit, first = parsed.budget.evaluations, getattr(parsed.strategy, "population", 0)
+    limit, strategy = parsed.budget.evaluations, parsed.strategy
+    setting = next((name for name in _OPENING if hasattr(strategy, name)), "")
+    first = getattr(strategy, setting, 0)
     if limit is not None and limit <= first and isinstance(given, str):
         warnings.warn(
-            f"strategy={given!r} draws its first {first} subnets at random, and the budget "
-            f"is {limit}. Give a smaller population: {type(parsed.strategy).__name__}"
-            f"(population={max(limit // 4, 2)}). "
+            f"strategy={given!r} begins with {first} subnets that follow no measurement, and the "
+            f"budget is {limit}. Give fewer: {type(strategy).__name__}"
+            f"({setting}={max(limit // 4, 2)}). "
             "Silence: ignore lightning_subnet.BudgetWarning.",
             BudgetWarning,
             stacklevel=4,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Lasso
 
-from lightning_subnet import FunctionEvaluator, History, SearchSpace, SubnetSearch
+from lightning_subnet import BudgetWarning, FunctionEvaluator, History, SearchSpace, SubnetSearch
 from lightning_subnet.errors import StrategyError, StudyMismatchError
 from lightning_subnet.strategies import LINAS, NSGA2, Hybrid, RandomSearch
 from lightning_subnet.strategies.surrogate import Surrogates
@@ -178,6 +178,25 @@ def test_a_small_budget_is_no_warning_for_the_default_strategy(
     assert search.strategy.name == "hybrid"
     assert len(search.run(evaluator, progress=False).history) == 30
     assert [str(w.message) for w in recwarn] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "hint"),
+    [
+        ("hybrid", 12, "Hybrid(first=3)"),
+        ("weaknas", 100, "WeakNAS(first=25)"),
+        ("full", 80, "FullSearch(samples=20)"),
+        ("nsga2", 50, "NSGA2(population=12)"),
+    ],
+)
+def test_a_budget_that_ends_before_a_strategy_learns_warns(
+    name: str, budget: int, hint: str
+) -> None:
+    space, _ = additive(4)
+    given = {"space": space, "objectives": {"error": "min", "cost": "min"}, "storage": None}
+    with pytest.warns(BudgetWarning) as caught:
+        SubnetSearch(**given, strategy=name, budget=budget)
+    assert hint in str(caught[0].message)
 
 
 def test_an_empty_history_is_no_trouble() -> None:
