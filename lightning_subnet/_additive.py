@@ -23,6 +23,7 @@ _LEVELS = 0.6  # correlation of the effects of two steps of one choice
 _MIXED, _RATE = 0.2, 1.5  # interactions: their share at the start, and the rate of their kernel
 _EDGES = (0.3, 1.0, 3.0)  # how far beyond the data a value may saturate, in standard deviations
 _FAR = 6.0  # standard deviations beyond which predictions are not followed
+_VALUES = 50  # of a choice, that have effects of their own
 _OWN = 12  # so many choices that stand alone are a group each
 _TINY = 1e-9
 
@@ -68,14 +69,16 @@ class Effects:
         basis, rows, at = [], [], 0
         for j, (stem, choice) in enumerate(zip(stems, space.choices.values(), strict=True)):
             k = sizes[j]
+            bins = spaced(k, _VALUES)  # of so many values, neighbours share an effect
             # Many choices that stand alone share a group, too far from each other to be alike.
             position = j * 1e3 if stem in alone else stems[:j].count(stem) / stems.count(stem)
-            for level in range(-1, k):
+            for level in range(-1, len(bins)):
                 if choice.ordered and level == 0:
                     continue  # being there at the least value
                 column = np.zeros(sum(sizes))
-                first = at + max(level, 0)
-                column[first : at + k if choice.ordered or level < 0 else first + 1] = 1
+                first = at + int(bins[max(level, 0)])
+                last = at + int([*bins, k][level + 1])
+                column[first : at + k if choice.ordered or level < 0 else last] = 1
                 basis.append(column)
                 rows.append((groups.get(stem, -1), position, level, choice.ordered))
             at += k

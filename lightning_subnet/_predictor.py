@@ -151,7 +151,7 @@ class Predictor:
             raise PredictorError(msg)
         self.n_features_in_ = F.shape[1]
         self._stand_in: Predictor | None = None
-        self.used = self.name
+        self.used, self._data = self.name, (F, y)
         try:
             if reason := self._refusal(y):
                 self._replace(F, y, reason)
@@ -207,12 +207,23 @@ class Predictor:
             raise PredictorError(msg)
         if self._stand_in is not None:
             return self._stand_in.predict(F, return_std)
-        parts = [self._predict(F[i : i + _BLOCK], return_std) for i in range(0, len(F), _BLOCK)]
+        try:
+            parts = self._pieces(F, return_std)
+        except Exception as error:
+            self._replace(*self._data, f"raised {type(error).__name__} in predict: {error}")
+            return self.predict(F, return_std)
         mean = np.concatenate([part[0] for part in parts]) if parts else np.zeros(0)
         if not return_std:
             return mean
         std = np.concatenate([part[1] for part in parts]) if parts else np.zeros(0)
         return mean, np.maximum(std * self._stretch, self._least)
+
+    def _pieces(self, F: Floats, return_std: bool) -> list[tuple[Floats, Floats]]:
+        parts = [self._predict(F[i : i + _BLOCK], return_std) for i in range(0, len(F), _BLOCK)]
+        if not all(np.isfinite(column).all() for part in parts for column in part):
+            msg = "it predicts NaN or infinity"
+            raise FloatingPointError(msg)
+        return parts
 
     def score(self, F: npt.ArrayLike, y: npt.ArrayLike) -> float:
         """Return Kendall's tau of the predictions with y: what a search needs is the order."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _PART = 5  # a front takes up to this part of the budget
 _PAIR = 2
+_SHOWN = 5  # choices and values of each, in a message
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def projected(space: SearchSpace, subnets: Sequence[Subnet]) -> list[Subnet]:
     """Return subnets of another space as subnets of this one; see `WarmStart.subnets`.
 
     Raises:
-        SearchError: Nothing of a subnet fits.
+        SearchError: Nothing of any subnet fits.
 
     Example:
         >>> old = SearchSpace(depth=[1, 2], width=[8, 16], stem=["a", "b"])
@@ -264,7 +266,7 @@ def projected(space: SearchSpace, subnets: Sequence[Subnet]) -> list[Subnet]:
         [Subnet(depth=1, width=8, heads=8)]
     """
     choices = space.choices
-    rows = []
+    rows, strange = [], []
     for subnet in subnets:
         if subnet in space:
             rows.append(space.indices([subnet])[0])
@@ -273,14 +275,25 @@ def projected(space: SearchSpace, subnets: Sequence[Subnet]) -> list[Subnet]:
         active = subnet.active
         fits = {n: v for n, v in active.items() if n in choices and v in choices[n].values}
         if not fits:
-            msg = (
-                f"warm_start= cannot begin here: {subnet!r:.120} shares no choice and value with "
-                f"this space, whose choices are {listed(choices, 5)}."
-            )
-            raise SearchError(msg)
+            strange.append(subnet)
+            continue
         for name, value in fits.items():
             row[space.names.index(name)] = choices[name].values.index(value)
         rows.append(np.array(row))
+    if strange and not rows:
+        values = {name: choice.values[:_SHOWN] for name, choice in list(choices.items())[:_SHOWN]}
+        more = " ..." if len(choices) > _SHOWN else ""
+        msg = (
+            f"warm_start= cannot begin here: {strange[0]!r:.120} shares no choice and value with "
+            f"this space, whose choices are {str(values)[1:-1]:.200}{more}."
+        )
+        raise SearchError(msg)
+    if strange:
+        warnings.warn(
+            f"warm_start= leaves out {len(strange)} of {len(subnets)} subnets, which share no "
+            f"choice and value with this space: {strange[0]!r:.120}.",
+            stacklevel=2,
+        )
     if not rows:
         return []
     X = space.nearest(space.canonical(np.stack(rows)), set())

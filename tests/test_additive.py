@@ -573,3 +573,13 @@ def test_a_normal_fit_warns_of_nothing() -> None:
         for n in (6, 12, 150):
             F, y, unseen = sample(n)
             make("additive", space=ops()).fit(F, y).predict(unseen, return_std=True)
+
+
+def test_a_choice_of_thousands_of_values_has_effects_of_fifty() -> None:
+    for ordered in (True, False):
+        space = SearchSpace(a=Choice(range(10_000), ordered=ordered), b=[1, 2])
+        X = space.sample_indices(60, 0)
+        y = np.sin(X[:, 0] / 4000) + X[:, 1]
+        fitted = make("additive", space=space).fit(features(space, X[:40]), y[:40])
+        assert fitted.used == "additive"
+        assert fitted.score(features(space, X[40:]), y[40:]) > 0.6

@@ -434,3 +434,23 @@ def test_real_latencies_rank_as_well_as_the_best_peer_does(device: str, peer: fl
     one, two = np.mean(within, axis=0)
     assert 0.5 < one < 0.85
     assert two > 0.8
+
+
+@pytest.mark.filterwarnings("ignore::lightning_subnet.predictors.PredictorWarning")
+@pytest.mark.parametrize("fails", ["nan", "raises"])
+def test_a_predictor_that_fails_after_its_fit_is_replaced(fails: str) -> None:
+    class Late(SklearnRidge):
+        def predict(self, X: np.ndarray) -> np.ndarray:
+            if len(X) <= 60:
+                return super().predict(X)
+            if fails == "raises":
+                raise ValueError("too many rows")
+            return np.full(len(X), np.nan)
+
+    F, y = sample(160)
+    fitted = make(Late()).fit(F[:50], y[:50])
+    assert fitted.used == "Late"
+    mean, std = fitted.predict(F, return_std=True)
+    assert fitted.used == "ridge"
+    np.testing.assert_array_equal(mean, make("ridge").fit(F[:50], y[:50]).predict(F))
+    assert np.isfinite(std).all()

@@ -198,3 +198,12 @@ def test_predictors_report_on_expensive_measures(storage: Storage) -> None:
     assert (frame.spread >= 0).all()
     again = search_of(space=grid(4, 5), budget=60, storage=storage, name="p").predictors()
     assert again.equals(frame)
+
+
+def test_subnets_that_do_not_fit_are_left_out_of_a_front_that_does() -> None:
+    old, new = SearchSpace(q=[1, 2, 3, 40]), SearchSpace(q=[1, 2, 3], w=[1, 2])
+    with pytest.warns(UserWarning, match="leaves out 1 of 4 subnets"):
+        found = projected(new, list(old))
+    assert [subnet["q"] for subnet in found] == [1, 2, 3]
+    with pytest.raises(SearchError, match=r"'q': \(1, 2, 3\)"):
+        projected(new, [old.subnet(q=40)])

@@ -223,7 +223,7 @@ def _archive(
         if not archive.is_pool:
             msg = f"{archive!r} lists no subnets. Give the result of a search, or a pool of subnets"
             raise SearchError(f"{msg}: space.restricted_to(subnets).")
-        rows = np.concatenate(list(archive.index_blocks()))
+        rows = _enough(np.concatenate(list(archive.index_blocks())))
         return _whole(archive), rows, rows[:0]
     if not isinstance(archive, (History, Searched)):
         msg = f"{archive!r:.60} is no archive. Give the result of a search, a History or a pool."
@@ -231,12 +231,7 @@ def _archive(
     history = archive if isinstance(archive, History) else archive.final
     space = history.space
     rows = history.indices[history.ok] if len(history) else history.indices
-    if len(rows) < _LEAST:
-        msg = (
-            f"The archive has {len(rows)} measured subnets; "
-            f"at least {_LEAST} are needed to tell where the good ones lie."
-        )
-        raise SearchError(msg)
+    rows = _enough(rows)
     if isinstance(archive, History):
         return space, rows, rows[:0]
     problem = archive.problem
@@ -245,6 +240,16 @@ def _archive(
         rows = np.concatenate([rows, _predicted(problem, history, front, samples, predictor, rng)])
         rows = rows[distinct_rows(rows)]
     return space, rows, front
+
+
+def _enough(rows: Indices) -> Indices:
+    if len(rows) < _LEAST:
+        msg = (
+            f"The archive has {len(rows)} measured subnets; "
+            f"at least {_LEAST} are needed to tell where the good ones lie."
+        )
+        raise SearchError(msg)
+    return rows
 
 
 def _whole(pool: SearchSpace) -> SearchSpace:

@@ -10,6 +10,7 @@ from sklearn.linear_model import Lasso
 
 from lightning_subnet import BudgetWarning, FunctionEvaluator, History, SearchSpace, SubnetSearch
 from lightning_subnet.errors import StrategyError, StudyMismatchError
+from lightning_subnet.predictors import PredictorError
 from lightning_subnet.strategies import LINAS, NSGA2, Hybrid, RandomSearch
 from lightning_subnet.strategies.surrogate import Surrogates
 from tests.problems import NasBench201, conditional, cost, history_of, problem_of
@@ -166,6 +167,9 @@ def test_settings_are_checked() -> None:
             LINAS(**bad)
     with pytest.raises(StrategyError):
         Hybrid(first=0)
+    for strategy in (LINAS, Hybrid):
+        with pytest.raises(PredictorError, match="ridge"):
+            strategy(predictor="rigde")
 
 
 def test_a_small_budget_is_no_warning_for_the_default_strategy(

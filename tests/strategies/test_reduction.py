@@ -176,3 +176,9 @@ def test_bad_archives_and_options(
     with pytest.raises(error) as caught:
         call()
     assert_clear(caught.value, part)
+
+
+def test_a_pool_of_three_says_nothing_of_where_good_subnets_lie() -> None:
+    space = SearchSpace({f"x.{i}": range(4) for i in range(6)})
+    with pytest.raises(SearchError, match="has 3 measured subnets"):
+        reduce_space(space.restricted_to(space.sample(3, rng=0)))
