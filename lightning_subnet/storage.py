@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import StaticPool
 
+from lightning_subnet import _sqlite
 from lightning_subnet.differences import differences
 from lightning_subnet.errors import StorageError, StudyMismatchError, TellError
 from lightning_subnet.history import Evaluation
@@ -94,7 +95,7 @@ class Storage:
             )
             options: dict[str, Any] = {"poolclass": StaticPool} if memory else {}
             if self._url.get_backend_name() == "sqlite":
-                options["connect_args"] = {"timeout": 120, "check_same_thread": False}
+                options["connect_args"] = {"timeout": _sqlite.WAIT, "check_same_thread": False}
             self._engine = sa.create_engine(self._url, pool_pre_ping=True, **options)
         except (sa.exc.ArgumentError, ImportError, AttributeError) as error:
             msg = (
@@ -104,8 +105,10 @@ class Storage:
             raise StorageError(msg) from error
         self._path = None
         if self._url.get_backend_name() == "sqlite":
-            sa.event.listen(self._engine, "connect", _configure_sqlite)
-            sa.event.listen(self._engine, "begin", _begin_sqlite)
+            sa.event.listen(
+                self._engine, "connect", lambda new, _: _sqlite.configure(new, _format.name)
+            )
+            sa.event.listen(self._engine, "begin", _sqlite.begin)
             if not memory and not str(self._url.database).startswith("file:"):
                 self._path = Path(str(self._url.database))
                 self._check_place(self._path)
@@ -400,20 +403,3 @@ def _keep(
     key = {"fingerprint": fingerprint, "key": subnet.key}
     if connection.scalar(sa.select(_values.c.value).filter_by(**key)) is None:
         connection.execute(_values.insert().values(value=value, error=error, **key))
-
-
-def _configure_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions are begun below, not by the driver
-    cursor = connection.cursor()
-    tables = {row[0] for row in cursor.execute("SELECT name FROM sqlite_master")}
-    if not tables or _format.name in tables:  # a database of something else stays as it is
-        cursor.execute("PRAGMA journal_mode=WAL")  # a killed process leaves whole rows
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    # A write transaction takes the lock at once: two that upgrade later would fail, not wait.
-    write = connection.get_execution_options().get("subnet_write")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

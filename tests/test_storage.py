@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,29 @@ def test_four_processes_write_four_studies_of_one_file_at_once(tmp_path: Path) -
         assert [e.number for e in evaluations] == list(range(ROWS))
         assert [e.subnet for e in evaluations] == [subnets[row] for row in rows]
         assert [e.values["f0"] for e in evaluations] == [float(row) for row in rows]
+
+
+def test_connections_that_open_a_new_file_at_once_all_get_it(tmp_path: Path) -> None:
+    # SQLite fails one of two that switch to the write-ahead log at once, without waiting.
+    together, failed = 8, []
+    for k in range(100):
+        start = threading.Barrier(together)
+
+        def look(url: str = f"sqlite:///{tmp_path}/{k}.db", start: Any = start) -> None:
+            storage = Storage(url)
+            Path(url.removeprefix("sqlite:///")).touch()
+            start.wait()
+            try:
+                storage.study_names()
+            except StorageError as error:
+                failed.append(str(error))
+
+        threads = [threading.Thread(target=look) for _ in range(together)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failed == []
 
 
 # Places that cannot be used
