@@ -23,6 +23,7 @@ from lightning_subnet._predictor import (
     Stack,
     fold_of,
     kendall_tau,
+    spaced,
 )
 from lightning_subnet._sklearn import Floats, Scale
 from lightning_subnet.choices import Indices
@@ -53,6 +54,8 @@ __all__ = [
     "report",
 ]
 
+_DRAWS, _DRAWN_ROWS = 256, 500  # of the Bayesian bootstrap; of more rows, so many in even steps
+_LEAST_SHARE = 0.05  # of the draws; what has less does not predict
 _FIRST, _GROWTH = 25, 4  # from 25 rows on, choices are made four times per doubling
 
 
@@ -147,38 +150,45 @@ class Wrapped(Predictor):
 
 
 class Auto(Predictor):
-    """Chooses among candidates by cross-validated rank correlation, less a part of its spread.
+    """Chooses among candidates by cross-validated rank correlation, and mixes where that is unsure.
 
-    Candidates whose folds do not tell them from the best predict together, as their mean. The
-    choice is made anew when there are a fifth more samples than the last time, on the rows up to
-    then, so it depends on the rows alone and not on earlier fits.
+    Each candidate's weight is the share of Bayesian bootstrap draws of the samples in which its
+    predictions for left-out folds order the samples best: one candidate where the samples tell it
+    from the others, several where they do not. The choice is made anew when there are a fifth more
+    samples than the last time, on the rows up to then, so it depends on the rows alone and not on
+    earlier fits.
 
     Args:
         candidates: Names, or estimators with fit and predict.
-        penalty: What a standard deviation over the folds costs.
         effects: For "additive"; see `Additive`.
-        random_state: The seed of folds and trees.
+        random_state: The seed of folds, draws and trees.
 
     Attributes:
         chosen: The names of what predicts.
+        weights: The weight of each of them; they add up to 1.
         scores: Kendall's tau by candidate: mean over folds and standard deviation.
+
+    References:
+        Yao, Vehtari, Simpson, Gelman, Using Stacking to Average Bayesian Predictive Distributions,
+        Bayesian Analysis 13 (2018), section 3.4, for weights by Bayesian bootstrap; Rubin, The
+        Bayesian Bootstrap, Annals of Statistics 9 (1981).
     """
 
     name = "auto"
     minimum = Ridge.minimum
     chosen: tuple[str, ...]
+    weights: tuple[float, ...]
     scores: dict[str, tuple[float, float]]
 
     def __init__(
         self,
         candidates: Sequence[Any] = ("ridge", "svr", "stack", "additive"),
         *,
-        penalty: float = 0.5,
         effects: Effects | None = None,
         random_state: int = 0,
     ) -> None:
         super().__init__(random_state=random_state)
-        self.candidates, self.penalty, self.effects = candidates, penalty, effects
+        self.candidates, self.effects = candidates, effects
 
     def _fit(self, F: Floats, y: Floats) -> tuple[Floats, Floats]:
         n = len(y)
@@ -192,12 +202,11 @@ class Auto(Predictor):
             for member in self._members:
                 member.fit(F, y)
         means, stds = zip(*(member._left_out for member in self._members), strict=True)
-        return _together(means, stds)
+        return _together(means, stds, self.weights)
 
     def _decide(self, F: Floats, y: Floats) -> None:
         folds = fold_of(len(y), self.random_state)
         fitted: dict[str, Predictor] = {}
-        taus: dict[str, Floats] = {}
         self.scores = {}
         for candidate in self.candidates:
             if candidate == "additive":
@@ -208,26 +217,44 @@ class Auto(Predictor):
                 continue
             tau = kendall_tau(made.out_of_fold, y, folds)
             self.scores[made.name] = (float(tau.mean()), float(tau.std()))
-            fitted[made.name], taus[made.name] = made, tau
+            fitted[made.name] = made
         if not fitted:
             msg = f"none of its candidates {list(self.candidates)!r:.120} could be fitted"
             raise ValueError(msg)
-        best = max(fitted, key=lambda k: self.scores[k][0] - self.penalty * self.scores[k][1])
-        behind = {name: taus[best] - tau for name, tau in taus.items()}
-        self.chosen = tuple(k for k, d in behind.items() if k == best or d.mean() <= d.std())
+        shares = self._shares([made.out_of_fold for made in fitted.values()], y)
+        used = np.flatnonzero(shares >= min(_LEAST_SHARE, shares.max()))
+        self.chosen = tuple(list(fitted)[i] for i in used)
+        self.weights = tuple((shares[used] / shares[used].sum()).tolist())
         self._members = [fitted[name] for name in self.chosen]
+
+    def _shares(self, predictions: Sequence[Floats], y: Floats) -> Floats:
+        """Return in which part of the draws each of the predictions (n,) orders y (n,) best."""
+        rows = spaced(len(y), _DRAWN_ROWS)
+        rng = np.random.default_rng(self.random_state)
+        weights = rng.dirichlet(np.ones(len(rows)), _DRAWS)
+        above = np.sign(y[rows][:, None] - y[rows])
+        taus = []
+        for mean in predictions:
+            agree = np.nan_to_num(above * np.sign(mean[rows][:, None] - mean[rows]))
+            taus.append(((weights @ agree) * weights).sum(axis=1))
+        return np.bincount(np.argmax(taus, axis=0), minlength=len(taus)) / _DRAWS
 
     def _predict(self, F: Floats, return_std: bool = True) -> tuple[Floats, Floats]:
         if not return_std:
-            mean = np.mean([member.predict(F) for member in self._members], axis=0)
+            alone = [member.predict(F) for member in self._members]
+            mean = np.average(alone, axis=0, weights=self.weights)
             return mean, mean
         means, stds = zip(*(member.predict(F, True) for member in self._members), strict=True)
-        return _together(means, stds)
+        return _together(means, stds, self.weights)
 
 
-def _together(means: Sequence[Floats], stds: Sequence[Floats]) -> tuple[Floats, Floats]:
-    """Return mean and standard deviation of a mixture in equal parts."""
-    return np.mean(means, axis=0), np.sqrt(np.mean(np.square(stds), axis=0) + np.var(means, axis=0))
+def _together(
+    means: Sequence[Floats], stds: Sequence[Floats], weights: Sequence[float]
+) -> tuple[Floats, Floats]:
+    """Return mean and standard deviation of a mixture."""
+    mean = np.average(means, axis=0, weights=weights)
+    variance = np.average(np.square(stds) + np.square(means - mean), axis=0, weights=weights)
+    return mean, np.sqrt(variance)
 
 
 _CLASSES: dict[str, type[Predictor]] = {

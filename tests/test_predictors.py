@@ -315,6 +315,46 @@ def test_auto_takes_what_ranks_better_and_says_how_it_scored() -> None:
     assert auto.chosen == ("stack",)
     assert auto.scores["stack"][0] > auto.scores["ridge"][0] + 0.1
     assert auto.scores["stack"][1] >= 0
+    assert auto.weights == (1.0,)
+
+
+def test_auto_mixes_what_the_samples_do_not_tell_apart() -> None:
+    rng = np.random.default_rng(0)
+    F = rng.random((25, 6))
+    y = F @ np.arange(1.0, 7.0) + rng.normal(0, 3, 25)
+    auto = Auto(("ridge", "svr")).fit(F, y)
+    assert auto.chosen == ("ridge", "svr")
+    assert sum(auto.weights) == pytest.approx(1)
+    assert min(auto.weights) > 0.05
+    unseen = rng.random((7, 6))
+    alone = [make(name).fit(F, y).predict(unseen, return_std=True) for name in auto.chosen]
+    mean, std = auto.predict(unseen, return_std=True)
+    draws = rng.choice(2, 200_000, p=auto.weights)
+    for i in range(len(unseen)):
+        at = np.array([[m[i], s[i]] for m, s in alone])[draws]
+        drawn = rng.normal(at[:, 0], at[:, 1])
+        assert mean[i] == pytest.approx(drawn.mean(), abs=0.03 * std[i])
+        assert std[i] == pytest.approx(drawn.std(), rel=0.02)
+
+
+def test_the_weights_of_auto_are_shares_of_bootstrap_draws() -> None:
+    rng = np.random.default_rng(1)
+    y = rng.normal(size=12)
+    predictions = [y + rng.normal(size=12) for _ in range(3)]
+    predictions[2][4] = np.nan  # no tree left it out
+    wins = np.zeros(3)
+    for w in np.random.default_rng(0).dirichlet(np.ones(12), 256):
+        taus = [
+            sum(
+                w[i] * w[j] * ((p[i] > p[j]) * 2 - 1) * ((y[i] > y[j]) * 2 - 1)
+                for i in range(12)
+                for j in range(12)
+                if i != j and np.isfinite([p[i], p[j]]).all()
+            )
+            for p in predictions
+        ]
+        wins[int(np.argmax(taus))] += 1
+    assert Auto()._shares(predictions, y).tolist() == (wins / 256).tolist()
 
 
 def test_the_choice_depends_on_the_rows_and_not_on_earlier_fits() -> None:
