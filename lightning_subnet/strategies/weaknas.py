@@ -53,7 +53,7 @@ class WeakNAS(PredictingStrategy):
     of the runs together.
 
     What differs from the released code: boosted trees are scikit-learn's on histograms, not
-    XGBoost's, with 100 of the 1000 rounds, after which nothing is left to fit; positions of values
+    XGBoost's, with 50 of the 1000 rounds, after which nothing is left to fit; positions of values
     are masked where a choice does not exist; and no subnet is proposed twice.
 
     Args:
