@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from lightning_subnet.choices import Indices, plain
 from lightning_subnet.errors import SpaceExhausted, StrategyError
@@ -88,6 +89,17 @@ def probability(**settings: float | None) -> None:
             raise StrategyError(msg)
 
 
+def taken_codes(history: History, pending: Sequence[Subnet]) -> set[bytes]:
+    """Return the codes of what is measured or pending, which no strategy proposes again."""
+    return history.codes | set(row_codes(history.space.indices(pending)))
+
+
+def new_rows(X: Indices, history: History, pending: Sequence[Subnet]) -> npt.NDArray[np.bool_]:
+    """Return which canonical rows are neither measured nor pending, (n,)."""
+    taken = taken_codes(history, pending)
+    return np.array([code not in taken for code in row_codes(X)], dtype=bool)
+
+
 def fill(
     problem: Problem,
     history: History,
@@ -115,7 +127,7 @@ def fill(
         SpaceExhausted: Every subnet is measured or pending.
     """
     space = problem.space
-    taken = history.codes | set(row_codes(space.indices(pending)) if pending else ())
+    taken = taken_codes(history, pending)
     left = space.size - len(taken)
     if left < 1:
         msg = f"All {space.size} subnets of the space are measured or pending."

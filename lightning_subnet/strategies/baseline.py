@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,12 @@ from lightning_subnet._sklearn import Floats, Scale
 from lightning_subnet.choices import Indices
 from lightning_subnet.errors import StrategyError, did_you_mean
 from lightning_subnet.history import History
-from lightning_subnet.members import row_codes
 from lightning_subnet.predictors import Predictor, make, names
 from lightning_subnet.problem import Problem
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.strategies.base import Draw
 from lightning_subnet.strategies.design import by_choice
 from lightning_subnet.strategies.surrogate import Surrogates
-from lightning_subnet.subnet import Subnet
 
 _RBF_ROWS, _PROCESS_ROWS = 2000, 500
 _NUGGET = 1e-6  # of the RBF interpolant: equal rows may have different values
@@ -171,13 +169,6 @@ def study_rng(history: History) -> np.random.Generator:
     first. Two subnets, as the first may be the largest one, which every search measures.
     """
     return np.random.default_rng([int(history[i].subnet.key, 16) for i in range(2)])
-
-
-def new_rows(X: Indices, history: History, pending: Iterable[Subnet]) -> np.ndarray:
-    """Return which rows are neither measured nor pending, (n,)."""
-    waiting = list(pending)
-    taken = history.codes | set(row_codes(history.space.indices(waiting)) if waiting else ())
-    return np.array([code not in taken for code in row_codes(X)], dtype=bool)
 
 
 def in_order(problem: Problem, X: Indices) -> Draw:

@@ -18,7 +18,7 @@ from lightning_subnet.members import row_codes
 from lightning_subnet.objectives import violation
 from lightning_subnet.predictors import features
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import Strategy, fill, positive
+from lightning_subnet.strategies.base import Strategy, fill, positive, taken_codes
 from lightning_subnet.strategies.design import by_choice, first_batch
 from lightning_subnet.subnet import Subnet
 
@@ -130,7 +130,7 @@ class Bayesian(Strategy):
         space = problem.space
         waiting = space.indices(pending)
         models = Models(problem, history)
-        climb = Climb(models, history.codes | set(row_codes(waiting)))
+        climb = Climb(models, taken_codes(history, pending))
         climb.look_at(self._around(problem, history, models, rng))
         if not climb.size:
             return climb.X

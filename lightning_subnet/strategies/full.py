@@ -12,11 +12,10 @@ from lightning_subnet._sklearn import one_thread
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import fill, positive, probability
+from lightning_subnet.strategies.base import fill, new_rows, positive, probability
 from lightning_subnet.strategies.baseline import (
     check_predictor,
     in_order,
-    new_rows,
     study_rng,
 )
 from lightning_subnet.strategies.breeding import ranked

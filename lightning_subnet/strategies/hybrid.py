@@ -12,10 +12,9 @@ from lightning_subnet import pareto
 from lightning_subnet._sklearn import Floats, one_thread
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
-from lightning_subnet.members import row_codes
 from lightning_subnet.predictors import make
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import fill, positive
+from lightning_subnet.strategies.base import fill, new_rows, positive
 from lightning_subnet.strategies.breeding import breed
 from lightning_subnet.strategies.design import by_choice, first_batch
 from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates
@@ -90,9 +89,7 @@ class Hybrid(PredictingStrategy):
         with one_thread():
             score = Surrogates(problem, history, self._predictor)
             pool = self._found(problem, history, score, rng)
-            waiting = row_codes(problem.space.indices(pending)) if pending else ()
-            taken = history.codes | set(waiting)
-            pool = pool[[code not in taken for code in row_codes(pool)]]
+            pool = pool[new_rows(pool, history, pending)]
             chosen = [self._chosen(problem, history, score, pool, n, pending)] if len(pool) else []
 
         def draw(k: int, rng: np.random.Generator) -> Indices:

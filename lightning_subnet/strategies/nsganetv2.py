@@ -15,7 +15,7 @@ from lightning_subnet.history import History
 from lightning_subnet.members import distinct_rows
 from lightning_subnet.predictors import Predictor, kendall_tau
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import fill, positive, probability
+from lightning_subnet.strategies.base import fill, new_rows, positive, probability
 from lightning_subnet.strategies.baseline import (
     CubicRBF,
     PositionSurrogates,
@@ -24,7 +24,6 @@ from lightning_subnet.strategies.baseline import (
     fitted,
     in_order,
     model_of,
-    new_rows,
     surrogates,
 )
 from lightning_subnet.strategies.breeding import best_first

@@ -14,12 +14,11 @@ from lightning_subnet.errors import StrategyError, did_you_mean
 from lightning_subnet.history import History
 from lightning_subnet.members import distinct_rows
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import fill, positive
+from lightning_subnet.strategies.base import fill, new_rows, positive
 from lightning_subnet.strategies.baseline import (
     check_predictor,
     cost_of,
     in_order,
-    new_rows,
     study_rng,
     surrogates,
 )
