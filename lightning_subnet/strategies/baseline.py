@@ -17,8 +17,6 @@ from lightning_subnet.history import History
 from lightning_subnet.predictors import Predictor, make, names
 from lightning_subnet.problem import Problem
 from lightning_subnet.space import SearchSpace
-from lightning_subnet.strategies.base import Draw
-from lightning_subnet.strategies.design import by_choice
 from lightning_subnet.strategies.surrogate import Surrogates
 
 _RBF_ROWS, _PROCESS_ROWS = 2000, 500
@@ -169,17 +167,3 @@ def study_rng(history: History) -> np.random.Generator:
     first. Two subnets, as the first may be the largest one, which every search measures.
     """
     return np.random.default_rng([int(history[i].subnet.key, 16) for i in range(2)])
-
-
-def in_order(problem: Problem, X: Indices) -> Draw:
-    """Return a source that gives rows in their order, then random ones."""
-    given = 0
-
-    def draw(k: int, rng: np.random.Generator) -> Indices:
-        nonlocal given
-        if given >= len(X):
-            return by_choice(problem)(k, rng)
-        given += k
-        return X[given - k : given]
-
-    return draw

@@ -19,7 +19,7 @@ from lightning_subnet.objectives import violation
 from lightning_subnet.predictors import features
 from lightning_subnet.problem import Problem
 from lightning_subnet.strategies.base import Strategy, fill, positive, taken_codes
-from lightning_subnet.strategies.design import by_choice, first_batch
+from lightning_subnet.strategies.design import by_choice, first_batch, in_order
 from lightning_subnet.subnet import Subnet
 
 _MOST_OBJECTIVES = 4
@@ -111,12 +111,8 @@ class Bayesian(Strategy):
             raise StrategyError(msg)
         if len(history) + len(pending) < self.first or history.ok.sum() <= 1:
             return first_batch(problem, history, n, rng, pending)
-        batches = [self._chosen(problem, history, n, rng, pending)]
-
-        def draw(k: int, rng: np.random.Generator) -> Indices:
-            return batches.pop() if batches else by_choice(problem)(k, rng)
-
-        return fill(problem, history, pending, n, rng, draw)
+        chosen = self._chosen(problem, history, n, rng, pending)
+        return fill(problem, history, pending, n, rng, in_order(problem, chosen))
 
     def _chosen(
         self,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""First subnets: each choice drawn by itself, and designs in which all values are as frequent."""
+"""Sources of proposals: each choice drawn by itself, rows in order, and balanced designs."""
 
 from __future__ import annotations
 
@@ -37,6 +37,20 @@ def by_choice(problem: Problem) -> Draw:
 
     def draw(k: int, rng: np.random.Generator) -> Indices:
         return space.canonical(np.stack([rng.choice(at, k) for at in positions], axis=1))
+
+    return draw
+
+
+def in_order(problem: Problem, X: Indices) -> Draw:
+    """Return a source that gives rows in their order, then random ones."""
+    given = 0
+
+    def draw(k: int, rng: np.random.Generator) -> Indices:
+        nonlocal given
+        if given >= len(X):
+            return by_choice(problem)(k, rng)
+        given += k
+        return X[given - k : given]
 
     return draw
 

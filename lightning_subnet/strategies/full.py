@@ -15,11 +15,10 @@ from lightning_subnet.problem import Problem
 from lightning_subnet.strategies.base import fill, new_rows, positive, probability
 from lightning_subnet.strategies.baseline import (
     check_predictor,
-    in_order,
     study_rng,
 )
 from lightning_subnet.strategies.breeding import ranked
-from lightning_subnet.strategies.design import by_choice
+from lightning_subnet.strategies.design import by_choice, in_order
 from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates, evolve
 from lightning_subnet.subnet import Subnet
 

@@ -16,7 +16,7 @@ from lightning_subnet.predictors import make
 from lightning_subnet.problem import Problem
 from lightning_subnet.strategies.base import fill, new_rows, positive
 from lightning_subnet.strategies.breeding import breed
-from lightning_subnet.strategies.design import by_choice, first_batch
+from lightning_subnet.strategies.design import by_choice, first_batch, in_order
 from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates
 from lightning_subnet.subnet import Subnet
 
@@ -90,12 +90,9 @@ class Hybrid(PredictingStrategy):
             score = Surrogates(problem, history, self._predictor)
             pool = self._found(problem, history, score, rng)
             pool = pool[new_rows(pool, history, pending)]
-            chosen = [self._chosen(problem, history, score, pool, n, pending)] if len(pool) else []
-
-        def draw(k: int, rng: np.random.Generator) -> Indices:
-            return chosen.pop() if chosen else by_choice(problem)(k, rng)
-
-        return fill(problem, history, pending, n, rng, draw)
+            if len(pool):
+                pool = self._chosen(problem, history, score, pool, n, pending)
+        return fill(problem, history, pending, n, rng, in_order(problem, pool))
 
     def _found(
         self, problem: Problem, history: History, score: Surrogates, rng: np.random.Generator

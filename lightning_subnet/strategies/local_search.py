@@ -14,8 +14,8 @@ from lightning_subnet.members import row_codes
 from lightning_subnet.problem import Problem
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.strategies.base import Strategy, fill, positive, taken_codes
-from lightning_subnet.strategies.baseline import in_order
 from lightning_subnet.strategies.breeding import ranked
+from lightning_subnet.strategies.design import in_order
 from lightning_subnet.subnet import Subnet
 
 

@@ -22,12 +22,11 @@ from lightning_subnet.strategies.baseline import (
     check_predictor,
     cost_of,
     fitted,
-    in_order,
     model_of,
     surrogates,
 )
 from lightning_subnet.strategies.breeding import best_first
-from lightning_subnet.strategies.design import by_choice
+from lightning_subnet.strategies.design import by_choice, in_order
 from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates, evolve
 from lightning_subnet.subnet import Subnet
 

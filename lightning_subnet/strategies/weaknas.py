@@ -18,12 +18,11 @@ from lightning_subnet.strategies.base import fill, new_rows, positive
 from lightning_subnet.strategies.baseline import (
     check_predictor,
     cost_of,
-    in_order,
     study_rng,
     surrogates,
 )
 from lightning_subnet.strategies.breeding import best_first
-from lightning_subnet.strategies.design import by_choice
+from lightning_subnet.strategies.design import by_choice, in_order
 from lightning_subnet.strategies.surrogate import PredictingStrategy
 from lightning_subnet.subnet import Subnet
 
