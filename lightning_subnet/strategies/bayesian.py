@@ -19,7 +19,7 @@ from lightning_subnet.objectives import violation
 from lightning_subnet.predictors import features
 from lightning_subnet.problem import Problem
 from lightning_subnet.strategies.base import Strategy, fill, positive, taken_codes
-from lightning_subnet.strategies.design import by_choice, first_batch, in_order
+from lightning_subnet.strategies.design import by_choice, first_batch, in_order, neighbours
 from lightning_subnet.subnet import Subnet
 
 _MOST_OBJECTIVES = 4
@@ -160,7 +160,7 @@ class Bayesian(Strategy):
             return np.concatenate(list(space.index_blocks()))
         leaders = models.leaders()
         fresh = by_choice(problem)(_DRAWN * self.scored, rng)
-        near = [neighbours(problem, leaders), fresh]
+        near = [neighbours(space, space.from_indices(leaders)), fresh]
         if not space.is_pool:  # where children are rarely members
             one, two = (leaders[rng.integers(len(leaders), size=len(fresh))] for _ in range(2))
             children = np.where(rng.random(fresh.shape) < _MIX, one, two)
@@ -342,7 +342,8 @@ class Climb:
             if not starts:
                 break
             expanded |= set(row_codes(self.X[starts]))
-            if added := self.look_at(neighbours(self._models.problem, self.X[starts])):
+            space = self._models.problem.space
+            if added := self.look_at(neighbours(space, space.from_indices(self.X[starts]))):
                 values = np.concatenate([values, acquisition(self._rows[-added:])])
         self._order(np.argsort(-values, kind="stable"))
         self._scored = True
@@ -354,10 +355,3 @@ class Climb:
 
     def _order(self, order: Indices) -> None:
         self.X, self._rows = self.X[order], self._rows[order]
-
-
-def neighbours(problem: Problem, X: Indices) -> Indices:
-    """Return the rows that differ from one of these canonical rows in one choice."""
-    space = problem.space
-    around = [other for subnet in space.from_indices(X) for other in space.neighbours(subnet)]
-    return space.indices(around)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources of proposals: each choice drawn by itself, rows in order, and balanced designs."""
+"""Sources of proposals: each choice by itself, rows in order, neighbours, balanced designs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -53,6 +53,11 @@ def in_order(problem: Problem, X: Indices) -> Draw:
         return X[given - k : given]
 
     return draw
+
+
+def neighbours(space: SearchSpace, subnets: Iterable[Subnet]) -> Indices:
+    """Return the rows that differ from a subnet in one choice; one may come several times."""
+    return space.indices(other for subnet in subnets for other in space.neighbours(subnet))
 
 
 def balanced(space: SearchSpace, rows: Indices, n: int, rng: np.random.Generator) -> Indices:

@@ -16,7 +16,7 @@ from lightning_subnet.predictors import make
 from lightning_subnet.problem import Problem
 from lightning_subnet.strategies.base import fill, new_rows, positive
 from lightning_subnet.strategies.breeding import breed
-from lightning_subnet.strategies.design import by_choice, first_batch, in_order
+from lightning_subnet.strategies.design import by_choice, first_batch, in_order, neighbours
 from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates
 from lightning_subnet.subnet import Subnet
 
@@ -100,13 +100,12 @@ class Hybrid(PredictingStrategy):
         """Return the best rows that an inner evolution has seen, by prediction."""
         space = problem.space
         front = [e.subnet for e in problem.front(history)]
-        around = [other for subnet in front[:_FRONT] for other in space.neighbours(subnet)]
-        near = [space.indices([*front, *around])] if front else []
+        around = neighbours(space, front[:_FRONT])
         fresh = by_choice(problem)(self.inner_population, rng)
         return breed(
             problem,
             score,
-            np.concatenate([*near, fresh]),
+            np.concatenate([space.indices(front), around, fresh]),
             parents=self.inner_population,
             children=_CHILDREN * self.inner_population,
             generations=self.generations,
