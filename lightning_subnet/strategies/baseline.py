@@ -12,9 +12,8 @@ from lightning_subnet import _sklearn
 from lightning_subnet._predictor import spaced
 from lightning_subnet._sklearn import Floats, Scale
 from lightning_subnet.choices import Indices
-from lightning_subnet.errors import StrategyError, did_you_mean
 from lightning_subnet.history import History
-from lightning_subnet.predictors import Predictor, make, names
+from lightning_subnet.predictors import Predictor
 from lightning_subnet.problem import Problem
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.strategies.surrogate import Surrogates
@@ -116,19 +115,6 @@ class PositionSurrogates(Surrogates):
     def encoded(self, X: Indices) -> Floats:
         """Return the positions of values (n, d), or one-hot columns; see `positions`."""
         return positions(self.problem.space, X)
-
-
-def check_predictor(given: Any, published: Sequence[str]) -> None:
-    """Raise `StrategyError` or `PredictorError` for what is no predictor of a baseline."""
-    known = list(dict.fromkeys([*published, *names()]))
-    if not isinstance(given, str):
-        make(given)
-    elif given not in known:
-        msg = (
-            f"predictor={given!r} of the strategy is unknown.{did_you_mean(given, known)} Give "
-            f"one of {', '.join(map(repr, known))}, or an object with fit(F, y) and predict(F)."
-        )
-        raise StrategyError(msg)
 
 
 def surrogates(

@@ -12,7 +12,6 @@ from lightning_subnet import pareto
 from lightning_subnet._sklearn import Floats, one_thread
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
-from lightning_subnet.predictors import make
 from lightning_subnet.problem import Problem
 from lightning_subnet.strategies.base import fill, new_rows, positive
 from lightning_subnet.strategies.breeding import breed
@@ -68,7 +67,6 @@ class Hybrid(PredictingStrategy):
             inner_population=inner_population,
             generations=generations,
         )
-        make(predictor)  # an unknown name is told before anything is measured
         super().__init__(predictor)
         self.batch_size = batch_size
         self.first = first

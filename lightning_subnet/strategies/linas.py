@@ -11,7 +11,6 @@ import numpy as np
 from lightning_subnet._sklearn import one_thread
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
-from lightning_subnet.predictors import make
 from lightning_subnet.problem import Problem
 from lightning_subnet.strategies.base import fill, positive, probability
 from lightning_subnet.strategies.design import by_choice
@@ -59,7 +58,6 @@ class LINAS(PredictingStrategy):
     ) -> None:
         positive(population=population, predictions=predictions)
         probability(crossover=crossover, mutation=mutation)
-        make(predictor)  # an unknown name is told before anything is measured
         super().__init__(predictor)
         self.population = population
         self.predictions = predictions

@@ -19,7 +19,6 @@ from lightning_subnet.strategies.base import fill, new_rows, positive, probabili
 from lightning_subnet.strategies.baseline import (
     CubicRBF,
     PositionSurrogates,
-    check_predictor,
     cost_of,
     fitted,
     model_of,
@@ -164,8 +163,7 @@ class NSGANetV2(PredictingStrategy):
             generations=generations,
         )
         probability(crossover=crossover, mutation=mutation)
-        check_predictor(predictor, (Switching.name, *_PUBLISHED))
-        super().__init__(predictor)
+        super().__init__(predictor, published=(Switching.name, *_PUBLISHED))
         self.batch_size = batch_size
         self.first = first
         self.inner_population = inner_population

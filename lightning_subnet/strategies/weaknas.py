@@ -15,12 +15,7 @@ from lightning_subnet.history import History
 from lightning_subnet.members import distinct_rows
 from lightning_subnet.problem import Problem
 from lightning_subnet.strategies.base import fill, new_rows, positive
-from lightning_subnet.strategies.baseline import (
-    check_predictor,
-    cost_of,
-    study_rng,
-    surrogates,
-)
+from lightning_subnet.strategies.baseline import cost_of, study_rng, surrogates
 from lightning_subnet.strategies.breeding import best_first
 from lightning_subnet.strategies.design import by_choice, in_order
 from lightning_subnet.strategies.surrogate import PredictingStrategy
@@ -114,8 +109,7 @@ class WeakNAS(PredictingStrategy):
         if pool < max(top, first):
             msg = f"pool={pool} must hold top={top} and first={first}. Give a larger pool."
             raise StrategyError(msg)
-        check_predictor(predictor, _PUBLISHED)
-        super().__init__(predictor)
+        super().__init__(predictor, published=_PUBLISHED)
         self.batch_size = batch_size
         self.first = first
         self.pool = pool
