@@ -194,7 +194,9 @@ class Additive(Predictor):
         if y.max() >= y[few].max() + near or y.min() <= y[few].min() - near:
             few = np.union1d(few, [y.argmin(), y.argmax()])  # an edge is beyond all values
         self._kernel = _Kernel(self._of(F[rows]), self._parts(F.shape[1]))
-        small = _Kernel(self._of(F[few]), self._kernel.parts)
+        small = self._kernel
+        if len(few) < len(rows):  # weights and warp are chosen on fewer rows
+            small = _Kernel(self._of(F[few]), small.parts)
         self.warp, weights, noise = _likeliest(small, y[few])
         self._kernel.weigh(weights)
         z = self.warp.straight(y[rows])
@@ -232,6 +234,8 @@ class Additive(Predictor):
 class _Kernel:
     """Sums of covariances of effects, an RBF kernel for interactions, and a constant.
 
+    It has no weights, and so no values, before `weigh`; `start` are those to begin with.
+
     Args:
         rows: Effects (n, t).
         parts: The sets of effects; those that do not vary in the rows get no weight.
@@ -255,7 +259,6 @@ class _Kernel:
         self.stretch = len(rows) / max(float(near.trace()), _TINY)
         self.grams.append(near * self.stretch)
         self.start = np.append(start, _MIXED)
-        self.weigh(self.start)
 
     def weigh(self, weights: Floats) -> None:
         """Set the weights of the parts and of the interactions."""
