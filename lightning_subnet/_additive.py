@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from lightning_subnet._predictor import Predictor, spaced
-from lightning_subnet._sklearn import Floats
+from lightning_subnet._sklearn import Floats, squared_distances
 from lightning_subnet.choices import Indices
 from lightning_subnet.space import SearchSpace
 
@@ -291,8 +291,7 @@ class _Kernel:
         return np.asarray(total + linear + self.weights[-1] * self.stretch * mixed)
 
     def _near(self, points: Floats) -> Floats:
-        far = (points**2).sum(axis=1)[:, None] + (self.R**2).sum(axis=1) - 2 * points @ self.R.T
-        return np.asarray(np.exp(-np.maximum(far, 0.0)))
+        return np.asarray(np.exp(-squared_distances(points, self.R)))
 
     def _centred(self, near: Floats) -> Floats:
         return np.asarray(near - near.mean(axis=1)[:, None] - self.column + self.level)

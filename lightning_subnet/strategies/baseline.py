@@ -54,8 +54,7 @@ class CubicRBF:
         return np.asarray(terms @ self._weights)
 
     def _basis(self, F: Floats) -> Floats:
-        far = (F**2).sum(axis=1)[:, None] + (self._F**2).sum(axis=1) - 2 * F @ self._F.T
-        return np.asarray(np.maximum(far, 0.0) ** 1.5)
+        return np.asarray(_sklearn.squared_distances(F, self._F) ** 1.5)
 
 
 def model_of(given: Any, random_state: int) -> Any:
