@@ -205,11 +205,7 @@ class Additive(Predictor):
         self._dual = self._inverse @ z
         sure = np.diag(self._inverse)
         left_out = self.warp.back(z - self._dual / sure, 1 / np.sqrt(sure))
-        if len(rows) == len(y):
-            return left_out
-        mean, std = self._predict(F)  # most rows were not used, so these are out of fold too
-        mean[rows], std[rows] = left_out
-        return mean, std
+        return self._unseen(F, rows, left_out)
 
     def _of(self, F: Floats) -> Floats:
         if self.effects is None:

@@ -235,12 +235,7 @@ class GP(Predictor):
         rows = spaced(len(y), MOST_ROWS)
         self._scale = Scale(y[rows])
         self._model = Gaussian(F[rows], self._scale.z)
-        left_out = self._scale.back(*self._model.leave_one_out())
-        if len(rows) == len(y):
-            return left_out
-        mean, std = self._predict(F)  # most rows were not used, so these are out of fold too
-        mean[rows], std[rows] = left_out
-        return mean, std
+        return self._unseen(F, rows, self._scale.back(*self._model.leave_one_out()))
 
     def _predict(self, F: Floats, return_std: bool = True) -> tuple[Floats, Floats]:
         return self._scale.back(*self._model.predict(F, return_std=return_std))

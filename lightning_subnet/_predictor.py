@@ -194,6 +194,22 @@ class Predictor:
             msg = "it predicts NaN or infinity"
             raise FloatingPointError(msg)
 
+    def _unseen(
+        self, F: Floats, rows: Indices, left_out: tuple[Floats, Floats]
+    ) -> tuple[Floats, Floats]:
+        """Return mean and standard deviation of all rows of F (n, d), for `_fit` to return.
+
+        Args:
+            F: All rows that were given.
+            rows: Those that the model was fitted on.
+            left_out: Mean and standard deviation of these, each by a model without it.
+        """
+        if len(rows) == len(F):
+            return left_out
+        mean, std = self._predict(F)  # the model did not see the others either
+        mean[rows], std[rows] = left_out
+        return mean, std
+
     def predict(self, F: npt.ArrayLike, return_std: bool = False) -> Any:
         """Return the mean (n,) of features F (n, d), and if asked its standard deviation (n,).
 
@@ -270,11 +286,7 @@ class Ridge(Predictor):
         folds = fold_of(len(rows), self.random_state)
         for out in (folds == k for k in range(int(folds.max()) + 1)):
             left_out[out] = self._solve(F[rows][~out], z[~out]).predict(F[rows][out])[0]
-        if len(rows) == len(y):
-            return self._scale.back(left_out, self._model.left_out_std())
-        mean, std = self._predict(F)  # most rows were not used, so these are out of fold too
-        mean[rows], std[rows] = self._scale.back(left_out, self._model.left_out_std())
-        return mean, std
+        return self._unseen(F, rows, self._scale.back(left_out, self._model.left_out_std()))
 
     def _solve(self, F: Floats, z: Floats) -> KernelRegression:
         model = KernelRegression(F, z, self.setting)
