@@ -17,6 +17,7 @@ from lightning_subnet.errors import (
     SearchError,
     did_you_mean,
     listed,
+    users_line,
 )
 from lightning_subnet.history import Evaluation, History
 from lightning_subnet.objectives import Constraint, parse_objectives
@@ -287,7 +288,7 @@ def projected(space: SearchSpace, subnets: Sequence[Subnet]) -> list[Subnet]:
         warnings.warn(
             f"warm_start= leaves out {len(strange)} of {len(subnets)} subnets, which share no "
             f"choice and value with this space: {strange[0]!r:.120}.",
-            stacklevel=2,
+            stacklevel=users_line(),
         )
     if not rows:
         return []

@@ -9,7 +9,7 @@ import numpy as np
 
 from lightning_subnet import _gp, pareto
 from lightning_subnet._gaussian import MOST_ROWS, Gaussian
-from lightning_subnet._predictor import _warn, spaced
+from lightning_subnet._predictor import spaced, warn_once
 from lightning_subnet._sklearn import Floats, Scale
 from lightning_subnet.choices import Indices
 from lightning_subnet.errors import StrategyError
@@ -231,8 +231,9 @@ class Models:
             try:
                 return Gaussian(self._features[known][rows], z[rows])
             except (np.linalg.LinAlgError, ValueError) as error:
-                _warn(
-                    f"The Gaussian process of {name!r} failed ({error!s:.100}): its mean is used."
+                warn_once(
+                    f"The Gaussian process of {name!r} failed ({error!s:.100}): its mean is used.",
+                    cause=(f"process of {name}", type(error).__name__),
                 )
         self._exact.append((k, name if self._computed(name) else ""))
         return int(self._features.shape[1]) + len(self._exact) - 1

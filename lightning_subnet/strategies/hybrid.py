@@ -175,7 +175,7 @@ def _greedy(front: Floats, mean: Floats, bold: Floats, n: int) -> list[int]:
 
 
 def _useful(F: Floats) -> np.ndarray:
-    """Return which rows stand on the first fronts, some hundreds at most."""
+    """Return which rows stand on the first fronts, `_MOST` of them at most."""
     ranks = pareto.nondominated_ranks(F)
     order = np.argsort(ranks, kind="stable")[:_MOST]
     useful = np.zeros(len(F), dtype=bool)
