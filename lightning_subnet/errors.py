@@ -71,9 +71,10 @@ class NoFeasibleSubnet(SubnetError, LookupError):
 
 
 def did_you_mean(name: object, options: Iterable[object]) -> str:
-    """Return `" Did you mean 'x'?"` for the nearest option, or an empty string."""
-    near = difflib.get_close_matches(str(name), [str(option) for option in options], n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    """Return `" Did you mean 'x'?"` for the nearest option, capitals aside, or an empty string."""
+    spelled = {str(option).lower(): str(option) for option in options}
+    near = difflib.get_close_matches(str(name).lower(), spelled, n=1)
+    return f" Did you mean {spelled[near[0]]!r}?" if near else ""
 
 
 def users_line() -> int:
