@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from benchmarks.curves import bootstrap, first_at
 from benchmarks.search_efficiency import (
     CHECKPOINTS,
     FOLDER,
@@ -19,6 +18,7 @@ from benchmarks.search_efficiency import (
     settings_hash,
     strategy_of,
 )
+from lightning_subnet.statistics import evaluations_to, median_interval
 
 OURS = "hybrid"
 RIVALS = {
@@ -100,12 +100,9 @@ def reached(found: Curves) -> pd.DataFrame:
     With its 95 % bootstrap interval over seeds.
     """
 
-    def half(needed: np.ndarray, axis: int = 0) -> np.ndarray:
-        return np.quantile(needed, 0.5, axis=axis, method="inverted_cdf")
-
     def cell(curves: dict[int, np.ndarray], level: float) -> str:
-        needed = np.array([first_at(curve, level) for curve in curves.values()])
-        middle, low, high = bootstrap(needed, half)
+        needed = [evaluations_to(curve[None], level)[0] for curve in curves.values()]
+        low, middle, high = median_interval(needed, lower=True)
         return f"{middle:g} ({low:g}-{high:g})"
 
     return pd.DataFrame(
@@ -133,7 +130,7 @@ def paired(found: Curves) -> pd.DataFrame:
         both = sorted(own.keys() & values[best].keys())
         if not both:
             continue
-        middle, low, high = bootstrap(np.array([own[s] - values[best][s] for s in both]))
+        low, middle, high = median_interval([own[s] - values[best][s] for s in both])
         difference = f"{middle:+.4f} ({low:+.4f} to {high:+.4f})"
         rows.append({"@": k, "against": best, "seeds": len(both), "difference": difference})
     return pd.DataFrame(rows)

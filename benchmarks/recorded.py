@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import truths
-from benchmarks.curves import hypervolumes
 from benchmarks.data import RESULTS
 from benchmarks.problems import in_square, ofa
 from benchmarks.search_efficiency import curves_of, read, settings_hash, strategy_of
+from lightning_subnet import pareto
 
 CHECKPOINTS = (20, 50, 100, 150, 200, 250, 350, 500)
 LABELS = ("linas", "nsga2")
@@ -64,8 +64,9 @@ def compared(label: str, truth: str) -> list[dict]:
         print(f"{label}: {len(run) - found.sum()} of {len(run)} evaluations have no measured row")
     top1 = np.where(found, problem.values(data.X)["top1"][rows], run[:, 0])
     curves = {
-        name: hypervolumes(
-            in_square({"top1": column, "macs": run[:, 1]}, problem.objectives, problem.bounds)
+        name: pareto.hypervolumes(
+            in_square({"top1": column, "macs": run[:, 1]}, problem.objectives, problem.bounds),
+            [1.0, 1.0],
         )
         for name, column in (("recorded", run[:, 0]), ("recorded, on the truth", top1))
     }

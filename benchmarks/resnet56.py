@@ -29,12 +29,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.curves import from_text, hypervolumes, to_text
+from benchmarks.curves import from_text, to_text
 from benchmarks.data import RESULTS, ROOT, SCRATCH, data_folder
 from benchmarks.problems import in_square
 from benchmarks.search_efficiency import commit, settings_hash, strategy_of, versions, write
 from benchmarks.training import QUIET
-from lightning_subnet import Latency, SearchResult, SubnetSearch
+from lightning_subnet import Latency, SearchResult, SubnetSearch, pareto
 from lightning_subnet.strategies import names
 
 STRATEGIES = ("random", "nsga2", "linas", "hybrid")
@@ -81,7 +81,8 @@ def row_of(pair: str, label: str, seed: int, result: SearchResult) -> dict[str, 
     largest = history[0].values[cost]
     bounds = {"val_acc": ACCURACY, cost: (COST[0] * largest, COST[1] * largest)}
     columns = {name: history.column(name) for name in bounds}
-    curve = hypervolumes(in_square(columns, {"val_acc": "max", cost: "min"}, bounds))
+    unit = in_square(columns, {"val_acc": "max", cost: "min"}, bounds)
+    curve = pareto.hypervolumes(unit, [1.0, 1.0])
     fresh = [e.seconds for e in history if "val_acc" not in e.reused]
     return {
         "pair": pair,

@@ -33,10 +33,10 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.curves import from_text, hypervolumes, to_text
+from benchmarks.curves import from_text, to_text
 from benchmarks.data import RESULTS, ROOT, SCRATCH
 from benchmarks.problems import PROBLEMS, SAME_TRUTH, SearchProblem, in_square
-from lightning_subnet import SubnetSearch
+from lightning_subnet import SubnetSearch, pareto
 from lightning_subnet.strategies import Strategy, names, resolve
 
 CHECKPOINTS = (10, 20, 50, 100, 250, 800, 2000)
@@ -147,7 +147,8 @@ def search(run: Run) -> dict[str, Any]:
             searched.tell(subnet, {name: float(columns[name][i]) for name in told})
     history = searched.history
     measured = {name: history.column(name) for name in problem.objectives}
-    curve = hypervolumes(in_square(measured, problem.objectives, problem.bounds))
+    unit = in_square(measured, problem.objectives, problem.bounds)
+    curve = pareto.hypervolumes(unit, [1.0] * unit.shape[1])
     return {
         "strategy": run.label,
         "settings": run.settings,

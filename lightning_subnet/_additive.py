@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from lightning_subnet._predictor import Predictor, spaced
-from lightning_subnet._sklearn import Floats
+from lightning_subnet._sklearn import Floats, squared_distances
 from lightning_subnet.choices import Indices
 from lightning_subnet.space import SearchSpace
 
@@ -194,7 +194,9 @@ class Additive(Predictor):
         if y.max() >= y[few].max() + near or y.min() <= y[few].min() - near:
             few = np.union1d(few, [y.argmin(), y.argmax()])  # an edge is beyond all values
         self._kernel = _Kernel(self._of(F[rows]), self._parts(F.shape[1]))
-        small = _Kernel(self._of(F[few]), self._kernel.parts)
+        small = self._kernel
+        if len(few) < len(rows):  # weights and warp are chosen on fewer rows
+            small = _Kernel(self._of(F[few]), small.parts)
         self.warp, weights, noise = _likeliest(small, y[few])
         self._kernel.weigh(weights)
         z = self.warp.straight(y[rows])
@@ -203,11 +205,7 @@ class Additive(Predictor):
         self._dual = self._inverse @ z
         sure = np.diag(self._inverse)
         left_out = self.warp.back(z - self._dual / sure, 1 / np.sqrt(sure))
-        if len(rows) == len(y):
-            return left_out
-        mean, std = self._predict(F)  # most rows were not used, so these are out of fold too
-        mean[rows], std[rows] = left_out
-        return mean, std
+        return self._unseen(F, rows, left_out)
 
     def _of(self, F: Floats) -> Floats:
         if self.effects is None:
@@ -232,6 +230,8 @@ class Additive(Predictor):
 class _Kernel:
     """Sums of covariances of effects, an RBF kernel for interactions, and a constant.
 
+    It has no weights, and so no values, before `weigh`; `start` are those to begin with.
+
     Args:
         rows: Effects (n, t).
         parts: The sets of effects; those that do not vary in the rows get no weight.
@@ -255,7 +255,6 @@ class _Kernel:
         self.stretch = len(rows) / max(float(near.trace()), _TINY)
         self.grams.append(near * self.stretch)
         self.start = np.append(start, _MIXED)
-        self.weigh(self.start)
 
     def weigh(self, weights: Floats) -> None:
         """Set the weights of the parts and of the interactions."""
@@ -288,8 +287,7 @@ class _Kernel:
         return np.asarray(total + linear + self.weights[-1] * self.stretch * mixed)
 
     def _near(self, points: Floats) -> Floats:
-        far = (points**2).sum(axis=1)[:, None] + (self.R**2).sum(axis=1) - 2 * points @ self.R.T
-        return np.asarray(np.exp(-np.maximum(far, 0.0)))
+        return np.asarray(np.exp(-squared_distances(points, self.R)))
 
     def _centred(self, near: Floats) -> Floats:
         return np.asarray(near - near.mean(axis=1)[:, None] - self.column + self.level)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lightning_subnet._predictor import _KERNEL_ROWS, _SEARCH_ROWS, Predictor, spaced
-from lightning_subnet._sklearn import Floats, Scale, Setting, weights
+from lightning_subnet._sklearn import Floats, Scale, Setting, squared_distances, weights
 
 MOST_ROWS = _KERNEL_ROWS
 _ITERATIONS = 30
@@ -101,7 +101,8 @@ class Gaussian:
     def prior(self, a: tuple[Floats, ...], b: tuple[Floats, ...]) -> Floats:
         """Return the kernel between the blocks of n and of k rows, (n, k), without noise."""
         k = self.kernel
-        near = [np.exp(-_squared(a[i], b[i]) / (2 * length**2)) for i, length in self._lengths()]
+        far = ((squared_distances(a[i], b[i]), length) for i, length in self._lengths())
+        near = [np.exp(-square / (2 * length**2)) for square, length in far]
         parts = (variance * part for variance, part in zip((k.rbf, k.hamming), near, strict=True))
         return np.asarray(k.linear * (a[0] @ b[0].T) + sum(parts))
 
@@ -178,12 +179,6 @@ def _squares(gram: Floats) -> Floats:
     return np.asarray(own[:, None] + own - 2 * gram)
 
 
-def _squared(a: Floats, b: Floats) -> Floats:
-    """Return squared distances of rows (n, k)."""
-    far = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * (a @ b.T)
-    return np.asarray(np.maximum(far, 0.0))
-
-
 def _log_density(
     theta: Floats, linear: Floats, squares: Sequence[Floats], z: Floats, present: Sequence[bool]
 ) -> tuple[float, Floats]:
@@ -240,12 +235,7 @@ class GP(Predictor):
         rows = spaced(len(y), MOST_ROWS)
         self._scale = Scale(y[rows])
         self._model = Gaussian(F[rows], self._scale.z)
-        left_out = self._scale.back(*self._model.leave_one_out())
-        if len(rows) == len(y):
-            return left_out
-        mean, std = self._predict(F)  # most rows were not used, so these are out of fold too
-        mean[rows], std[rows] = left_out
-        return mean, std
+        return self._unseen(F, rows, self._scale.back(*self._model.leave_one_out()))
 
     def _predict(self, F: Floats, return_std: bool = True) -> tuple[Floats, Floats]:
         return self._scale.back(*self._model.predict(F, return_std=return_std))

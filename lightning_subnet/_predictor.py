@@ -14,7 +14,7 @@ import numpy.typing as npt
 from lightning_subnet import _sklearn
 from lightning_subnet._sklearn import Floats, KernelRegression, Scale, Setting
 from lightning_subnet.choices import Indices
-from lightning_subnet.errors import SubnetError
+from lightning_subnet.errors import SubnetError, users_line
 
 Pairs = tuple[tuple[float, float], ...]
 
@@ -25,7 +25,7 @@ _BLOCK = 4096  # rows predicted at a time
 _SEARCH_ROWS = 400  # rows that settings are chosen on: their cost grows with the cube
 _KERNEL_ROWS = 2000  # rows of a kernel matrix
 _LOG_RATIO = 1.2  # below it a logarithm is a straight line
-_told: set[str] = set()
+_told: set[tuple[str, str]] = set()
 
 
 class PredictorError(SubnetError, ValueError):
@@ -36,11 +36,17 @@ class PredictorWarning(UserWarning):
     """A predictor was replaced by a simpler one; told once per cause."""
 
 
-def _warn(message: str) -> None:
-    if message not in _told:
-        _told.add(message)
+def warn_once(message: str, *, cause: tuple[str, str]) -> None:
+    """Warn with a `PredictorWarning`, once for each cause in a process.
+
+    Args:
+        message: What happened, in full.
+        cause: Whose it is, and its kind: without numbers, which differ from time to time.
+    """
+    if cause not in _told:
+        _told.add(cause)
         silence = "Silence it with warnings.simplefilter('ignore', PredictorWarning)."
-        warnings.warn(f"{message} {silence}", PredictorWarning, stacklevel=4)
+        warnings.warn(f"{message} {silence}", PredictorWarning, stacklevel=users_line())
 
 
 def kendall_tau(a: Floats, b: Floats, folds: Indices | None = None) -> Floats:
@@ -177,7 +183,10 @@ class Predictor:
         stand_in = (Ridge if ridge else Predictor)(random_state=self.random_state).fit(F, y)
         self._stand_in, self.used = stand_in, stand_in.used
         self.out_of_fold = stand_in.out_of_fold
-        _warn(f"The predictor {self.name!r} {reason:.200}; {self.used!r} takes its place.")
+        warn_once(
+            f"The predictor {self.name!r} {reason:.200}; {self.used!r} takes its place.",
+            cause=(self.name, reason.partition(":")[0]),
+        )
 
     def _calibrate(self, F: Floats, y: Floats) -> None:
         """Fit, and stretch the uncertainty until it covers 68 % of the errors on unseen rows."""
@@ -193,6 +202,22 @@ class Predictor:
         if not np.isfinite(np.concatenate(self._predict(F[:50]))).all():
             msg = "it predicts NaN or infinity"
             raise FloatingPointError(msg)
+
+    def _unseen(
+        self, F: Floats, rows: Indices, left_out: tuple[Floats, Floats]
+    ) -> tuple[Floats, Floats]:
+        """Return mean and standard deviation of all rows of F (n, d), for `_fit` to return.
+
+        Args:
+            F: All rows that were given.
+            rows: Those that the model was fitted on.
+            left_out: Mean and standard deviation of these, each by a model without it.
+        """
+        if len(rows) == len(F):
+            return left_out
+        mean, std = self._predict(F)  # the model did not see the others either
+        mean[rows], std[rows] = left_out
+        return mean, std
 
     def predict(self, F: npt.ArrayLike, return_std: bool = False) -> Any:
         """Return the mean (n,) of features F (n, d), and if asked its standard deviation (n,).
@@ -270,11 +295,7 @@ class Ridge(Predictor):
         folds = fold_of(len(rows), self.random_state)
         for out in (folds == k for k in range(int(folds.max()) + 1)):
             left_out[out] = self._solve(F[rows][~out], z[~out]).predict(F[rows][out])[0]
-        if len(rows) == len(y):
-            return self._scale.back(left_out, self._model.left_out_std())
-        mean, std = self._predict(F)  # most rows were not used, so these are out of fold too
-        mean[rows], std[rows] = self._scale.back(left_out, self._model.left_out_std())
-        return mean, std
+        return self._unseen(F, rows, self._scale.back(left_out, self._model.left_out_std()))
 
     def _solve(self, F: Floats, z: Floats) -> KernelRegression:
         model = KernelRegression(F, z, self.setting)

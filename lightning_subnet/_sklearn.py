@@ -82,6 +82,19 @@ def weights(F: Floats, z: Floats, setting: Setting) -> Floats:
     return np.asarray(weight)
 
 
+def squared_distances(a: Floats, b: Floats, products: Floats | None = None) -> Floats:
+    """Return the squared distances (n, k) between rows (n, d) and (k, d).
+
+    Args:
+        a: Rows (n, d).
+        b: Rows (k, d).
+        products: `a @ b.T`, where that is known.
+    """
+    products = a @ b.T if products is None else products
+    far = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * products
+    return np.asarray(np.maximum(far, 0.0))  # rounding may leave less than nothing
+
+
 class KernelRegression:
     """Ridge regression on a linear plus RBF kernel of weighted columns, in dual form.
 
@@ -108,8 +121,8 @@ class KernelRegression:
         s, linear = self.setting, rows @ self.A.T
         if not s.mix:
             return np.asarray(linear)
-        far = (rows**2).sum(axis=1)[:, None] + (self.A**2).sum(axis=1) - 2 * linear
-        return np.asarray((1 - s.mix) * linear + s.mix * np.exp(-s.rate * np.maximum(far, 0.0)))
+        far = squared_distances(rows, self.A, linear)
+        return np.asarray((1 - s.mix) * linear + s.mix * np.exp(-s.rate * far))
 
     def leave_one_out(self) -> tuple[float, float, Floats]:
         """Return the least mean squared leave-one-out error, its penalty, and its predictions."""

@@ -89,15 +89,9 @@ class Comparison:
         for (label, seed), result in self.results.items():
             F = (result.minimised() - best) / span
             row = curves[label][self.seeds.index(seed)]
-            front = np.zeros((0, F.shape[1]))
-            value = 0.0
-            for i, point in enumerate(F[: self.budget]):
-                if np.isfinite(point).all():
-                    front = np.vstack([front, point])
-                    front = front[pareto.nondominated(front)]
-                    value = pareto.hypervolume(front, np.ones(F.shape[1]))
-                row[i] = value
-            row[len(F) :] = value  # the space was exhausted
+            grown = pareto.hypervolumes(F[: self.budget], np.ones(F.shape[1]))
+            row[: len(grown)] = grown
+            row[len(grown) :] = grown[-1] if len(grown) else 0.0  # the space was exhausted
         return curves
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -70,9 +71,19 @@ class NoFeasibleSubnet(SubnetError, LookupError):
 
 
 def did_you_mean(name: object, options: Iterable[object]) -> str:
-    """Return `" Did you mean 'x'?"` for the nearest option, or an empty string."""
-    near = difflib.get_close_matches(str(name), [str(option) for option in options], n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    """Return `" Did you mean 'x'?"` for the nearest option, capitals aside, or an empty string."""
+    spelled = {str(option).lower(): str(option) for option in options}
+    near = difflib.get_close_matches(str(name).lower(), spelled, n=1)
+    return f" Did you mean {spelled[near[0]]!r}?" if near else ""
+
+
+def users_line() -> int:
+    """Return the `stacklevel` of a warning that points at the line which called this package."""
+    own = __name__.partition(".")[0]
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] == own:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def listed(items: Iterable[object], limit: int = 8) -> str:

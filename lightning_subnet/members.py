@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from lightning_subnet._diagram import Diagram
 from lightning_subnet.choices import Choice, Choices, Indices, Value, plain
+from lightning_subnet.encoding import encoded
 from lightning_subnet.errors import SpaceError, did_you_mean, listed
 from lightning_subnet.subnet import CODE
 
@@ -305,3 +306,14 @@ class PoolMembers(Members):
                 taken.add(row_codes(found[None])[0])
                 rows.append(found)
         return np.stack(rows) if rows else X[:0]
+
+
+def end_of(choices: Choices, members: Members, *, largest: bool) -> Indices:
+    """Return the largest or the smallest member as a row (1, n_choices); see `SearchSpace`."""
+    ordered = np.array([choice.ordered for choice in choices.by_name.values()])
+    last = np.array([len(values) - 1 for values in choices.values])
+    X = choices.canonical(members.brought_in(np.where(ordered & largest, last, 0)[None]))
+    if isinstance(members, PoolMembers) and not members.contains(X)[0]:
+        score = encoded(choices, members.rows, "ordinal")[:, ordered].sum(axis=1)
+        X = members.rows[[int(np.argmax(score if largest else -score))]]
+    return X

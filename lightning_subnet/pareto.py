@@ -134,6 +134,40 @@ def hypervolume(
     return float(moocore.hypervolume(array, ref=ref))
 
 
+def hypervolumes(
+    points: npt.ArrayLike, /, reference: npt.ArrayLike, *, maximise: Maximise = False
+) -> npt.NDArray[np.float64]:
+    """Return the hypervolume of the first 1, 2, ..., n points: how it grows.
+
+    Args:
+        points: (n, m), one column an objective.
+        reference: (m,), a point worse than all that should count.
+        maximise: Whether larger is better, for all columns or for each.
+
+    Returns:
+        The volumes (n,), which never fall; see `hypervolume`.
+
+    Raises:
+        ObjectiveError: A reference of another length or not finite.
+
+    Example:
+        >>> hypervolumes([[1, 2], [4, 4], [2, 1]], reference=[3, 3]).tolist()
+        [2.0, 2.0, 3.0]
+    """
+    array = _points(points, maximise)
+    value = hypervolume(array[:0], reference, maximise=maximise)
+    sign = np.where(np.broadcast_to(maximise, array.shape[1]), -1.0, 1.0)
+    array, ref = array * sign, np.asarray(reference, dtype=float) * sign
+    front, curve = array[:0], np.zeros(len(array))
+    for i, point in enumerate(array):
+        # A NaN compares false. What another point equals or dominates adds nothing.
+        if (point < ref).all() and not (front <= point).all(axis=1).any():
+            front = np.vstack([front[~(point <= front).all(axis=1)], point])
+            value = hypervolume(front, ref)
+        curve[i] = value
+    return curve
+
+
 def attainment(
     runs: Sequence[npt.ArrayLike], /, levels: Sequence[float], *, maximise: Maximise = False
 ) -> list[npt.NDArray[np.float64]]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +16,7 @@ from lightning_subnet import pareto
 from lightning_subnet.choices import Indices
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.history import Evaluation, History
-from lightning_subnet.measures import Measure
+from lightning_subnet.measures import Measure, by_name
 from lightning_subnet.objectives import (
     Constraint,
     Objective,
@@ -42,6 +42,28 @@ class Problem:
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...] = ()
     exact: Mapping[str, Measure] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        space: SearchSpace,
+        objectives: tuple[Objective, ...],
+        constraints: tuple[Constraint, ...],
+        measures: Sequence[Measure],
+    ) -> Problem:
+        """Return the problem of a search that computes these measures, exact or not.
+
+        Raises:
+            ObjectiveError: Two things have one name, or exact constraints contradict each other.
+        """
+        named = by_name(measures)
+        exact = {name: measure for name, measure in named.items() if measure.exact}
+        if twice := [n for n in (*named, *(o.name for o in objectives)) if n in space.choices]:
+            msg = f"{twice[0]!r} is a choice of the space and a measure. Rename one of them."
+            raise ObjectiveError(msg)
+        problem = cls(space, objectives, constraints, exact)
+        _ = problem.exact_constraints  # contradictions between relative and absolute bounds
+        return problem
 
     @cached_property
     def names(self) -> tuple[str, ...]:

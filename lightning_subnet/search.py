@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_subnet import measures as measures_module
 from lightning_subnet.budget import Budget
-from lightning_subnet.errors import ObjectiveError, SearchError, TellError, did_you_mean
+from lightning_subnet.errors import SearchError, TellError, did_you_mean
 from lightning_subnet.evaluators import Evaluator
 from lightning_subnet.history import Evaluation, History
 from lightning_subnet.measures import Measure, NetworkMeasure
@@ -141,14 +141,7 @@ class SubnetSearch:
     # Setting up
 
     def _make_problem(self, space: SearchSpace, measures: Sequence[Measure]) -> Problem:
-        named = measures_module.by_name(measures)
-        exact = {name: measure for name, measure in named.items() if measure.exact}
-        if twice := [n for n in (*named, *(o.name for o in self.objectives)) if n in space.choices]:
-            msg = f"{twice[0]!r} is a choice of the space and a measure. Rename one of them."
-            raise ObjectiveError(msg)
-        problem = Problem(space, self.objectives, self.constraints, exact)
-        _ = problem.exact_constraints  # contradictions between relative and absolute bounds
-        return problem
+        return Problem.of(space, self.objectives, self.constraints, measures)
 
     def _first(self, space: SearchSpace, before: Sequence[Subnet] = ()) -> list[Subnet]:
         """Return what is measured first; of an existing study what it was then."""

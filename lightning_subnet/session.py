@@ -12,7 +12,7 @@ import logging
 import math
 import numbers
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from lightning_subnet.errors import (
     ObjectiveError,
     SearchError,
     SpaceExhausted,
-    StrategyError,
     SubnetError,
     TellError,
     did_you_mean,
@@ -35,7 +34,7 @@ from lightning_subnet.measures import Measure
 from lightning_subnet.members import row_codes
 from lightning_subnet.problem import Problem
 from lightning_subnet.storage import Study
-from lightning_subnet.strategies.base import Strategy
+from lightning_subnet.strategies.base import Strategy, checked_proposals
 from lightning_subnet.subnet import Subnet
 
 _log = logging.getLogger(__name__)
@@ -148,34 +147,12 @@ class Session:
             _log.info("%s The search ends.", end)
             self.exhausted = True
             return False
-        proposals = self._check(proposals, pending)
-        self._open(self.study.add_generation(number, proposals))
+        kept = checked_proposals(self.strategy, proposals, self.problem, self.history, pending)
+        self._open(self.study.add_generation(number, kept))
         if not self._waiting:  # another process opened this generation, and has measured it all
             self.sync()
             return self._propose()
         return True
-
-    def _check(self, proposed: Any, pending: Iterable[Subnet]) -> list[Subnet]:
-        """Hold a strategy (perhaps the user's own) to its contract."""
-        proposals = list(proposed) if isinstance(proposed, Iterable) else [proposed]
-        if strange := [item for item in proposals if item not in self.problem.space]:
-            msg = (
-                f"{self.strategy!r} proposed {strange[0]!r:.80}, which is no subnet of the space. "
-                "A strategy returns a list of subnets: space.from_indices, space.subnet or "
-                "strategies.base.fill make them."
-            )
-            raise StrategyError(msg)
-        codes = [self._code(subnet) for subnet in proposals]
-        taken = self.history.codes | {self._code(subnet) for subnet in pending}
-        if not codes or len(set(codes)) < len(codes) or taken & set(codes):
-            msg = (
-                f"{self.strategy!r} proposed {len(codes)} subnets, {len(set(codes) - taken)} of "
-                "them new. A strategy returns one or more distinct subnets that are not in history "
-                "or pending, or raises SpaceExhausted: strategies.base.fill does that for any "
-                "source of proposals."
-            )
-            raise StrategyError(msg)
-        return proposals
 
     def _open(self, subnets: Sequence[Subnet]) -> None:
         for subnet in subnets:

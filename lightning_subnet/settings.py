@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning_subnet import measures as measures_module
 from lightning_subnet.budget import Budget
-from lightning_subnet.errors import SearchError
+from lightning_subnet.errors import SearchError, users_line
 from lightning_subnet.measures import Measure, NetworkMeasure
 from lightning_subnet.objectives import (
     Constraint,
@@ -96,5 +96,5 @@ def _warn_of_small_budget(given: Any, parsed: Parsed) -> None:
             f"({setting}={max(limit // 4, 2)}). "
             "Silence: ignore lightning_subnet.BudgetWarning.",
             BudgetWarning,
-            stacklevel=4,
+            stacklevel=users_line(),
         )

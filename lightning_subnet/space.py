@@ -18,7 +18,15 @@ from lightning_subnet.errors import (
     SpaceError,
     SpaceExhausted,
 )
-from lightning_subnet.members import AllMembers, Members, PartMembers, PoolMembers, kept_positions
+from lightning_subnet.members import (
+    AllMembers,
+    Members,
+    PartMembers,
+    PoolMembers,
+    end_of,
+    kept_positions,
+    row_codes,
+)
 from lightning_subnet.subnet import CODE, Subnet
 
 Rng = np.random.Generator | int | None
@@ -97,7 +105,7 @@ class SearchSpace:
     @cached_property
     def smallest(self) -> Subnet:
         """Every choice at its first value; in a pool without that, the opposite of `largest`."""
-        return self._extreme(largest=False)
+        return self._wrap(end_of(self._choices, self._members, largest=False))[0]
 
     @cached_property
     def largest(self) -> Subnet:
@@ -106,24 +114,7 @@ class SearchSpace:
         In a pool without that, the member with the greatest sum of relative positions, over the
         ordered choices.
         """
-        return self._extreme(largest=True)
-
-    def _extreme(self, *, largest: bool) -> Subnet:
-        X: Indices = np.array(
-            [
-                [
-                    len(c.values) - 1 if largest and c.ordered else 0
-                    for c in self._choices.by_name.values()
-                ]
-            ]
-        )
-        X = self.canonical(X)
-        if isinstance(self._members, PoolMembers) and not self._members.contains(X)[0]:
-            rows = self._members.rows
-            ordered = [choice.ordered for choice in self._choices.by_name.values()]
-            score = self.encode(rows, kind="ordinal")[:, ordered].sum(axis=1)
-            X = rows[[int(np.argmax(score if largest else -score))]]
-        return self.from_indices(X)[0]
+        return self._wrap(end_of(self._choices, self._members, largest=True))[0]
 
     def __contains__(self, subnet: object) -> bool:
         if not isinstance(subnet, Subnet):
@@ -179,18 +170,16 @@ class SearchSpace:
             raise InvalidSubnetError(msg)
         X = self._choices.read({**(values or {}), **more})
         if not self._members.contains(X)[0]:
-            msg = (
-                f"{self._wrap(X)[0]} is not among the {self.size} subnets of this "
-                f"{'pool' if self.is_pool else 'space, which was narrowed'}. "
-                "Use a member (space.sample), or the space that this was made from."
-            )
-            raise InvalidSubnetError(msg)
+            hint = "Use a member (space.sample), or the space that this was made from."
+            raise InvalidSubnetError(f"{self._no_member(X)} {hint}")
         return self._wrap(X)[0]
 
+    def _no_member(self, X: Indices) -> str:
+        kind = "pool" if self.is_pool else "space, which was narrowed"
+        return f"{self._wrap(X)[0]} is not among the {self.size} subnets of this {kind}."
+
     def _wrap(self, X: Indices) -> list[Subnet]:
-        width = CODE.itemsize * X.shape[1]
-        blob = np.ascontiguousarray(X, dtype=CODE).tobytes()
-        return [Subnet(self._choices, blob[i : i + width]) for i in range(0, len(blob), width)]
+        return [Subnet(self._choices, code) for code in row_codes(X)]
 
     def from_indices(self, X: npt.ArrayLike) -> list[Subnet]:
         """Return subnets from value indices (n, n_choices), brought into canonical form.
@@ -286,15 +275,9 @@ class SearchSpace:
             self.from_indices(subnets) if isinstance(subnets, np.ndarray) else list(subnets)
         )
         if not (inside := self._members.contains(X)).all():
-            msg = (
-                f"{self._wrap(X[~inside])[0]} is not among the {self.size} subnets of this "
-                f"{'pool' if self.is_pool else 'space, which was narrowed'}. "
-                "Restrict the space that it was made from."
-            )
-            raise SpaceError(msg)
-        pool = object.__new__(SearchSpace)
-        pool._choices = self._choices
-        pool._members = PoolMembers(self._choices, X)
+            hint = "Restrict the space that it was made from."
+            raise SpaceError(f"{self._no_member(X[~inside])} {hint}")
+        pool = self._of(PoolMembers(self._choices, X))
         if pool.size < 2:  # noqa: PLR2004 - a search needs an alternative
             msg = f"A pool needs at least two distinct subnets; {pool.size} were given."
             raise SpaceError(msg)
@@ -322,13 +305,17 @@ class SearchSpace:
         if isinstance(self._members, PoolMembers):
             rows = self._members.rows
             return self.restricted_to(rows[PartMembers(self._choices, kept).contains(rows)])
-        part = object.__new__(SearchSpace)
-        part._choices = self._choices
-        part._members = PartMembers(self._choices, kept)
+        part = self._of(PartMembers(self._choices, kept))
         if part.size < 2:  # noqa: PLR2004 - a search needs an alternative
             msg = f"A single subnet is left, {part.smallest}. Let more values stay."
             raise SpaceError(msg)
         return part
+
+    def _of(self, members: Members) -> SearchSpace:
+        """Return a space of the same choices with other members."""
+        space = object.__new__(SearchSpace)
+        space._choices, space._members = self._choices, members
+        return space
 
     def nearest(self, X: Indices, taken: set[bytes]) -> Indices:
         """Map rows that are no members to the nearest one not taken; drop those that find none.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning_subnet.errors import SearchError, listed
@@ -125,7 +125,7 @@ def _labelled(settings: Any) -> dict[str, Any]:
     if isinstance(settings, Mapping):
         labelled = dict(settings)
     else:
-        measures = [settings] if isinstance(settings, (Measure, NetworkMeasure)) else settings
+        measures = list(settings) if isinstance(settings, Iterable) else [settings]
         labels = [_label(measure) for measure in measures]
         if twice := [label for label in labels if labels.count(label) > 1]:
             msg = (

@@ -9,7 +9,13 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_subnet.choices import digest
-from lightning_subnet.errors import InvalidSubnetError, SearchError, did_you_mean, listed
+from lightning_subnet.errors import (
+    InvalidSubnetError,
+    SearchError,
+    did_you_mean,
+    listed,
+    users_line,
+)
 from lightning_subnet.measures import Measure
 from lightning_subnet.problem import Problem
 from lightning_subnet.space import SearchSpace
@@ -134,7 +140,7 @@ def open_study(
             f"Study {name!r} was made with other versions ({', '.join(changed)}); proposals may "
             "differ from an uninterrupted run. Silence: ignore lightning_subnet.VersionWarning.",
             VersionWarning,
-            stacklevel=5,
+            stacklevel=users_line(),
         )
     return study
 

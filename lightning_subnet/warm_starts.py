@@ -17,6 +17,7 @@ from lightning_subnet.errors import (
     SearchError,
     did_you_mean,
     listed,
+    users_line,
 )
 from lightning_subnet.history import Evaluation, History
 from lightning_subnet.objectives import Constraint, parse_objectives
@@ -239,17 +240,12 @@ def uncrowded(F: Floats, most: int) -> list[int]:
     References:
         Deb et al., NSGA-II, IEEE TEC 6(2), 2002, section III-B, the crowding distance.
     """
-    span = np.ptp(F, axis=0)
+    from lightning_subnet.strategies._pymoo import crowding
+
     left = list(range(len(F)))
     while len(left) > most:
-        distance = np.zeros(len(left))
-        for column, width in zip(F[left].T, span, strict=True):
-            order = np.argsort(column, kind="stable")
-            ends = column[order]
-            distance[order[[0, -1]]] = np.inf
-            distance[order[1:-1]] += (ends[2:] - ends[:-2]) / (width or 1.0)
         # Of equally crowded ones the last goes.
-        left.pop(len(left) - 1 - int(np.argmin(distance[::-1])))
+        left.pop(len(left) - 1 - int(np.argmin(crowding(F[left])[::-1])))
     return left
 
 
@@ -292,7 +288,7 @@ def projected(space: SearchSpace, subnets: Sequence[Subnet]) -> list[Subnet]:
         warnings.warn(
             f"warm_start= leaves out {len(strange)} of {len(subnets)} subnets, which share no "
             f"choice and value with this space: {strange[0]!r:.120}.",
-            stacklevel=2,
+            stacklevel=users_line(),
         )
     if not rows:
         return []

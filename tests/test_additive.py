@@ -289,6 +289,7 @@ def test_a_kernel_on_effects_is_the_one_written_out() -> None:
     expected /= expected.trace() / len(A)  # at the start it explains as much as the values vary
     effects = Effects.of(space)
     kernel = _additive._Kernel(space.encode(subnets) @ effects.basis, effects.parts())
+    kernel.weigh(kernel.start)
     linear = kernel.gram() - 1 - kernel.weights[-1] * kernel.grams[-1]
     np.testing.assert_allclose(linear, expected, atol=1e-9)
     # The interactions: an RBF kernel in which the weighted effects are the length scales.

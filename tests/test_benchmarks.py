@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import search_efficiency
-from benchmarks.curves import bootstrap, first_at, from_text, hypervolumes, to_text
+from benchmarks.curves import from_text, to_text
 from benchmarks.data import data_folder
 from benchmarks.problems import in_square
 from benchmarks.search_efficiency import Run, search, settings_hash, strategy_of
@@ -28,32 +28,11 @@ def has_data() -> bool:
 needs_data = pytest.mark.skipif(not has_data(), reason="no measured data: LIGHTNING_SUBNET_DATA")
 
 
-@pytest.mark.parametrize("m", [2, 3])
-def test_a_curve_is_the_hypervolume_of_every_prefix(m: int) -> None:
-    rng = np.random.default_rng(m)
-    U = rng.uniform(-0.1, 1.2, (60, m))
-    U[5], U[20] = np.nan, U[7]  # a failure and a repeat
-    expected = [pareto.hypervolume(U[: k + 1], np.ones(m)) for k in range(len(U))]
-    np.testing.assert_allclose(hypervolumes(U), expected, rtol=1e-12)
-
-
 def test_a_curve_survives_its_text() -> None:
-    curve = hypervolumes(np.random.default_rng(0).uniform(size=(200, 2)))
+    curve = pareto.hypervolumes(np.random.default_rng(0).uniform(size=(200, 2)), [1, 1])
     again = from_text(to_text(curve), len(curve))
     np.testing.assert_allclose(again, curve, atol=5.1e-6)
     assert from_text("", 3).tolist() == [0, 0, 0]
-
-
-def test_first_at_counts_validations_from_one() -> None:
-    curve = np.array([0.1, 0.1, 0.4])
-    assert [first_at(curve, level) for level in (0.1, 0.2, 0.5)] == [1, 3, np.inf]
-
-
-def test_bootstrap_covers_runs_that_never_arrive() -> None:
-    middle, low, high = bootstrap(np.array([10.0, 12, 14, np.inf, np.inf]))
-    assert middle == 14
-    assert low <= 12
-    assert high == np.inf
 
 
 def test_the_square_flips_what_is_maximised() -> None:

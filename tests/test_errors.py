@@ -41,6 +41,11 @@ def test_did_you_mean_names_the_nearest_or_nothing() -> None:
     assert did_you_mean("a", []) == ""
 
 
+def test_did_you_mean_looks_past_capitals_and_keeps_those_of_the_option() -> None:
+    assert did_you_mean("DEPTH", ["width", "depth"]) == " Did you mean 'depth'?"
+    assert did_you_mean("adamw", ["SGD", "AdamW"]) == " Did you mean 'AdamW'?"
+
+
 def test_listed_is_short() -> None:
     assert listed(["a", 2]) == "'a', 2"
     assert listed([]) == "nothing"

@@ -27,7 +27,7 @@ from scipy.stats import kendalltau
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct
 
-from lightning_subnet import Choice, SearchSpace, _gaussian, _gp
+from lightning_subnet import Choice, SearchSpace, _gaussian, _gp, _sklearn
 from lightning_subnet._gaussian import GP, Gaussian, Kernel
 from lightning_subnet._predictor import Setting
 from lightning_subnet.predictors import PredictorWarning, features, make
@@ -117,7 +117,7 @@ def test_the_posterior_is_that_of_scikit_learn() -> None:
     np.testing.assert_allclose(joint_mean, mean, atol=1e-8)
     np.testing.assert_allclose(joint, cov, atol=1e-6)
     gram = gp.rows[0] @ gp.rows[0].T
-    squares = [_gaussian._squared(rows, rows) for rows in gp.rows[1:]]
+    squares = [_sklearn.squared_distances(rows, rows) for rows in gp.rows[1:]]
     value, _ = _gaussian._log_density(np.log(astuple(KERNEL)), gram, squares, z, [True, True])
     constant = -0.5 * len(z) * np.log(2 * np.pi)
     assert value + constant == pytest.approx(theirs.log_marginal_likelihood_value_)
@@ -145,7 +145,7 @@ def test_the_slope_of_the_likelihood_and_its_maximum() -> None:
     F, z, _ = sample()
     gp = Gaussian(F, z)
     gram = gp.rows[0] @ gp.rows[0].T
-    squares = [_gaussian._squared(rows, rows) for rows in gp.rows[1:]]
+    squares = [_sklearn.squared_distances(rows, rows) for rows in gp.rows[1:]]
 
     def density(theta: np.ndarray) -> tuple[float, np.ndarray]:
         return _gaussian._log_density(theta, gram, squares, z, [True, True])

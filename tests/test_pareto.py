@@ -19,6 +19,7 @@ from lightning_subnet.errors import ObjectiveError
 from lightning_subnet.pareto import (
     attainment,
     hypervolume,
+    hypervolumes,
     knee,
     nondominated,
     nondominated_ranks,
@@ -173,6 +174,22 @@ def test_an_infinitely_good_point_has_infinite_volume() -> None:
 # Knee
 
 
+@pytest.mark.parametrize("m", [1, 2, 3])
+@pytest.mark.parametrize("maximise", [False, True])
+def test_a_curve_is_the_hypervolume_of_every_prefix(m: int, maximise: bool) -> None:
+    rng = np.random.default_rng(m)
+    points = rng.uniform(-0.1, 1.2, (60, m))
+    points[5], points[20], points[30], points[50] = np.nan, points[7], np.inf, -np.inf
+    points = -points if maximise else points
+    reference = np.full(m, -1.0 if maximise else 1.0)
+    prefixes = [points[: k + 1] for k in range(len(points))]
+    expected = [hypervolume(prefix, reference, maximise=maximise) for prefix in prefixes]
+    assert np.isinf(expected[50:]).all()
+    curve = hypervolumes(points, reference, maximise=maximise)
+    np.testing.assert_allclose(curve, expected, rtol=1e-12)
+    assert hypervolumes(points[:0], reference).shape == (0,)
+
+
 def test_knee_by_hand() -> None:
     assert knee([[0, 10], [1, 2], [4, 1], [10, 0]]) == 1
     assert knee([[11, 11], [10, 0], [4, 1], [1, 2], [0, 10]]) == 3
@@ -240,8 +257,9 @@ def test_bad_points(fn: Callable[..., Any] | None, points: Any, maximise: Any, p
 
 
 @pytest.mark.parametrize("reference", [3, [3], [3, 3, 3], [3, INF], [NAN, 3], "ab", None])
-def test_bad_references(reference: Any) -> None:
-    message = error_of(ObjectiveError, lambda: hypervolume([[1, 2]], reference))
+@pytest.mark.parametrize("fn", [hypervolume, hypervolumes])
+def test_bad_references(fn: Callable[..., Any], reference: Any) -> None:
+    message = error_of(ObjectiveError, lambda: fn([[1, 2]], reference))
     assert "2 finite numbers" in message
     assert repr(reference) in message
 

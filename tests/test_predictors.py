@@ -270,6 +270,34 @@ def test_too_few_samples_are_told_once() -> None:
         make("boosting").fit(F, y)
 
 
+class RaisesNumbers(Raises):
+    """A regressor whose errors have numbers, and one other error."""
+
+    def __init__(self, other: bool = False) -> None:
+        self.other = other
+
+    def get_params(self, deep: bool = True) -> dict:
+        return {"other": self.other}
+
+    def fit(self, F: np.ndarray, y: np.ndarray) -> Raises:
+        if self.other:
+            raise KeyError(len(F))
+        msg = f"the pivot {y.min()} of {len(F)} is too small"
+        raise ValueError(msg)
+
+
+def test_one_cause_is_told_once_whatever_its_numbers() -> None:
+    F, y = sample(30)
+    with pytest.warns(PredictorWarning, match="of 30 is too small") as caught:
+        make(RaisesNumbers()).fit(F, y)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(RaisesNumbers()).fit(F[:20], y[:20])
+    with pytest.warns(PredictorWarning, match="raised KeyError"):
+        make(RaisesNumbers(other=True)).fit(F, y)
+
+
 def test_a_predictor_that_raises_is_replaced_and_named() -> None:
     F, y = sample(30)
     with pytest.warns(PredictorWarning, match="'Raises' raised RuntimeError: out of luck; 'ridge'"):

@@ -16,7 +16,7 @@ from lightning_subnet.storage import Storage
 from lightning_subnet.strategies import LINAS, NSGA2, Hybrid
 from lightning_subnet.strategies.base import fill, uniform
 from lightning_subnet.warm_starts import projected, thinned_front, uncrowded
-from tests.problems import Counting, assert_clear, conditional, grid, record, search_of
+from tests.problems import Counting, assert_clear, conditional, grid, history_of, record, search_of
 
 
 def finished(storage: Any, *, name: str = "a", budget: int = 30, **settings: Any) -> Any:
@@ -157,6 +157,24 @@ def test_strategies_learn_from_a_warm_start_at_once(strategy: Any, storage: Stor
     assert not set(proposed) <= set(drawn)
     again = strategy.propose(problem, known, strategy.batch_size, np.random.default_rng([0, 1]))
     assert again == proposed, "a warm start is ordinary history"
+
+
+def test_random_subnets_fill_the_population_that_a_warm_start_begins() -> None:
+    """arXiv:2205.10358, algorithm 1: a first population is random, or a warm start."""
+    space, strategy = grid(4, 5), LINAS(population=12, predictions=400)
+    start = space.sample(5, rng=3)
+    search = search_of(space=space, budget=30, strategy=strategy, warm_start=start)
+    history = search.run(Counting(), progress=False).history
+    sizes = np.bincount([e.generation for e in history]).tolist()
+    assert sizes == [5, 7, 12, 6], "the third follows what was measured of a whole population"
+    # While some are being measured they are part of it, and one that all failed is drawn anew.
+    problem, rng = search.result().problem, np.random.default_rng(0)
+    assert len(strategy.propose(problem, History(space, history[:5]), 12, rng, start[:0])) == 7
+    pending = [e.subnet for e in history[5:9]]
+    assert len(strategy.propose(problem, History(space, history[:5]), 12, rng, pending)) == 3
+    assert len(strategy.propose(problem, History(space, history[:5]), 2, rng, pending)) == 2
+    failed = history_of(problem, [e.subnet for e in history[:12]], failed=lambda number: True)
+    assert len(strategy.propose(problem, failed, 12, rng)) == 12
 
 
 def bad(**settings: Any) -> Callable[[], Any]:

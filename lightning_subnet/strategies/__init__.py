@@ -98,7 +98,9 @@ def resolve(strategy: str | Strategy) -> Strategy:
         made: Strategy = __getattr__(_NAMES[strategy])()
         return made
     given = "the class, not an object: add ()" if isinstance(strategy, type) else f"{strategy!r}"
-    hint = did_you_mean(strategy, _NAMES) if isinstance(strategy, str) else ""
+    by_class = {cls: name for name, cls in _NAMES.items()}
+    meant = by_class.get(strategy, strategy) if isinstance(strategy, str) else ""
+    hint = did_you_mean(meant, _NAMES)
     msg = (
         f"strategy= is {given}.{hint} "
         f"Give one of {', '.join(map(repr, _NAMES))}, or an object with propose()."

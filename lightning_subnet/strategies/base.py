@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from lightning_subnet.choices import Indices, plain
 from lightning_subnet.errors import SpaceExhausted, StrategyError
@@ -88,6 +89,50 @@ def probability(**settings: float | None) -> None:
             raise StrategyError(msg)
 
 
+def taken_codes(history: History, pending: Sequence[Subnet]) -> set[bytes]:
+    """Return the codes of what is measured or pending, which no strategy proposes again."""
+    return history.codes | set(row_codes(history.space.indices(pending)))
+
+
+def new_rows(X: Indices, history: History, pending: Sequence[Subnet]) -> npt.NDArray[np.bool_]:
+    """Return which canonical rows are neither measured nor pending, (n,)."""
+    taken = taken_codes(history, pending)
+    return np.array([code not in taken for code in row_codes(X)], dtype=bool)
+
+
+def checked_proposals(
+    strategy: Strategy,
+    proposed: Any,
+    problem: Problem,
+    history: History,
+    pending: Sequence[Subnet],
+) -> list[Subnet]:
+    """Hold what a strategy (perhaps the user's own) has proposed to its contract.
+
+    Raises:
+        StrategyError: None, or something that is no subnet of the space, or not new.
+    """
+    proposals = list(proposed) if isinstance(proposed, Iterable) else [proposed]
+    if strange := [item for item in proposals if item not in problem.space]:
+        msg = (
+            f"{strategy!r} proposed {strange[0]!r:.80}, which is no subnet of the space. "
+            "A strategy returns a list of subnets: space.from_indices, space.subnet or "
+            "strategies.base.fill make them."
+        )
+        raise StrategyError(msg)
+    codes = set(row_codes(problem.space.indices(proposals)))
+    taken = taken_codes(history, pending)
+    if not codes or len(codes) < len(proposals) or taken & codes:
+        msg = (
+            f"{strategy!r} proposed {len(proposals)} subnets, {len(codes - taken)} of "
+            "them new. A strategy returns one or more distinct subnets that are not in history "
+            "or pending, or raises SpaceExhausted: strategies.base.fill does that for any "
+            "source of proposals."
+        )
+        raise StrategyError(msg)
+    return proposals
+
+
 def fill(
     problem: Problem,
     history: History,
@@ -115,7 +160,7 @@ def fill(
         SpaceExhausted: Every subnet is measured or pending.
     """
     space = problem.space
-    taken = history.codes | set(row_codes(space.indices(pending)) if pending else ())
+    taken = taken_codes(history, pending)
     left = space.size - len(taken)
     if left < 1:
         msg = f"All {space.size} subnets of the space are measured or pending."

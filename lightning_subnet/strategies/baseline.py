@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,11 @@ from lightning_subnet import _sklearn
 from lightning_subnet._predictor import spaced
 from lightning_subnet._sklearn import Floats, Scale
 from lightning_subnet.choices import Indices
-from lightning_subnet.errors import StrategyError, did_you_mean
 from lightning_subnet.history import History
-from lightning_subnet.members import row_codes
-from lightning_subnet.predictors import Predictor, make, names
+from lightning_subnet.predictors import Predictor
 from lightning_subnet.problem import Problem
 from lightning_subnet.space import SearchSpace
-from lightning_subnet.strategies.base import Draw
-from lightning_subnet.strategies.design import by_choice
 from lightning_subnet.strategies.surrogate import Surrogates
-from lightning_subnet.subnet import Subnet
 
 _RBF_ROWS, _PROCESS_ROWS = 2000, 500
 _NUGGET = 1e-6  # of the RBF interpolant: equal rows may have different values
@@ -59,8 +54,7 @@ class CubicRBF:
         return np.asarray(terms @ self._weights)
 
     def _basis(self, F: Floats) -> Floats:
-        far = (F**2).sum(axis=1)[:, None] + (self._F**2).sum(axis=1) - 2 * F @ self._F.T
-        return np.asarray(np.maximum(far, 0.0) ** 1.5)
+        return np.asarray(_sklearn.squared_distances(F, self._F) ** 1.5)
 
 
 def model_of(given: Any, random_state: int) -> Any:
@@ -122,19 +116,6 @@ class PositionSurrogates(Surrogates):
         return positions(self.problem.space, X)
 
 
-def check_predictor(given: Any, published: Sequence[str]) -> None:
-    """Raise `StrategyError` or `PredictorError` for what is no predictor of a baseline."""
-    known = list(dict.fromkeys([*published, *names()]))
-    if not isinstance(given, str):
-        make(given)
-    elif given not in known:
-        msg = (
-            f"predictor={given!r} of the strategy is unknown.{did_you_mean(given, known)} Give "
-            f"one of {', '.join(map(repr, known))}, or an object with fit(F, y) and predict(F)."
-        )
-        raise StrategyError(msg)
-
-
 def surrogates(
     problem: Problem,
     history: History,
@@ -171,24 +152,3 @@ def study_rng(history: History) -> np.random.Generator:
     first. Two subnets, as the first may be the largest one, which every search measures.
     """
     return np.random.default_rng([int(history[i].subnet.key, 16) for i in range(2)])
-
-
-def new_rows(X: Indices, history: History, pending: Iterable[Subnet]) -> np.ndarray:
-    """Return which rows are neither measured nor pending, (n,)."""
-    waiting = list(pending)
-    taken = history.codes | set(row_codes(history.space.indices(waiting)) if waiting else ())
-    return np.array([code not in taken for code in row_codes(X)], dtype=bool)
-
-
-def in_order(problem: Problem, X: Indices) -> Draw:
-    """Return a source that gives rows in their order, then random ones."""
-    given = 0
-
-    def draw(k: int, rng: np.random.Generator) -> Indices:
-        nonlocal given
-        if given >= len(X):
-            return by_choice(problem)(k, rng)
-        given += k
-        return X[given - k : given]
-
-    return draw

@@ -9,7 +9,7 @@ import numpy as np
 
 from lightning_subnet import _gp, pareto
 from lightning_subnet._gaussian import MOST_ROWS, Gaussian
-from lightning_subnet._predictor import _warn, spaced
+from lightning_subnet._predictor import spaced, warn_once
 from lightning_subnet._sklearn import Floats, Scale
 from lightning_subnet.choices import Indices
 from lightning_subnet.errors import StrategyError
@@ -18,8 +18,8 @@ from lightning_subnet.members import row_codes
 from lightning_subnet.objectives import violation
 from lightning_subnet.predictors import features
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import Strategy, fill, positive
-from lightning_subnet.strategies.design import by_choice, first_batch
+from lightning_subnet.strategies.base import Strategy, fill, positive, taken_codes
+from lightning_subnet.strategies.design import by_choice, first_batch, in_order, neighbours
 from lightning_subnet.subnet import Subnet
 
 _MOST_OBJECTIVES = 4
@@ -111,12 +111,8 @@ class Bayesian(Strategy):
             raise StrategyError(msg)
         if len(history) + len(pending) < self.first or history.ok.sum() <= 1:
             return first_batch(problem, history, n, rng, pending)
-        batches = [self._chosen(problem, history, n, rng, pending)]
-
-        def draw(k: int, rng: np.random.Generator) -> Indices:
-            return batches.pop() if batches else by_choice(problem)(k, rng)
-
-        return fill(problem, history, pending, n, rng, draw)
+        chosen = self._chosen(problem, history, n, rng, pending)
+        return fill(problem, history, pending, n, rng, in_order(problem, chosen))
 
     def _chosen(
         self,
@@ -130,7 +126,7 @@ class Bayesian(Strategy):
         space = problem.space
         waiting = space.indices(pending)
         models = Models(problem, history)
-        climb = Climb(models, history.codes | set(row_codes(waiting)))
+        climb = Climb(models, taken_codes(history, pending))
         climb.look_at(self._around(problem, history, models, rng))
         if not climb.size:
             return climb.X
@@ -164,7 +160,7 @@ class Bayesian(Strategy):
             return np.concatenate(list(space.index_blocks()))
         leaders = models.leaders()
         fresh = by_choice(problem)(_DRAWN * self.scored, rng)
-        near = [neighbours(problem, leaders), fresh]
+        near = [neighbours(space, space.from_indices(leaders)), fresh]
         if not space.is_pool:  # where children are rarely members
             one, two = (leaders[rng.integers(len(leaders), size=len(fresh))] for _ in range(2))
             children = np.where(rng.random(fresh.shape) < _MIX, one, two)
@@ -235,8 +231,9 @@ class Models:
             try:
                 return Gaussian(self._features[known][rows], z[rows])
             except (np.linalg.LinAlgError, ValueError) as error:
-                _warn(
-                    f"The Gaussian process of {name!r} failed ({error!s:.100}): its mean is used."
+                warn_once(
+                    f"The Gaussian process of {name!r} failed ({error!s:.100}): its mean is used.",
+                    cause=(f"process of {name}", type(error).__name__),
                 )
         self._exact.append((k, name if self._computed(name) else ""))
         return int(self._features.shape[1]) + len(self._exact) - 1
@@ -346,7 +343,8 @@ class Climb:
             if not starts:
                 break
             expanded |= set(row_codes(self.X[starts]))
-            if added := self.look_at(neighbours(self._models.problem, self.X[starts])):
+            space = self._models.problem.space
+            if added := self.look_at(neighbours(space, space.from_indices(self.X[starts]))):
                 values = np.concatenate([values, acquisition(self._rows[-added:])])
         self._order(np.argsort(-values, kind="stable"))
         self._scored = True
@@ -358,10 +356,3 @@ class Climb:
 
     def _order(self, order: Indices) -> None:
         self.X, self._rows = self.X[order], self._rows[order]
-
-
-def neighbours(problem: Problem, X: Indices) -> Indices:
-    """Return the rows that differ from one of these canonical rows in one choice."""
-    space = problem.space
-    around = [other for subnet in space.from_indices(X) for other in space.neighbours(subnet)]
-    return space.indices(around)

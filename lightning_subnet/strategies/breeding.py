@@ -89,7 +89,7 @@ def breed(  # noqa: PLR0913 - the settings of an evolution
         for the order; Ishibuchi, Shibata, Mating Scheme for Controlling the Diversity-Convergence
         Balance for Multiobjective Optimization, GECCO 2004, for mates that are alike.
     """
-    space = problem.space
+    space, drawn = problem.space, by_choice(problem)
     X = start[distinct_rows(start)]
     F, missed = score(X)
     for generation in range(generations):
@@ -102,7 +102,7 @@ def breed(  # noqa: PLR0913 - the settings of an evolution
         away *= rng.choice([-1, 1], children)
         one, two = X[row[at]], X[row[np.clip(at + away, 0, len(row) - 1)]]
         bred = np.where(rng.random(one.shape) < _HALF, one, two)
-        fresh = by_choice(problem)(children, rng)
+        fresh = drawn(children, rng)
         fresh = fresh[np.arange(children) % len(fresh)]
         bred = space.canonical(np.where(rng.random(one.shape) < 1 / one.shape[1], fresh, bred))
         both = np.concatenate([X, bred])

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""First subnets: each choice drawn by itself, and designs in which all values are as frequent."""
+"""Sources of proposals: each choice by itself, rows in order, neighbours, balanced designs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -39,6 +39,25 @@ def by_choice(problem: Problem) -> Draw:
         return space.canonical(np.stack([rng.choice(at, k) for at in positions], axis=1))
 
     return draw
+
+
+def in_order(problem: Problem, X: Indices) -> Draw:
+    """Return a source that gives rows in their order, then random ones."""
+    given = 0
+
+    def draw(k: int, rng: np.random.Generator) -> Indices:
+        nonlocal given
+        if given >= len(X):
+            return by_choice(problem)(k, rng)
+        given += k
+        return X[given - k : given]
+
+    return draw
+
+
+def neighbours(space: SearchSpace, subnets: Iterable[Subnet]) -> Indices:
+    """Return the rows that differ from a subnet in one choice; one may come several times."""
+    return space.indices(other for subnet in subnets for other in space.neighbours(subnet))
 
 
 def balanced(space: SearchSpace, rows: Indices, n: int, rng: np.random.Generator) -> Indices:

@@ -12,15 +12,10 @@ from lightning_subnet._sklearn import one_thread
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import fill, positive, probability
-from lightning_subnet.strategies.baseline import (
-    check_predictor,
-    in_order,
-    new_rows,
-    study_rng,
-)
+from lightning_subnet.strategies.base import fill, new_rows, positive, probability
+from lightning_subnet.strategies.baseline import study_rng
 from lightning_subnet.strategies.breeding import ranked
-from lightning_subnet.strategies.design import by_choice
+from lightning_subnet.strategies.design import by_choice, in_order
 from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates, evolve
 from lightning_subnet.subnet import Subnet
 
@@ -87,8 +82,7 @@ class FullSearch(PredictingStrategy):
             predictions=predictions,
         )
         probability(crossover=crossover, mutation=mutation)
-        check_predictor(predictor, ())
-        super().__init__(predictor)
+        super().__init__(predictor, published=())
         self.samples = samples
         self.batch_size = batch_size
         self.inner_population = inner_population

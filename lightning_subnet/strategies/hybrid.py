@@ -12,12 +12,10 @@ from lightning_subnet import pareto
 from lightning_subnet._sklearn import Floats, one_thread
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
-from lightning_subnet.members import row_codes
-from lightning_subnet.predictors import make
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import fill, positive
+from lightning_subnet.strategies.base import fill, new_rows, positive
 from lightning_subnet.strategies.breeding import breed
-from lightning_subnet.strategies.design import by_choice, first_batch
+from lightning_subnet.strategies.design import by_choice, first_batch, in_order, neighbours
 from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates
 from lightning_subnet.subnet import Subnet
 
@@ -69,7 +67,6 @@ class Hybrid(PredictingStrategy):
             inner_population=inner_population,
             generations=generations,
         )
-        make(predictor)  # an unknown name is told before anything is measured
         super().__init__(predictor)
         self.batch_size = batch_size
         self.first = first
@@ -90,15 +87,10 @@ class Hybrid(PredictingStrategy):
         with one_thread():
             score = Surrogates(problem, history, self._predictor)
             pool = self._found(problem, history, score, rng)
-            waiting = row_codes(problem.space.indices(pending)) if pending else ()
-            taken = history.codes | set(waiting)
-            pool = pool[[code not in taken for code in row_codes(pool)]]
-            chosen = [self._chosen(problem, history, score, pool, n, pending)] if len(pool) else []
-
-        def draw(k: int, rng: np.random.Generator) -> Indices:
-            return chosen.pop() if chosen else by_choice(problem)(k, rng)
-
-        return fill(problem, history, pending, n, rng, draw)
+            pool = pool[new_rows(pool, history, pending)]
+            if len(pool):
+                pool = self._chosen(problem, history, score, pool, n, pending)
+        return fill(problem, history, pending, n, rng, in_order(problem, pool))
 
     def _found(
         self, problem: Problem, history: History, score: Surrogates, rng: np.random.Generator
@@ -106,13 +98,12 @@ class Hybrid(PredictingStrategy):
         """Return the best rows that an inner evolution has seen, by prediction."""
         space = problem.space
         front = [e.subnet for e in problem.front(history)]
-        around = [other for subnet in front[:_FRONT] for other in space.neighbours(subnet)]
-        near = [space.indices([*front, *around])] if front else []
+        around = neighbours(space, front[:_FRONT])
         fresh = by_choice(problem)(self.inner_population, rng)
         return breed(
             problem,
             score,
-            np.concatenate([*near, fresh]),
+            np.concatenate([space.indices(front), around, fresh]),
             parents=self.inner_population,
             children=_CHILDREN * self.inner_population,
             generations=self.generations,
@@ -184,7 +175,7 @@ def _greedy(front: Floats, mean: Floats, bold: Floats, n: int) -> list[int]:
 
 
 def _useful(F: Floats) -> np.ndarray:
-    """Return which rows stand on the first fronts, some hundreds at most."""
+    """Return which rows stand on the first fronts, `_MOST` of them at most."""
     ranks = pareto.nondominated_ranks(F)
     order = np.argsort(ranks, kind="stable")[:_MOST]
     useful = np.zeros(len(F), dtype=bool)

@@ -11,7 +11,6 @@ import numpy as np
 from lightning_subnet._sklearn import one_thread
 from lightning_subnet.choices import Indices
 from lightning_subnet.history import History
-from lightning_subnet.predictors import make
 from lightning_subnet.problem import Problem
 from lightning_subnet.strategies.base import fill, positive, probability
 from lightning_subnet.strategies.design import by_choice
@@ -22,11 +21,11 @@ from lightning_subnet.subnet import Subnet
 class LINAS(PredictingStrategy):
     """Lightweight iterative neural architecture search, as published.
 
-    The first population is drawn at random. Then, each generation, one predictor per objective is
-    fitted on everything measured, a long NSGA-II searches on the predictions, and its final
-    population is measured. Predicted are all objectives, also those that could be computed
-    (`exact=False`); what differs from the released code is what the contract of a strategy asks:
-    inactive choices are masked, and no subnet is proposed twice.
+    The first population is drawn at random; a warm start is a part of it, or all. Then, each
+    generation, one predictor per objective is fitted on everything measured, a long NSGA-II
+    searches on the predictions, and its final population is measured. Predicted are all objectives,
+    also those that could be computed (`exact=False`); what differs from the released code is what
+    the contract of a strategy asks: inactive choices are masked, and no subnet is proposed twice.
 
     Args:
         population: Of the inner search, and the batch that is measured.
@@ -59,7 +58,6 @@ class LINAS(PredictingStrategy):
     ) -> None:
         positive(population=population, predictions=predictions)
         probability(crossover=crossover, mutation=mutation)
-        make(predictor)  # an unknown name is told before anything is measured
         super().__init__(predictor)
         self.population = population
         self.predictions = predictions
@@ -78,6 +76,9 @@ class LINAS(PredictingStrategy):
     ) -> list[Subnet]:
         """Return the final population of a search on predictions; see `Strategy.propose`."""
         if len(history) < self.population or history.ok.sum() <= 1:
+            there = len(history) + len(pending)
+            if 0 < there < self.population:  # a warm start: what is missing of a population
+                n = min(n, self.population - there)
             return fill(problem, history, pending, n, rng, by_choice(problem))
         with one_thread():
             breeder, _ = evolve(

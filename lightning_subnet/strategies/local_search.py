@@ -13,9 +13,9 @@ from lightning_subnet.history import History
 from lightning_subnet.members import row_codes
 from lightning_subnet.problem import Problem
 from lightning_subnet.space import SearchSpace
-from lightning_subnet.strategies.base import Strategy, fill, positive
-from lightning_subnet.strategies.baseline import in_order
+from lightning_subnet.strategies.base import Strategy, fill, positive, taken_codes
 from lightning_subnet.strategies.breeding import ranked
+from lightning_subnet.strategies.design import in_order, neighbours
 from lightning_subnet.subnet import Subnet
 
 
@@ -66,9 +66,7 @@ class LocalSearch(Strategy):
         """Return new neighbours of the front of the current run; see `Strategy.propose`."""
         rows = problem.space.indices([])
         if len(history):
-            taken = history.codes | set(
-                row_codes(problem.space.indices(pending)) if pending else ()
-            )
+            taken = taken_codes(history, pending)
             near = _Neighbours(problem.space)
             front = rng.permutation(_front_of_run(problem, history, near))
             around = [rng.permutation(near.new(history[int(i)].subnet, taken)) for i in front]
@@ -87,7 +85,7 @@ class _Neighbours:
     def new(self, subnet: Subnet, taken: set[bytes]) -> Indices:
         """Return the neighbours of a subnet that are not taken (n, n_choices)."""
         if subnet not in self._found:
-            X = self._space.indices(self._space.neighbours(subnet))
+            X = neighbours(self._space, [subnet])
             self._found[subnet] = X, row_codes(X)
         X, codes = self._found[subnet]
         return X[[code not in taken for code in codes]]

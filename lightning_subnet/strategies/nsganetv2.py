@@ -15,20 +15,17 @@ from lightning_subnet.history import History
 from lightning_subnet.members import distinct_rows
 from lightning_subnet.predictors import Predictor, kendall_tau
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import fill, positive, probability
+from lightning_subnet.strategies.base import fill, new_rows, positive, probability
 from lightning_subnet.strategies.baseline import (
     CubicRBF,
     PositionSurrogates,
-    check_predictor,
     cost_of,
     fitted,
-    in_order,
     model_of,
-    new_rows,
     surrogates,
 )
 from lightning_subnet.strategies.breeding import best_first
-from lightning_subnet.strategies.design import by_choice
+from lightning_subnet.strategies.design import by_choice, in_order
 from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates, evolve
 from lightning_subnet.subnet import Subnet
 
@@ -166,8 +163,7 @@ class NSGANetV2(PredictingStrategy):
             generations=generations,
         )
         probability(crossover=crossover, mutation=mutation)
-        check_predictor(predictor, (Switching.name, *_PUBLISHED))
-        super().__init__(predictor)
+        super().__init__(predictor, published=(Switching.name, *_PUBLISHED))
         self.batch_size = batch_size
         self.first = first
         self.inner_population = inner_population

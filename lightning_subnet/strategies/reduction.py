@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from lightning_subnet._sklearn import Floats, dense_clusters, one_thread
 from lightning_subnet.choices import Indices, Value
-from lightning_subnet.errors import SearchError
+from lightning_subnet.errors import SearchError, users_line
 from lightning_subnet.history import History
 from lightning_subnet.members import distinct_rows
 from lightning_subnet.problem import Problem, Searched
@@ -207,7 +207,7 @@ def reduction(  # noqa: PLR0913 - the settings of a reduction, each optional
             f"The space stays as it is ({space.size:.3g} subnets): {why}. Give a longer search as "
             "the archive, or more samples=. Silence: ignore lightning_subnet.ReductionWarning.",
             ReductionWarning,
-            stacklevel=2,
+            stacklevel=users_line(),
         )
     return found
 

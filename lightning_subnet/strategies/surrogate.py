@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lightning_subnet._sklearn import Floats
 from lightning_subnet.choices import Indices
+from lightning_subnet.errors import StrategyError, did_you_mean
 from lightning_subnet.history import History
 from lightning_subnet.members import distinct_rows
 from lightning_subnet.objectives import minimised, violation
-from lightning_subnet.predictors import features, make
+from lightning_subnet.predictors import features, make, names
 from lightning_subnet.problem import Problem
 from lightning_subnet.strategies.base import Strategy
 
@@ -21,9 +23,27 @@ if TYPE_CHECKING:
 
 
 class PredictingStrategy(Strategy):
-    """A strategy with a predictor among its settings, by name or as an estimator."""
+    """A strategy with a predictor among its settings, by name or as an estimator.
 
-    def __init__(self, predictor: Any) -> None:
+    Args:
+        predictor: A name or an estimator; see `predictors.make`.
+        published: The names of models that a baseline was published with, which it takes too.
+
+    Raises:
+        PredictorError: An unknown name, or no predictor at all: before anything is measured.
+        StrategyError: An unknown name, for a baseline.
+    """
+
+    def __init__(self, predictor: Any, published: Sequence[str] | None = None) -> None:
+        if published is None or not isinstance(predictor, str):
+            make(predictor)
+        elif predictor not in (known := list(dict.fromkeys([*published, *names()]))):
+            msg = (
+                f"predictor={predictor!r} of the strategy is unknown."
+                f"{did_you_mean(predictor, known)} Give one of {', '.join(map(repr, known))}, "
+                "or an object with fit(F, y) and predict(F)."
+            )
+            raise StrategyError(msg)
         self._predictor = predictor
 
     def settings(self) -> dict[str, Any]:

@@ -14,17 +14,10 @@ from lightning_subnet.errors import StrategyError, did_you_mean
 from lightning_subnet.history import History
 from lightning_subnet.members import distinct_rows
 from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import fill, positive
-from lightning_subnet.strategies.baseline import (
-    check_predictor,
-    cost_of,
-    in_order,
-    new_rows,
-    study_rng,
-    surrogates,
-)
+from lightning_subnet.strategies.base import fill, new_rows, positive
+from lightning_subnet.strategies.baseline import cost_of, study_rng, surrogates
 from lightning_subnet.strategies.breeding import best_first
-from lightning_subnet.strategies.design import by_choice
+from lightning_subnet.strategies.design import by_choice, in_order
 from lightning_subnet.strategies.surrogate import PredictingStrategy
 from lightning_subnet.subnet import Subnet
 
@@ -116,8 +109,7 @@ class WeakNAS(PredictingStrategy):
         if pool < max(top, first):
             msg = f"pool={pool} must hold top={top} and first={first}. Give a larger pool."
             raise StrategyError(msg)
-        check_predictor(predictor, _PUBLISHED)
-        super().__init__(predictor)
+        super().__init__(predictor, published=_PUBLISHED)
         self.batch_size = batch_size
         self.first = first
         self.pool = pool

@@ -149,8 +149,10 @@ def test_conditions_survive(result: SearchResult) -> None:
 def test_nothing_dropped_says_so() -> None:
     space = grid(3, 3)
     history = history_of(problem_of(space), space)
-    with pytest.warns(ReductionWarning, match="stays as it is"):
-        assert reduce_space(history) is space
+    for call in (reduce_space, lambda archive: reduction(archive).space):
+        with pytest.warns(ReductionWarning, match="stays as it is") as caught:
+            assert call(history) is space
+        assert caught[0].filename == __file__
     lattice = grid(40, 4)
     noise = history_of(problem_of(lattice), lattice.sample(60, rng=0))
     with warnings.catch_warnings():
