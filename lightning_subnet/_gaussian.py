@@ -101,8 +101,10 @@ class Gaussian:
     def prior(self, a: tuple[Floats, ...], b: tuple[Floats, ...]) -> Floats:
         """Return the kernel between the blocks of n and of k rows, (n, k), without noise."""
         k = self.kernel
-        far = ((squared_distances(a[i], b[i]), length) for i, length in self._lengths())
-        near = [np.exp(-square / (2 * length**2)) for square, length in far]
+        near = []
+        for i, length in self._lengths():
+            products = a[i] @ b[i].T  # to the last bit symmetric where a is b
+            near.append(np.exp(-squared_distances(a[i], b[i], products) / (2 * length**2)))
         parts = (variance * part for variance, part in zip((k.rbf, k.hamming), near, strict=True))
         return np.asarray(k.linear * (a[0] @ b[0].T) + sum(parts))
 

@@ -90,8 +90,8 @@ def squared_distances(a: Floats, b: Floats, products: Floats | None = None) -> F
         b: Rows (k, d).
         products: `a @ b.T`, where that is known.
     """
-    products = a @ b.T if products is None else products
-    far = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * products
+    twice = (2 * a) @ b.T if products is None else 2 * products
+    far = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - twice
     return np.asarray(np.maximum(far, 0.0))  # rounding may leave less than nothing
 
 
