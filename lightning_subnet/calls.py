@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_flatten_with_path
 from lightning_subnet.costs.counts import arguments
 from lightning_subnet.elasticity.protocol import evaluating
 from lightning_subnet.errors import ExportError
+
+Returns = Literal["tensor", "tuple", "dict"]
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -30,7 +32,7 @@ class Call:
         input_names: One for each tensor among the arguments, in their order.
         output_names: One for each tensor that comes out.
         output_shapes: Their sizes for these inputs.
-        single: `forward` returns one tensor.
+        returns: What `forward` gives: one tensor, a tuple of them, or a dict by name.
     """
 
     args: tuple[Any, ...]
@@ -39,7 +41,7 @@ class Call:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     output_shapes: tuple[tuple[int, ...], ...]
-    single: bool
+    returns: Returns
 
     @classmethod
     def of(cls, net: nn.Module, inputs: Any, *, dynamic_batch: bool = True) -> Call:
@@ -77,7 +79,7 @@ class Call:
             args, kwargs, batch, tuple(tensors),
             tuple(f"{name}_output" if name in tensors else name for name in outputs),
             tuple(tuple(x.shape) for x in outputs.values()),
-            isinstance(given, torch.Tensor),
+            _kind(given),
         )  # fmt: skip
 
     @property
@@ -88,6 +90,14 @@ class Call:
     def in_batch(self, shape: torch.Size | tuple[int, ...]) -> bool:
         """Return whether dimension 0 of a tensor counts the samples of a dynamic batch."""
         return self.batch is not None and len(shape) > 0 and shape[0] == self.batch
+
+    @property
+    def batches(self) -> list[tuple[torch.Tensor, ...]]:
+        """Tensors to compare a file and the network on: as given, then of other batch sizes."""
+        if self.batch is None:
+            return [self.tensors]
+        first = tuple(x[:1] if self.in_batch(x.shape) else x for x in self.tensors)
+        return [self.tensors, self.longer(), first]
 
     def longer(self) -> tuple[torch.Tensor, ...]:
         """Return the tensors with a batch of one row more, a row like those given."""
@@ -137,6 +147,31 @@ def named_outputs(given: Any) -> dict[str, torch.Tensor]:
         for path, leaf in flat
         if isinstance(leaf, torch.Tensor)
     }
+
+
+def restored(
+    tensors: Sequence[torch.Tensor], names: Sequence[str], returns: Returns | None = None
+) -> Any:
+    """Return the tensors of an output as the network gave them.
+
+    Args:
+        tensors: What a file gave.
+        names: Their names.
+        returns: What `forward` gave; None: what the names tell.
+    """
+    if returns is None:
+        rest = "tuple" if all(name.startswith("output_") for name in names) else "dict"
+        returns = "tensor" if len(names) == 1 and rest == "dict" else rest  # type: ignore[assignment] # of two literals
+    if returns == "tensor":
+        return tensors[0]
+    return tuple(tensors) if returns == "tuple" else dict(zip(names, tensors, strict=True))
+
+
+def _kind(given: Any) -> Returns:
+    if isinstance(given, torch.Tensor):
+        return "tensor"
+    flat = isinstance(given, (tuple, list)) and all(isinstance(x, torch.Tensor) for x in given)
+    return "tuple" if flat else "dict"
 
 
 class Flat(nn.Module):

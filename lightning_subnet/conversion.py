@@ -31,7 +31,13 @@ _UNSUPPORTED = re.compile(
     r"|No conversion rule found for operations: ([\w:.]+)|Unsupported operator[: ]+'?([\w:.]+)"
 )
 
+_FIXED = "it fixes the size of its batch"
+
 Exporter = Literal["auto", "trace", "graph"]
+
+
+class FixedBatchError(ExportError):
+    """A network takes batches of one size only."""
 
 
 def to_onnx(
@@ -137,8 +143,7 @@ def to_openvino(net: nn.Module, inputs: Any, *, dynamic_batch: bool = True) -> A
                     call.output_names, call.output_shapes, shapes, strict=True
                 ):
                     if call.in_batch(shape) and found.rank.is_static and found[0].is_static:
-                        msg = f"it fixes the size of its batch: {name!r} has {found}"
-                        raise RuntimeError(msg)
+                        raise RuntimeError(f"{_FIXED}: {name!r} has {found}")
                 return model
         except Exception as error:  # of many classes, by what fails
             reasons.append(error)
@@ -209,7 +214,11 @@ def _traced_onnx(net: nn.Module, call: Call) -> bytes:
         if warning.category.__name__ == "TracerWarning":
             msg = f"a trace would freeze a decision: {str(warning.message).splitlines()[0]:.120}"
             raise RuntimeError(msg)
-    return bytes(buffer.getvalue())
+    model = bytes(buffer.getvalue())
+    kept = {port.name for port in library("onnx").load_model_from_string(model).graph.input}
+    if unused := [name for name in call.input_names if name not in kept]:
+        raise RuntimeError(f"a trace would drop the input {unused[0]!r}")
+    return model
 
 
 def _flat_program(net: nn.Module, call: Call) -> torch.export.ExportedProgram:
@@ -239,10 +248,10 @@ def _check_batch(model: bytes, call: Call) -> None:
     try:
         outputs = onnx_session(model).run(None, longer)
     except Exception as error:  # of the runtime's own classes
-        raise RuntimeError(f"it fixes the size of its batch: {error!s:.100}") from error
+        raise RuntimeError(f"{_FIXED}: {error!s:.100}") from error
     for name, shape, y in zip(call.output_names, call.output_shapes, outputs, strict=True):
         if call.in_batch(shape) and len(y) != shape[0] + 1:
-            raise RuntimeError(f"it fixes the size of its batch: {name!r} has {y.shape}")
+            raise RuntimeError(f"{_FIXED}: {name!r} has {y.shape}")
 
 
 def _traced_openvino(openvino: Any, net: nn.Module, call: Call) -> Any:
@@ -253,17 +262,21 @@ def _traced_openvino(openvino: Any, net: nn.Module, call: Call) -> Any:
 def _graph_openvino(openvino: Any, net: nn.Module, call: Call) -> Any:
     """Return what OpenVINO makes of an ExportedProgram."""
     model = openvino.convert_model(_flat_program(net, call))
-    for port, name in [
-        *zip(model.inputs, call.input_names, strict=True),
-        *zip(model.outputs, call.output_names, strict=True),
-    ]:
+    kept = {port.any_name: port.get_node() for port in model.inputs}
+    parameters = []
+    for i, (name, x) in enumerate(zip(call.input_names, call.tensors, strict=True)):
+        shape = openvino.PartialShape([-1, *x.shape[1:]] if call.in_batch(x.shape) else [*x.shape])
+        node = kept.get(f"tensors_{i}")  # the name in Flat; none for an input that is not used
+        if node is None:
+            element = openvino.Type(x.detach().cpu().numpy().dtype)
+            node = openvino.op.Parameter(element, shape)
+        node.set_partial_shape(shape)
+        node.output(0).get_tensor().set_names({name})
+        parameters.append(node)
+    model = openvino.Model(model.get_results(), parameters, type(net).__name__)
+    model.validate_nodes_and_infer_types()
+    for port, name in zip(model.outputs, call.output_names, strict=True):
         port.get_tensor().set_names({name})
-    shapes = {}
-    for name, x in zip(call.input_names, call.tensors, strict=True):
-        shapes[name] = openvino.PartialShape(
-            [-1, *x.shape[1:]] if call.in_batch(x.shape) else [*x.shape]
-        )
-    model.reshape(shapes)
     return model
 
 
@@ -299,7 +312,8 @@ def _refused(net: nn.Module, form: str, call: Call, reasons: list[Exception]) ->
         msg = f"{type(net).__name__} uses the operator {unknown[0]!r}, which has no {form} form. "
         return ExportError(msg + "Replace it in the network, or export to another format.")
     lines = texts[-1].splitlines() or [type(reasons[-1]).__name__]
-    msg = f"{type(net).__name__} cannot be converted to {form}: {lines[0]:.200} "
-    if call.batch is None:
-        return ExportError(msg + "Change that part of the network, or export to another format.")
-    return ExportError(msg + "If it fixes the size of its batch, pass dynamic_batch=False.")
+    msg = f"{type(net).__name__} cannot be converted to {form}: {lines[0]:.200}"
+    if call.batch is not None and (_FIXED in texts[-1] or "Constraints violated" in texts[-1]):
+        msg = f"{type(net).__name__} cannot be converted to {form}, as {_FIXED}. "
+        return FixedBatchError(msg + "Pass dynamic_batch=False, or change its use of that size.")
+    return ExportError(f"{msg.rstrip('.')}. Change that part, or export to another format.")
