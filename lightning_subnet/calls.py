@@ -69,7 +69,7 @@ class Call:
             with evaluating(net), torch.no_grad():
                 given = net(*args, **kwargs)
         except Exception as error:
-            msg = f"{type(net).__name__} failed on inputs {_shapes(named)}: {error!s:.150}. "
+            msg = f"{type(net).__name__} failed on inputs {_shapes(named)}: {brief(error)}. "
             raise ExportError(msg + "Give an example input that forward() takes.") from error
         outputs = named_outputs(given)
         if not outputs:
@@ -218,3 +218,8 @@ def _shapes(named: Mapping[str, Any]) -> str:
         for n, x in named.items()
     )
     return ", ".join(parts)
+
+
+def brief(error: BaseException, length: int = 150) -> str:
+    """Return the text of an error as the start of one line."""
+    return " ".join(str(error).split())[:length]

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lightning_subnet.calls import Call, Flat
+from lightning_subnet.calls import Call, Flat, brief
 from lightning_subnet.elasticity.protocol import evaluating
 from lightning_subnet.errors import ExportError
 
@@ -189,7 +189,8 @@ def library(name: str) -> Any:
         with quiet():
             return importlib.import_module(name)
     except ImportError as error:
-        msg = f"This needs {name}: pip install 'lightning-subnet[{_EXTRAS[name]}]'. ({error!s:.80})"
+        how = f"pip install 'lightning-subnet[{_EXTRAS[name]}]'"
+        msg = f"This needs {name}: {how}. ({brief(error, 80)})"
         raise ExportError(msg) from error
 
 
@@ -248,7 +249,7 @@ def _check_batch(model: bytes, call: Call) -> None:
     try:
         outputs = onnx_session(model).run(None, longer)
     except Exception as error:  # of the runtime's own classes
-        raise RuntimeError(f"{_FIXED}: {error!s:.100}") from error
+        raise RuntimeError(f"{_FIXED}: {brief(error, 100)}") from error
     for name, shape, y in zip(call.output_names, call.output_shapes, outputs, strict=True):
         if call.in_batch(shape) and len(y) != shape[0] + 1:
             raise RuntimeError(f"{_FIXED}: {name!r} has {y.shape}")

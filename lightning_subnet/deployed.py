@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from lightning_subnet.calls import named_outputs, restored
+from lightning_subnet.calls import brief, named_outputs, restored
 from lightning_subnet.conversion import onnx_session, openvino_compiled, quiet
 from lightning_subnet.errors import ExportError, SubnetError, did_you_mean, listed
 from lightning_subnet.space import SearchSpace
@@ -90,7 +90,7 @@ class Deployed:
             outputs = self._runner.run([given[name] for name in self.inputs])
         except Exception as error:  # of the runtime's own classes
             shapes = ", ".join(f"{tuple(getattr(x, 'shape', ()))}" for x in given.values())
-            msg = f"{self.path.name} failed on inputs of {shapes}: {error!s:.200} "
+            msg = f"{self.path.name} failed on inputs of {shapes}: {brief(error, 200)} "
             expected = [item["shape"] for item in self.metadata.get("inputs", ())]
             raise ExportError(msg + f"It was exported for {expected or 'others'}.") from error
         told = [item["name"] for item in self.metadata.get("outputs", ())]
@@ -220,7 +220,7 @@ def open_runner(path: Path, form: str, threads: int | None = None) -> Runner:
     except SubnetError:
         raise
     except Exception as error:  # of the runtime's own classes
-        msg = f"{path} cannot be read as {form}: {error!s:.150}"
+        msg = f"{path} cannot be read as {form}: {brief(error)}"
         raise ExportError(f"{msg}\nThe file is damaged, or of another format.") from error
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_subnet.calls import Call
+from lightning_subnet.calls import Call, brief
 from lightning_subnet.conversion import (
     FixedBatchError,
     library,
@@ -275,7 +275,7 @@ class _Job:
             except SubnetError:
                 raise
             except Exception as error:  # of the runtime's own classes
-                msg = f"{self.path} could not be written: {error!s:.200}"
+                msg = f"{self.path} could not be written: {brief(error, 200)}"
                 raise ExportError(msg) from error
             parity = compared(file, self.form, self.net, call, self.tolerance)
             files = sorted(Path(folder).iterdir())

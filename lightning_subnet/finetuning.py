@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from lightning_subnet.calls import brief
 from lightning_subnet.elasticity.extraction import detached_copy, extract
 from lightning_subnet.elasticity.protocol import Elastic, elastic_part
 from lightning_subnet.errors import SearchError
-from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
 
 _Module = TypeVar("_Module")
@@ -35,10 +35,10 @@ def standalone(
         raise SearchError(msg)
     part: Any = elastic_part(model)
     try:
-        plain = extractor(subnet) if extractor else extract(model, subnet)
+        plain: Any = extractor(subnet) if extractor else extract(model, subnet)
         found: Any = plain if part is model else detached_copy(model, {id(part): plain})
     except RuntimeError as error:  # such as torch's of a tensor with a graph
-        msg = f"{type(model).__name__} cannot be copied: {error!s:.150}"
+        msg = f"{type(model).__name__} cannot be copied: {brief(error)}"
         hint = "Keep no tensors with gradients in its attributes: detach() them."
         raise SearchError(f"{msg}\n{hint}") from error
     if hasattr(model, "training_step") and not hasattr(found, "training_step"):
@@ -49,29 +49,19 @@ def standalone(
         )
         raise SearchError(msg)
     if not plain.sliced:
-        _fix(plain, subnet)
+        plain.activate = _Fixed(plain, subnet).activate
     _as_in(model, found)
     return found  # type: ignore[no-any-return] # a copy of what was given
 
 
 class _Fixed:
-    """The protocol of a network that is one subnet; lives on the instance."""
+    """An `activate` that keeps one subnet in force; lives on the instance."""
 
     def __init__(self, net: Elastic, subnet: Subnet) -> None:
         self._activate, self._subnet = net.activate, subnet
-        self._space = net.search_space().restricted_to([subnet])
-
-    def search_space(self) -> SearchSpace:
-        return self._space
 
     def activate(self, _subnet: Subnet) -> None:
         self._activate(self._subnet)
-
-
-def _fix(net: Any, subnet: Subnet) -> None:
-    """Let a network keep a subnet in force, whatever its own training asks for."""
-    fixed = _Fixed(net, subnet)
-    net.search_space, net.activate = fixed.search_space, fixed.activate
 
 
 def _as_in(model: nn.Module, found: nn.Module) -> None:

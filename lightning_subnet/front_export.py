@@ -172,18 +172,23 @@ def _entry(result: SearchResult, item: Evaluation | Subnet, at: int, n: int) -> 
 
 
 def _head(result: SearchResult, entries: list[_Entry]) -> str:
-    goals = " and ".join(
+    goals = ", ".join(
         f"{o.name} ({'more' if o.direction == 'max' else 'less'} is better)"
         for o in result.objectives
     )
     size = f"{result.history.space.size:,}"
-    return (
+    front = {evaluation.subnet for evaluation in result.front}
+    text = (
         f"# {len(entries)} sub-networks of the search {result.name!r}\n\n"
-        f"A search measured {len(result.history)} of {size} sub-networks of one super-network. "
-        f"These are the best trade-offs that it found between {goals}: whatever is better than one "
-        "of them in one objective is worse in another. They are numbered along the front, the best "
-        f"by {result.objectives[0].name} first."
+        f"The search measured {len(result.history)} of {size} sub-networks of one super-network. "
+        f"Its objectives: {goals}."
     )
+    if {entry.subnet for entry in entries} == front:
+        text += (
+            f" These are all of its best trade-offs, the best by {result.objectives[0].name} "
+            "first: what is better than one of them in one objective is worse in another."
+        )
+    return text
 
 
 def _subnets(result: SearchResult, entries: list[_Entry]) -> str:
@@ -230,7 +235,8 @@ def _files(entries: list[_Entry]) -> str:
         f"## The files\n\n{_table(heads, rows)}\n\n"
         "Each file was run in its own runtime. The difference is the largest absolute one of its "
         "outputs to those of the network in PyTorch; the last column has it as a share of the "
-        "largest output. Beside each file, its `.json` has choices, values, inputs and versions."
+        "largest output. Beside each file, its `.json` has choices, values, inputs and versions; "
+        "an .xml file needs its .bin."
     )
     missing = [
         f"- {entry.stem}{SUFFIXES[name]}: {' '.join(reason.split())}"

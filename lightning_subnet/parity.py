@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lightning_subnet.calls import Call, Flat
+from lightning_subnet.calls import Call, Flat, brief
 from lightning_subnet.conversion import FixedBatchError
 from lightning_subnet.deployed import open_runner
 from lightning_subnet.elasticity.protocol import evaluating
@@ -54,7 +54,7 @@ def compared(file: Path, form: str, net: nn.Module, call: Call, tolerance: float
             found = list(runner.run(tensors).values())
         except Exception as error:  # of the runtime's own classes
             msg = f"The {form} file of {type(net).__name__} fails on a batch of "
-            raise kind(f"{msg}{rows(tensors)}: {error!s:.150}") from error
+            raise kind(f"{msg}{rows(tensors)}: {brief(error)}") from error
         for name, one, other in zip(call.output_names, expected, found, strict=True):
             parity = difference(one, other)
             if not parity.relative <= tolerance:
