@@ -25,7 +25,7 @@ from lightning_subnet.errors import ExportError
 
 _OPSET = 18  # ONNX Runtime 1.14 and OpenVINO 2023.0 read it
 _EXTRAS = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino"}
-_LOGGERS = ("torch", "onnxscript", "onnx_ir", "onnxruntime", "openvino")
+_LOGGERS = ("root", "torch", "onnxscript", "onnx_ir", "onnxruntime", "openvino")
 _UNSUPPORTED = re.compile(
     r"Exporting the operator '([^']+)'|No ONNX function found for <OpOverload\(op='([^']+)'"
     r"|No conversion rule found for operations: ([\w:.]+)|Unsupported operator[: ]+'?([\w:.]+)"
@@ -262,7 +262,12 @@ def _traced_openvino(openvino: Any, net: nn.Module, call: Call) -> Any:
 
 def _graph_openvino(openvino: Any, net: nn.Module, call: Call) -> Any:
     """Return what OpenVINO makes of an ExportedProgram."""
-    model = openvino.convert_model(_flat_program(net, call))
+    # Not by convert_model(), which reports every use to its makers.
+    decoder: Any = importlib.import_module("openvino.frontend.pytorch.fx_decoder")
+    manager: Any = importlib.import_module("openvino.frontend").FrontEndManager()
+    frontend = manager.load_by_framework("pytorch")
+    program = decoder.TorchFXPythonDecoder.from_exported_program(_flat_program(net, call))
+    model = frontend.convert(frontend.load(program))
     kept = {port.any_name: port.get_node() for port in model.inputs}
     parameters = []
     for i, (name, x) in enumerate(zip(call.input_names, call.tensors, strict=True)):
@@ -288,6 +293,8 @@ def quiet() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     native: Any = torch._C
     printing = getattr(native, "_jit_onnx_log", None)
+    silent = logging.NullHandler()  # without one, the root logger would get a lasting one
+    logging.getLogger().addHandler(silent)
     try:
         for name in levels:
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -303,6 +310,7 @@ def quiet() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+        logging.getLogger().removeHandler(silent)
 
 
 def _refused(net: nn.Module, form: str, call: Call, reasons: list[Exception]) -> ExportError:

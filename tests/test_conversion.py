@@ -285,8 +285,11 @@ def test_an_operator_without_a_form_is_named(capfd: pytest.CaptureFixture[str]) 
 def test_conversions_are_quiet_and_leave_nothing_changed(capfd: pytest.CaptureFixture[str]) -> None:
     net, x = nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.BatchNorm1d(3)), torch.randn(2, 3)
     net[2].eval()
+    branching = Branching()
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    levels = {n: logging.getLogger(n).level for n in ("torch", "torch.onnx", "onnxscript")}
+    names = ("root", "torch", "torch.onnx", "onnxscript")
+    levels = {name: logging.getLogger(name).level for name in names}
+    handlers = [*logging.getLogger().handlers]
     state = torch.get_rng_state()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -294,9 +297,11 @@ def test_conversions_are_quiet_and_leave_nothing_changed(capfd: pytest.CaptureFi
         to_onnx(net, x, exporter="graph")
         to_exported_program(net, x)
         to_openvino(net, x)
+        to_openvino(branching, x)  # the other way
     assert [str(w.message) for w in told] == []
     assert capfd.readouterr() == ("", "")
     assert levels == {name: logging.getLogger(name).level for name in levels}
+    assert handlers == logging.getLogger().handlers
     assert [m.training for m in net.modules()] == [True, True, True, False]
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.is_grad_enabled()
