@@ -17,12 +17,25 @@ if TYPE_CHECKING:
     from lightning_subnet.comparison import Comparison
     from lightning_subnet.costs.latency import Latency
     from lightning_subnet.costs.proxies import SynFlow
+    from lightning_subnet.deployed import Deployed, load_exported
     from lightning_subnet.elasticity.calibration import recalibrate
     from lightning_subnet.elasticity.checking import check_elastic
     from lightning_subnet.elasticity.extraction import extract
     from lightning_subnet.elasticity.protocol import SubnetMixin, activated, elastic
-    from lightning_subnet.errors import NoFeasibleSubnet, SpaceExhausted, SubnetError
+    from lightning_subnet.errors import (
+        ExportError,
+        NoFeasibleSubnet,
+        SpaceExhausted,
+        SubnetError,
+    )
     from lightning_subnet.evaluators import Evaluator, FunctionEvaluator, TableEvaluator
+    from lightning_subnet.export import (
+        Exported,
+        ExportWarning,
+        export_onnx,
+        export_openvino,
+        export_torch,
+    )
     from lightning_subnet.history import Evaluation, History
     from lightning_subnet.measures import Measure, measure
     from lightning_subnet.objectives import Constraint, Objective
@@ -51,8 +64,12 @@ _HOME = {
     "Choice": "choices",
     "Comparison": "comparison",
     "Constraint": "objectives",
+    "Deployed": "deployed",
     "Evaluation": "history",
     "Evaluator": "evaluators",
+    "ExportError": "errors",
+    "ExportWarning": "export",
+    "Exported": "export",
     "FunctionEvaluator": "evaluators",
     "History": "history",
     "Latency": "costs.latency",
@@ -80,7 +97,11 @@ _HOME = {
     "check_elastic": "elasticity.checking",
     "compare": "comparing",
     "elastic": "elasticity.protocol",
+    "export_onnx": "export",
+    "export_openvino": "export",
+    "export_torch": "export",
     "extract": "elasticity.extraction",
+    "load_exported": "deployed",
     "measure": "measures",
     "recalibrate": "elasticity.calibration",
     "reduce_space": "strategies.reduction",
@@ -93,8 +114,12 @@ __all__ = [
     "Choice",
     "Comparison",
     "Constraint",
+    "Deployed",
     "Evaluation",
     "Evaluator",
+    "ExportError",
+    "ExportWarning",
+    "Exported",
     "FunctionEvaluator",
     "History",
     "Latency",
@@ -122,7 +147,11 @@ __all__ = [
     "check_elastic",
     "compare",
     "elastic",
+    "export_onnx",
+    "export_openvino",
+    "export_torch",
     "extract",
+    "load_exported",
     "measure",
     "recalibrate",
     "reduce_space",

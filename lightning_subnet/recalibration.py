@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from lightning_subnet._lightning import (
     Callback,
@@ -140,6 +142,10 @@ _HINT = (
 )
 
 
+def _few(x: Any) -> Any:
+    return x[:8].detach().cpu().clone() if isinstance(x, torch.Tensor) else x
+
+
 @dataclass(frozen=True)
 class Extractor:
     """Gives a subnet as a module of its own, with BatchNorm statistics as it was measured with.
@@ -191,6 +197,41 @@ class Extractor:
         finally:
             buffers.restore()
         return plain
+
+    def example(self) -> Any:
+        """Return what the network gets of a batch of samples, at most 8 of them.
+
+        Returns:
+            A tuple of positional arguments; if it gets some by name, a dict of all.
+
+        Raises:
+            SearchError: There are no samples, or the network does not run on them.
+        """
+        seen: list[tuple[Any, Any]] = []
+        hook = self.part.register_forward_pre_hook(
+            lambda _module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+        )
+        buffers = BufferState(self.model)
+        reason: object = "there are no samples"
+        try:
+            with evaluating(self.model), torch.no_grad():
+                for batch in self.samples:
+                    self.step(self._ready(batch))
+        except Exception as error:
+            reason = error
+        finally:
+            hook.remove()
+            buffers.restore()
+        if not seen:
+            msg = (
+                f"No example input is known ({reason!s:.120}). Pass example_input=, as the network"
+            )
+            raise SearchError(f"{msg} takes it, or set example_input_array in the model.")
+        args, kwargs = tree_map(_few, seen[0])
+        if not kwargs:
+            return tuple(args)
+        bound = inspect.signature(self.part.forward).bind(*args, **kwargs)
+        return dict(bound.arguments)
 
     def _ready(self, batch: Any) -> Any:
         weight = next(self.model.parameters())

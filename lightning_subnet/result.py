@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,6 @@ from lightning_subnet.errors import (
     NoFeasibleSubnet,
     ObjectiveError,
     SearchError,
-    StorageError,
     did_you_mean,
     listed,
 )
@@ -29,15 +27,16 @@ from lightning_subnet.objectives import (
     violation,
 )
 from lightning_subnet.problem import Problem
-from lightning_subnet.space import SearchSpace
-from lightning_subnet.studies import check_part
 from lightning_subnet.subnet import Subnet
-from lightning_subnet.verification import Verified, with_verified
+from lightning_subnet.verification import Verified, verified_values, with_verified
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_FORMAT = "lightning-subnet result 1"
+    from lightning_subnet.export import Exported
+    from lightning_subnet.session import Session
+
+_Module = TypeVar("_Module")
 
 
 class SearchResult:
@@ -50,6 +49,7 @@ class SearchResult:
         verified: Second (value, standard error) of noisy measures, by name, by key of the subnet.
             They decide the front, beside the first ones in `history`.
         extractor: Gives a subnet as a module of its own.
+        measures: By name of a measure its `unit` and, where it is noisy, its `conditions`.
 
     Attributes:
         final: The history with second values in place of the first; what the front is made of.
@@ -73,13 +73,31 @@ class SearchResult:
         name: str = "",
         verified: Verified | None = None,
         extractor: Callable[[Subnet], Any] | None = None,
+        measures: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         self.problem = problem
         self.history = history
         self.name = name
         self.verified = dict(verified or {})
         self._extractor = extractor
+        self.measures = {key: dict(told) for key, told in (measures or {}).items()}
         self.final = with_verified(history, self.verified) if self.verified else history
+
+    @classmethod
+    def of(
+        cls, session: Session, name: str, extractor: Callable[[Subnet], Any] | None = None
+    ) -> SearchResult:
+        """Return what a session has found so far."""
+        from lightning_subnet.result_tables import told
+
+        return cls(
+            session.problem,
+            session.history,
+            name=name,
+            verified=verified_values(session),
+            extractor=extractor,
+            measures={key: told(measure) for key, measure in session.measures.items()},
+        )
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -198,13 +216,9 @@ class SearchResult:
 
         A measure that was taken again has a column `<name>_verified` with its second values.
         """
-        frame = self.history.to_dataframe()
-        again = [self.verified.get(e.subnet.key, {}) for e in self.history]
-        for name in dict.fromkeys(key for pairs in again for key in pairs):
-            frame[f"{name}_verified"] = [pairs.get(name, (np.nan, 0.0))[0] for pairs in again]
-        on_front = {evaluation.number for evaluation in self.front}
-        frame["front"] = [number in on_front for number in frame.index]
-        return frame
+        from lightning_subnet.result_tables import frame
+
+        return frame(self)
 
     def plot(self, x: str | None = None, y: str | None = None, ax: Any = None) -> tuple[Any, Any]:
         """Draw the front and what else was measured; one objective is drawn over the evaluations.
@@ -246,6 +260,24 @@ class SearchResult:
         chosen = subnet.subnet if isinstance(subnet, Evaluation) else subnet
         return self._extractor(self.history.space.subnet(chosen))
 
+    def example_input(self) -> Any:
+        """Return what the network gets of a few samples of the search.
+
+        Returns:
+            A tuple of positional arguments; if it gets some by name, a dict of all.
+
+        Raises:
+            SearchError: This result has no network, or no samples that it runs on.
+        """
+        example = getattr(self._extractor, "example", None)
+        if example is None:
+            msg = (
+                "This result does not know what its network takes: only that of fit() does. "
+                "Pass example_input=."
+            )
+            raise SearchError(msg)
+        return example()
+
     def verify(
         self,
         model: Any,
@@ -280,53 +312,85 @@ class SearchResult:
         Raises:
             SearchError: As `fit`.
         """
-        import pandas as pd
-
         from lightning_subnet.data import Source
-        from lightning_subnet.trainer_evaluator import TrainerEvaluator
+        from lightning_subnet.result_tables import validated_again
 
         if calibration_images is None:
             calibration_images = getattr(self._extractor, "images", 512)
         source = Source(
             datamodule, dataloaders, train_dataloaders, split, calibration_images=calibration_images
         )
-        front = self.front
-        rows: list[dict[str, float]] = []
-        with TrainerEvaluator(model, source, trainer=trainer) as evaluator:
-            check_part(self.history.space, evaluator.space)
-            for evaluation in front:
-                logged = evaluator.evaluate(evaluation.subnet)
-                rows.append({})
-                if not any(o.name in logged for o in self.objectives):
-                    msg = f"No objective was logged; logged: {listed(logged)}."
-                    raise SearchError(msg)
-                for objective in (o for o in self.objectives if o.name in logged):
-                    name, worse = objective.name, 1.0 if objective.direction == "max" else -1.0
-                    before, now = evaluation.values[name], float(logged[name])
-                    rows[-1][name] = before
-                    rows[-1][f"{name}_verified"] = now
-                    rows[-1][f"{name}_drop"] = worse * (before - now)
-        return pd.DataFrame(rows, index=pd.Index([e.number for e in front], name="number"))
+        return validated_again(self, model, source, trainer)
+
+    def export(
+        self,
+        directory: str | Path,
+        *,
+        formats: Sequence[str] = ("onnx",),
+        subnets: Iterable[Evaluation | Subnet] | None = None,
+        example_input: Any = None,
+        dynamic_batch: bool = True,
+        tolerance: float = 1e-4,
+    ) -> list[Exported]:
+        """Write the front as files that give the same outputs, and a README.md that explains them.
+
+        Each subnet is extracted as `extract` does, written as `export_onnx` does, run by the
+        runtime of its format and compared; names sort along the front. What a format cannot take is
+        told in README.md and by an `ExportWarning`, and the rest goes on. With matplotlib there is
+        a front.png.
+
+        Args:
+            directory: A folder that is new or empty.
+            formats: Some of `"onnx"`, `"torch"` and `"openvino"`.
+            subnets: What to write; None: the front.
+            example_input: As the network takes it; None: samples of the search.
+            dynamic_batch: As in `export_onnx`.
+            tolerance: As in `export_onnx`.
+
+        Returns:
+            What was written, along the front.
+
+        Raises:
+            ExportError: A format is unknown or its extra is not installed, the folder holds files,
+                or nothing at all could be written.
+            SearchError: As `extract`; or there is no example.
+        """
+        from lightning_subnet.front_export import FrontExport
+
+        job = FrontExport(self, Path(directory), formats, subnets, example_input)
+        return job.run(dynamic_batch=dynamic_batch, tolerance=tolerance)
+
+    def to_module(self, model: _Module, subnet: Evaluation | Subnet) -> _Module:
+        """Return a copy of a model in which the super-network is this subnet alone, to train it on.
+
+        The copy has the losses, metrics, optimizers and hyperparameters of the model and no
+        Trainer. Where the elastic part is a child, what `extract` returns stands in its place.
+        Where the model is the super-network, the copy keeps it with the subnet in force for good,
+        unless its own `extract` makes a module to train.
+
+        Args:
+            model: The module that was searched, or another of the same space.
+            subnet: An evaluation, or a subnet of the space.
+
+        Returns:
+            The copy, in train mode where the model is; its weights learn where the model's do.
+
+        Raises:
+            SearchError: The model has no elastic part, cannot be copied, or is what its own
+                `extract` replaces by a network without training.
+        """
+        from lightning_subnet.finetuning import standalone
+
+        chosen = subnet.subnet if isinstance(subnet, Evaluation) else subnet
+        chosen = self.history.space.subnet(chosen)
+        own = getattr(self._extractor, "model", None) is model
+        return standalone(model, chosen, self._extractor if own else None)
 
     def save(self, path: str | Path) -> None:
         """Write everything but the code of the measures as JSON; `load` reads it back."""
-        data = {
-            "format": _FORMAT,
-            "name": self.name,
-            "space": self.history.space.to_json(),
-            "objectives": {o.name: o.direction for o in self.objectives},
-            "constraints": [c.to_json() for c in self._stored_constraints()],
-            "evaluations": [evaluation.to_json() for evaluation in self.history],
-            "verified": self.verified,
-        }
-        Path(path).write_text(json.dumps(data, indent=1), encoding="utf-8")
+        from lightning_subnet.result_files import write_result
 
-    def _stored_constraints(self) -> tuple[Constraint, ...]:
-        """Return the constraints with absolute bounds where an exact measure gave the reference."""
-        exact = self.problem.exact_constraints
-        return exact + tuple(
-            c for c in self.problem.constraints if c.name not in self.problem.exact
-        )
+        write_result(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> SearchResult:
@@ -335,52 +399,14 @@ class SearchResult:
         Raises:
             StorageError: Not such a file.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if data["format"] != _FORMAT:
-                raise KeyError(data["format"])
-            space = SearchSpace.from_json(data["space"])
-            objectives = tuple(Objective(name, d) for name, d in data["objectives"].items())
-            constraints = tuple(Constraint(**c) for c in data["constraints"])
-            history = History(space, (Evaluation.from_json(e, space) for e in data["evaluations"]))
-            verified = {
-                key: {name: (float(value), float(error)) for name, (value, error) in pairs.items()}
-                for key, pairs in data.get("verified", {}).items()
-            }
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            msg = (
-                f"{path} holds no search result ({error!r:.80}). Write one with result.save(path)."
-            )
-            raise StorageError(msg) from error
-        problem = Problem(space, objectives, constraints)
-        return cls(problem, history, name=data["name"], verified=verified)
+        from lightning_subnet.result_files import read_result
+
+        return cls(**read_result(Path(path)))
 
     def __str__(self) -> str:
-        try:
-            front = self.front
-        except ObjectiveError as error:  # a relative bound whose reference failed
-            return f"{self.name}: {len(self.history)} evaluations, no front. {error}"
-        failed = int((~self.history.ok).sum()) if len(self.history) else 0
-        head = (
-            f"{self.name}: {len(self.history)} evaluations, {failed} failed, "
-            f"{len(front)} on the front of {self.history.space.size:,} subnets"
-        )
-        if not len(front):
-            return head
-        names = list(dict.fromkeys([*self.problem.names, *(k for e in front for k in e.values)]))
-        shown = [
-            [f"{e.number}", *(f"{e.values.get(n, float('nan')):.6g}" for n in names)] for e in front
-        ]
-        rows = [["#", *names], *shown]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        subnets = ["subnet", *(repr(e.subnet)[7:-1] for e in front)]
-        table = [
-            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-            + "  "
-            + subnet
-            for row, subnet in zip(rows, subnets, strict=True)
-        ]
-        return "\n".join([head, *table])
+        from lightning_subnet.result_tables import text
+
+        return text(self)
 
     def __repr__(self) -> str:
         if self.problem.needs_reference:

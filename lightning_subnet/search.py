@@ -23,7 +23,6 @@ from lightning_subnet.space import SearchSpace
 from lightning_subnet.strategies.base import Strategy
 from lightning_subnet.studies import Resume, make_header, open_study
 from lightning_subnet.subnet import Subnet
-from lightning_subnet.verification import verified_values
 from lightning_subnet.warm_starts import WarmStart, most_of
 
 if TYPE_CHECKING:
@@ -355,14 +354,7 @@ class SubnetSearch:
         Args:
             extractor: Gives a subnet as a module, for `result.extract`; `fit` passes its own.
         """
-        session = self._opened()
-        return SearchResult(
-            session.problem,
-            session.history,
-            name=self.name,
-            verified=verified_values(session),
-            extractor=extractor,
-        )
+        return SearchResult.of(self._opened(), self.name, extractor)
 
     def profile(
         self,

@@ -45,12 +45,23 @@ def extract(module: nn.Module, subnet: Subnet) -> nn.Module:
         plain.sliced = True  # type: ignore[assignment] # a mark
         return plain.eval()
     with activated(module, subnet):
-        frozen = copy.deepcopy(part)
-    assert isinstance(frozen, nn.Module)
+        frozen: nn.Module = detached_copy(part, {})
     for parameter in frozen.parameters():
         parameter.requires_grad_(False)
     frozen.sliced = False  # type: ignore[assignment] # a mark
     return frozen.eval()
+
+
+def detached_copy(module: Any, memo: dict[int, Any]) -> Any:
+    """Return a deep copy of a module that knows no Trainer.
+
+    Args:
+        module: A network or a LightningModule.
+        memo: What stands in the place of other objects, by their id.
+    """
+    owners = [child for child in module.modules() if getattr(child, "_trainer", None) is not None]
+    trainers = {id(child._trainer): None for child in owners}
+    return copy.deepcopy(module, {**trainers, **memo})
 
 
 def plain_state(module: nn.Module, *inputs: Any) -> dict[str, torch.Tensor]:
