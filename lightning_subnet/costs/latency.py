@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import gc
 import math
-import platform
 import re
 import time
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from torch import nn
 from lightning_subnet.choices import digest
 from lightning_subnet.codeprint import code_fingerprint
 from lightning_subnet.costs.counts import as_weight
+from lightning_subnet.costs.machine import describe_device, usable_device
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import activated, elastic_part
 from lightning_subnet.errors import MeasurementError, ObjectiveError
@@ -102,7 +101,7 @@ class Latency:
     def bind(self, elastic: nn.Module, example_input: Any) -> Measure:
         """Return the measure of one super-network: pairs (value, standard error) in ms."""
         inputs = _batch(example_input if self.input is None else self.input, self.batch_size)
-        device, processor = _device(self.device)
+        device = usable_device(self.device)
         meter = _Meter(self, elastic, inputs, device)
         with activated(elastic, meter.largest):
             layers = re.sub("0x[0-9a-f]+", "", repr(elastic))  # strides, which no shape tells
@@ -110,8 +109,9 @@ class Latency:
         shapes = [[name, [*t.shape], str(t.dtype)] for name, t in tensors]
         timing = [float(x) for x in (_PROTOCOL, self.repeats, self.seconds, self.tolerance)]
         rest = digest([shapes, layers, code_fingerprint(elastic), _described(inputs), timing])
-        told = f"{self.name}: {processor}, {self.threads or torch.get_num_threads()} threads, "
-        told += f"batch {self.batch_size}, torch {torch.__version__}, {rest}"
+        threads = self.threads or torch.get_num_threads()
+        told = f"{self.name}: {describe_device(self.device)}, {threads} threads, "
+        told += f"batch {self.batch_size}, {rest}"
         return Measure(self.name, meter, "ms", fingerprint=told, on_reference=meter.on_reference)
 
 
@@ -240,18 +240,3 @@ def _batch(given: Any, n: int = 1) -> tuple[Any, ...]:
 def _described(inputs: tuple[Any, ...]) -> str:
     parts = (f"{tuple(x.shape)} {x.dtype}" if torch.is_tensor(x) else repr(x) for x in inputs)
     return ", ".join(parts)
-
-
-def _device(name: str) -> tuple[torch.device, str]:
-    """Return a device that can be timed here, and the model of its processor."""
-    try:
-        device = torch.zeros(1, device=name).device
-        runtime = getattr(torch, device.type)  # "meta" has none
-    except Exception as error:  # of another class for each kind of device
-        msg = f"Latency: device={name!r} cannot be used here: {error!s:.100}. Write device='cpu'."
-        raise ObjectiveError(msg) from error
-    if device.type != "cpu":
-        return device, getattr(runtime, "get_device_name", str)(device)
-    info = Path("/proc/cpuinfo")
-    found = info.exists() and re.search(r"model name\s*: (.+)", info.read_text())
-    return device, found[1] if found else platform.processor() or platform.machine()
