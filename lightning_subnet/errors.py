@@ -36,6 +36,10 @@ class ElasticityError(SubnetError, ValueError):
     """A super-network does not do what its space says."""
 
 
+class ExportError(SubnetError, RuntimeError):
+    """A network cannot be converted, or the file does not give its outputs."""
+
+
 class SearchError(SubnetError, RuntimeError):
     """A search cannot start or go on."""
 

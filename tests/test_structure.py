@@ -30,6 +30,10 @@ DOORS = {
     "sklearn": "_sklearn",
     "botorch": "_gp",
     "gpytorch": "_gp",
+    "onnx": "conversion",
+    "onnxscript": "conversion",
+    "onnxruntime": "conversion",
+    "openvino": "conversion",
 }
 MAX_IMPORT_SECONDS = 0.3
 

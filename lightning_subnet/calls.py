@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call of a network: which tensors go in and come out, under which names, and which batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten_with_path
+
+from lightning_subnet.costs.counts import arguments
+from lightning_subnet.elasticity.protocol import evaluating
+from lightning_subnet.errors import ExportError
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a network: its arguments, and what goes in and comes out by name.
+
+    Args:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        batch: Rows of the batch; None if all sizes are fixed.
+        input_names: One for each tensor among the arguments, in their order.
+        output_names: One for each tensor that comes out.
+        output_shapes: Their sizes for these inputs.
+        single: `forward` returns one tensor.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    batch: int | None
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    output_shapes: tuple[tuple[int, ...], ...]
+    single: bool
+
+    @classmethod
+    def of(cls, net: nn.Module, inputs: Any, *, dynamic_batch: bool = True) -> Call:
+        """Run a network once.
+
+        Raises:
+            ExportError: It does not take the inputs, they hold no batch, or no tensor comes out.
+        """
+        args, kwargs = arguments(net, inputs)
+        named = {**dict(zip(_parameters(net, len(args)), args, strict=True)), **kwargs}
+        tensors = {name: x for name, x in named.items() if isinstance(x, torch.Tensor)}
+        if not tensors or any(x.ndim and not len(x) for x in tensors.values()):
+            msg = f"{_shapes(named)} is no batch. Give the inputs as a tensor or a tuple of tensors"
+            raise ExportError(f"{msg} (batch, ...), or a dict of them by argument.")
+        for name, x in named.items():
+            if isinstance(x, (list, tuple, dict)):
+                msg = f"Input {name!r} is a {type(x).__name__}; only tensors have a place in a file"
+                raise ExportError(f"{msg}. Wrap the network so that each is an argument.")
+        rows = len(next(iter(tensors.values()))) if next(iter(tensors.values())).ndim else 0
+        batch = rows if dynamic_batch and rows else None
+        if batch == 1:  # which would be taken for a constant
+            args, kwargs = (_repeated(given, 2) for given in (args, kwargs))
+            batch = 2
+        try:
+            with evaluating(net), torch.no_grad():
+                given = net(*args, **kwargs)
+        except Exception as error:
+            msg = f"{type(net).__name__} failed on inputs {_shapes(named)}: {error!s:.150}. "
+            raise ExportError(msg + "Give an example input that forward() takes.") from error
+        outputs = named_outputs(given)
+        if not outputs:
+            msg = f"{type(net).__name__} returns no tensor, but {type(given).__name__}. "
+            raise ExportError(msg + "Wrap it so that forward() returns tensors.")
+        return cls(
+            args, kwargs, batch, tuple(tensors),
+            tuple(f"{name}_output" if name in tensors else name for name in outputs),
+            tuple(tuple(x.shape) for x in outputs.values()),
+            isinstance(given, torch.Tensor),
+        )  # fmt: skip
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The tensors among the arguments."""
+        return tuple(x for x in (*self.args, *self.kwargs.values()) if isinstance(x, torch.Tensor))
+
+    def in_batch(self, shape: torch.Size | tuple[int, ...]) -> bool:
+        """Return whether dimension 0 of a tensor counts the samples of a dynamic batch."""
+        return self.batch is not None and len(shape) > 0 and shape[0] == self.batch
+
+    def longer(self) -> tuple[torch.Tensor, ...]:
+        """Return the tensors with a batch of one row more, a row like those given."""
+        return tuple(
+            torch.cat([x, x[:1].flatten().roll(1).reshape(x[:1].shape)])
+            if self.in_batch(x.shape)
+            else x
+            for x in self.tensors
+        )
+
+    def dynamic_shapes(self, net: nn.Module) -> Any:
+        """Return what `torch.export` is told of the sizes of a network's arguments."""
+        if self.batch is None:
+            return None
+        spec = self._spec()
+        parameters = inspect.signature(net.forward).parameters.values()
+        fixed = [p.name for p in parameters if p.kind in _POSITIONAL]
+        shapes: dict[str, Any] = dict(zip(fixed, map(spec, self.args), strict=False))
+        for p in parameters:
+            if p.kind is p.VAR_POSITIONAL and len(self.args) > len(fixed):
+                shapes[p.name] = tuple(map(spec, self.args[len(fixed) :]))
+        return {**shapes, **{name: spec(x) for name, x in self.kwargs.items()}}
+
+    def flat_shapes(self) -> Any:
+        """Return what `torch.export` is told of the sizes of the tensors in `Flat`."""
+        return None if self.batch is None else {"tensors": tuple(map(self._spec(), self.tensors))}
+
+    def _spec(self) -> Callable[[Any], dict[int, Any] | None]:
+        rows = torch.export.Dim("batch")
+
+        def spec(x: Any) -> dict[int, Any] | None:
+            if not isinstance(x, torch.Tensor):
+                return None
+            return {0: rows} if self.in_batch(x.shape) else {}
+
+        return spec
+
+
+def named_outputs(given: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors that a network gave, by name."""
+    if isinstance(given, torch.Tensor):
+        return {"output": given}
+    flat = tree_flatten_with_path(given)[0]
+    prefix = "" if isinstance(given, Mapping) else "output_"
+    return {
+        prefix + ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): leaf
+        for path, leaf in flat
+        if isinstance(leaf, torch.Tensor)
+    }
+
+
+class Flat(nn.Module):
+    """A network as a function of tensors that returns a tuple of tensors."""
+
+    def __init__(self, net: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.net, self._call = net, call
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the network."""
+        left = iter(tensors)
+        args = [next(left) if isinstance(x, torch.Tensor) else x for x in self._call.args]
+        kwargs = {
+            name: next(left) if isinstance(x, torch.Tensor) else x
+            for name, x in self._call.kwargs.items()
+        }
+        return tuple(named_outputs(self.net(*args, **kwargs)).values())
+
+
+def _parameters(net: nn.Module, n: int) -> list[str]:
+    """Return the names of the first n positional arguments of `forward`."""
+    names = [
+        p.name for p in inspect.signature(net.forward).parameters.values() if p.kind in _POSITIONAL
+    ]
+    return [*names[:n], *(f"input_{i}" for i in range(len(names), n))]
+
+
+def _repeated(given: Any, rows: int) -> Any:
+    """Return arguments with batches of one row repeated."""
+
+    def longer(x: Any) -> Any:
+        one = isinstance(x, torch.Tensor) and x.ndim and len(x) == 1
+        return x.repeat_interleave(rows, 0) if one else x
+
+    if isinstance(given, dict):
+        return {name: longer(x) for name, x in given.items()}
+    return tuple(map(longer, given))
+
+
+def _shapes(named: Mapping[str, Any]) -> str:
+    parts = (
+        f"{n} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else f"{n}={x!r:.30}"
+        for n, x in named.items()
+    )
+    return ", ".join(parts)
