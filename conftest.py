@@ -38,6 +38,7 @@ pytest_collect_file = Sybil(
         "docs/training.md",
         "docs/comparing.md",
         "docs/concepts.md",
+        "docs/latency.md",
     ],
     setup=_enter,
     teardown=_leave,
