@@ -39,6 +39,7 @@ pytest_collect_file = Sybil(
         "docs/exporting.md",
         "docs/comparing.md",
         "docs/concepts.md",
+        "docs/latency.md",
     ],
     setup=_enter,
     teardown=_leave,

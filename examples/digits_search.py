@@ -59,6 +59,7 @@ else:
     trainer.fit(model, *loaders)
     torch.save(model.state_dict(), output / "supernet.pt")
 
+# Latency is of eager torch; runtime="compile", "onnxruntime" or "openvino" times what ships there.
 search = SubnetSearch(
     objectives={"val_acc": "max", "latency_ms": "min", "macs": "min"},
     measures=[Latency(batch_size=64, seconds=1)], budget=72,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lightning_subnet.choices import Choice
     from lightning_subnet.comparing import compare
     from lightning_subnet.comparison import Comparison
-    from lightning_subnet.costs.latency import Latency
+    from lightning_subnet.costs.latency import Latency, Throughput
     from lightning_subnet.costs.proxies import SynFlow
     from lightning_subnet.deployed import Deployed, load_exported
     from lightning_subnet.elasticity.calibration import recalibrate
@@ -73,6 +73,7 @@ _HOME = {
     "FunctionEvaluator": "evaluators",
     "History": "history",
     "Latency": "costs.latency",
+    "Throughput": "costs.latency",
     "Measure": "measures",
     "NoFeasibleSubnet": "errors",
     "Objective": "objectives",
@@ -142,6 +143,7 @@ __all__ = [
     "SubnetSearchCallback",
     "SynFlow",
     "TableEvaluator",
+    "Throughput",
     "VersionWarning",
     "activated",
     "check_elastic",

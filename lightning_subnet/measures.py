@@ -160,7 +160,10 @@ def by_name(measures: Sequence[Measure | NetworkMeasure]) -> dict[str, Measure]:
             )
             raise ObjectiveError(msg)
         if item.name in found:
-            msg = f"measures= holds two measures of the name {item.name!r}. Give each its own name."
+            msg = (
+                f"measures= holds two measures of the name {item.name!r}. Give each its own name: "
+                f"name={item.name + '_2'!r}, say, and the objectives and constraints by it."
+            )
             raise ObjectiveError(msg)
         found[item.name] = item
     return {name: item for name, item in found.items() if isinstance(item, Measure)}

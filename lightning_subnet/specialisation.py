@@ -152,7 +152,10 @@ def _label(measure: Any) -> str:
     if device is None:
         return str(getattr(measure, "name", measure))
     threads = f"-threads{measure.threads}" if getattr(measure, "threads", None) else ""
-    return f"{device}-batch{getattr(measure, 'batch_size', 1)}{threads}"
+    label = f"{device}-batch{getattr(measure, 'batch_size', 1)}{threads}"
+    special = (("runtime", "eager"), ("precision", None))
+    found = [str(v) for k, usual in special if (v := getattr(measure, k, usual)) != usual]
+    return "-".join([label, *found])
 
 
 def _common_name(labelled: Mapping[str, Any], objectives: Mapping[str, str]) -> str:

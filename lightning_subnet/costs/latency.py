@@ -1,70 +1,85 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latency of extracted subnets, relative to the largest, on a machine that drifts and is shared."""
+"""Latency and throughput of extracted subnets, relative to the largest, on the runtime in use."""
 
 from __future__ import annotations
 
-import gc
+import copy
 import math
-import platform
 import re
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral, Real
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import nn
 
 from lightning_subnet.choices import digest
 from lightning_subnet.codeprint import code_fingerprint
-from lightning_subnet.costs.counts import as_weight
-from lightning_subnet.elasticity.extraction import extract
+from lightning_subnet.costs.machine import describe_device
+from lightning_subnet.costs.meter import Bench, Meter, described
+from lightning_subnet.costs.runtimes import Runner, runtime
+from lightning_subnet.costs.timing import FEWEST, Timing, conditions
 from lightning_subnet.elasticity.protocol import activated, elastic_part
-from lightning_subnet.errors import MeasurementError, ObjectiveError
+from lightning_subnet.errors import ObjectiveError
 from lightning_subnet.measures import Measure
-from lightning_subnet.randomness import random_state
 from lightning_subnet.subnet import Subnet
 
-_PROTOCOL = 1  # goes up when values of another version of this file are not to be reused
-_FEWEST, _WARM = 15, 20  # least rounds, for a standard error; most calls of a warm-up
-_ROUND_MS, _ROUND_TURNS = 10.0, 5  # a round: the turns that fit in, from 1 to 5
-_TIMED_MS = 0.5  # one timing: as many calls as last so long
+_PROTOCOL = 2  # goes up when values of another version of these files are not to be reused
 _SPELLS = 0.005  # of the value: what two runs differ by where contention outlasts a measurement
+_METERS: weakref.WeakValueDictionary[tuple[Any, ...], Meter] = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True, eq=False)
 class Latency:
-    """Milliseconds of one forward pass of the extracted subnet.
+    """Milliseconds of one forward pass of the extracted subnet, on the runtime that it ships to.
 
     Timed is what `extract` returns, in inference mode: for a network that cannot be sliced a frozen
-    copy (`sliced=False`), which is often as slow as the super-network.
+    copy (`sliced=False`), which is often as slow as the super-network. Inputs are in place: no copy
+    is timed. `runtime` is one of
+
+    - `"eager"`: torch as it is.
+    - `"compile"`: `torch.compile` of each subnet by itself, which costs seconds to minutes a subnet
+      (again a tenth of it where the same subnet was compiled before: Inductor keeps its kernels on
+      disk). Dynamo's limits and what it kept of a subnet are put back after each.
+    - `"onnxruntime"`: a session of fixed shapes, sequential, with IO binding (extra `onnx`).
+    - `"openvino"`: one stream and request, latency hint (extra `openvino`).
 
     Subnets take turns with a reference, the largest subnet (r s, s r, r s, ...), so that a drift of
     the machine meets both alike. A round is 10 ms of turns, or one; as disturbances only add time,
-    the fastest timing of either counts in it. The value is the median over rounds of s / r, times
-    the latency of the reference, timed once by itself. The standard error is 1.2533 sigma /
-    sqrt(rounds), sigma = interquartile range / 1.349, and 0.5 % of the value for contention that
-    outlasts a measurement; the error of the reference, which scales all values alike, is not in it.
-    Threads, garbage collector, gradient mode and random states are as before afterwards.
+    the fastest timing of either counts in it, less what its thread waited for a core (Linux). The
+    value is the median over rounds of s / r, times the latency of the reference, timed once by
+    itself. The standard error is 1.2533 sigma / sqrt(rounds), sigma = interquartile range / 1.349,
+    and 0.5 % of the value for contention that outlasts a measurement; the error of the reference,
+    which scales all values alike, is not in it. Threads, garbage collector, gradient mode, random
+    states and environment variables are as before afterwards. On a GPU each pass is timed between
+    two events, from an idle device to its end; weights that fit in its L2 cache stay there.
 
     Args:
         batch_size: Samples of one forward pass.
         threads: Threads within an operator while timing; None: as torch has it.
         device: Where the subnets run: `"cpu"`, `"cuda"`, `"cuda:1"`, ...
+        runtime: What runs them.
+        precision: As Lightning names it: `"32-true"`, `"bf16-true"` and `"16-true"` cast the
+            network, `"bf16-mixed"` and `"16-mixed"` autocast; `"32"`, `"bf16"` and `"16"` are short
+            for `"32-true"` and the mixed ones. None: the precision of the weights. ONNX Runtime has
+            no mixed ones, and OpenVINO only those: it casts what gains by it.
         input: A tensor or a tuple of positional arguments; the first row of each tensor is repeated
             `batch_size` times. None: `fit` takes `example_input_array` or a validation sample.
-        name: The measure's name.
+        name: The measure's name; two latencies in one search need two.
         repeats: Most turns per subnet, beyond 15 rounds.
-        seconds: Most time per subnet, beyond 15 rounds.
+        seconds: Most time per subnet, beyond 15 rounds, and beyond what it takes to convert it.
         tolerance: Enough is a standard error of this share of the value, without the 0.5 %.
+        cuda_graph: Replay each subnet as a CUDA graph, which launches all its kernels at once.
+        compile_seconds: The search ends where preparing the largest subnet, converting or
+            compiling, takes longer: each subnet will take about as long.
 
     Raises:
-        ObjectiveError: An argument is out of range; on binding, no input or no such device.
+        ObjectiveError: An argument is out of range, the runtime is unknown, not installed, or does
+            not compute in this precision; on binding, no input, no such device, or a device on
+            which the runtime does not run.
 
     Example:
         >>> from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3
@@ -81,149 +96,173 @@ class Latency:
     batch_size: int = 1
     threads: int | None = 1
     device: str = "cpu"
+    runtime: str = "eager"
+    precision: str | None = None
     input: Any = None
     name: str = "latency_ms"
     repeats: int = 100
     seconds: float = 2.0
     tolerance: float = 0.005
+    cuda_graph: bool = False
+    compile_seconds: float = 300.0
+
+    _unit: ClassVar[str] = "ms"
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "threads": 1, "repeats": _FEWEST, "seconds": 0, "tolerance": 0}
+        kind = type(self).__name__
+        least = {"batch_size": 1, "threads": 1, "repeats": FEWEST}
+        least |= {"seconds": 0, "tolerance": 0, "compile_seconds": 0}
         for name, low in least.items():
             value: Any = getattr(self, name)
             number = isinstance(value, Integral if low else Real) and not isinstance(value, bool)
             if not (number and low <= value < math.inf) and (name, value) != ("threads", None):
                 wanted = f"{'an integer' if low else 'a finite number'} of at least {low}"
-                msg = f"Latency: {name}={value!r:.60} must be {wanted}."
+                msg = f"{kind}: {name}={value!r:.60} must be {wanted}."
                 raise ObjectiveError(msg)
+        try:
+            runtime(self.runtime, self.precision, cuda_graph=self.cuda_graph)
+        except ObjectiveError as error:
+            raise ObjectiveError(f"{kind}: {error}") from error
         if self.input is not None:
             _batch(self.input)
 
     def bind(self, elastic: nn.Module, example_input: Any) -> Measure:
-        """Return the measure of one super-network: pairs (value, standard error) in ms."""
-        inputs = _batch(example_input if self.input is None else self.input, self.batch_size)
-        device, processor = _device(self.device)
-        meter = _Meter(self, elastic, inputs, device)
-        with activated(elastic, meter.largest):
-            layers = re.sub("0x[0-9a-f]+", "", repr(elastic))  # strides, which no shape tells
+        """Return the measure of one super-network: pairs (value, standard error)."""
+        inputs = self._inputs(example_input)
+        bench = Bench(self, elastic, inputs)
         tensors = [*elastic.named_parameters(), *elastic.named_buffers()]
         shapes = [[name, [*t.shape], str(t.dtype)] for name, t in tensors]
+        with activated(elastic, elastic_part(elastic).search_space().largest):
+            layers = re.sub("0x[0-9a-f]+", "", repr(elastic))  # strides, which no shape tells
         timing = [float(x) for x in (_PROTOCOL, self.repeats, self.seconds, self.tolerance)]
-        rest = digest([shapes, layers, code_fingerprint(elastic), _described(inputs), timing])
-        told = f"{self.name}: {processor}, {self.threads or torch.get_num_threads()} threads, "
-        told += f"batch {self.batch_size}, torch {torch.__version__}, {rest}"
-        return Measure(self.name, meter, "ms", fingerprint=told, on_reference=meter.on_reference)
+        rest = digest([shapes, layers, code_fingerprint(elastic), described(inputs), timing])
+        told = f"{describe_device(self.device)}, {bench}, batch {self.batch_size}, {rest}"
+        bound = _Bound(self, self._meter(bench, elastic, told))
+        return Measure(
+            self.name, bound, self._unit,
+            fingerprint=f"{self.name}: {told}", on_reference=bound.on_reference,
+        )  # fmt: skip
+
+    def _meter(self, bench: Bench, elastic: nn.Module, told: str) -> Meter:
+        """Return a meter, of the other kind of measure if there is one for the same timings."""
+        key = (id(elastic), told)
+        known = _METERS.get(key)
+        if known is None or not known.shares(elastic, bench.inputs, type(self)):
+            known = _METERS[key] = Meter(bench, elastic)
+        known.kinds.add(type(self))
+        return known
+
+    def _inputs(self, example_input: Any) -> tuple[Any, ...]:
+        return _batch(example_input if self.input is None else self.input, self.batch_size)
+
+    def _value(self, ms: float, error: float) -> tuple[float, float]:
+        """Return the measure's value and error of a latency."""
+        return ms, error
+
+    def _ms(self, value: float) -> float:
+        """Return the latency behind a value."""
+        return value
+
+    def timing(
+        self, net: nn.Module, example_input: Any = None, *, reference: nn.Module | None = None
+    ) -> Timing:
+        """Time any network under these settings, alone or in turns with another one.
+
+        Args:
+            net: Not changed; it runs in eval mode, as a copy.
+            example_input: Where the settings have no `input`.
+            reference: A network that takes turns with it; the times are then relative to its own.
+
+        Returns:
+            Median, standard error and quartiles, in ms or as a ratio.
+
+        Raises:
+            ObjectiveError: As `bind` does.
+            MeasurementError: A network does not take the input, or the runtime not the network.
+
+        Example:
+            >>> small, large = nn.Linear(64, 64), nn.Linear(640, 640)
+            >>> Latency().timing(small, torch.zeros(1, 64)).value > 0
+            True
+        """
+        nets = [net] if reference is None else [reference, net]
+        bench = Bench(self, net, self._inputs(example_input))
+        runners: list[Runner] = []
+        with conditions(bench.conditions.threads):
+            try:
+                for each in nets:
+                    make = partial(_copied, each)
+                    runners.append(bench.ready(make, type(each).__name__))
+                return bench.timed(*runners)
+            finally:
+                for runner in runners:
+                    runner.release()
 
 
-class _Meter:
-    """Times subnets; keeps the reference and its latency."""
+@dataclass(frozen=True, eq=False)
+class Throughput(Latency):
+    """Samples per second of the extracted subnet, one batch after the other: 1000 batch_size / ms.
 
-    def __init__(
-        self, settings: Latency, elastic: nn.Module, inputs: tuple[Any, ...], device: torch.device
-    ) -> None:
-        self.settings, self.elastic, self.inputs, self.device = settings, elastic, inputs, device
-        synchronize = getattr(torch, device.type).synchronize
-        self.synchronize = synchronize if device.type == "mps" else partial(synchronize, device)
-        self.largest = elastic_part(elastic).search_space().largest
-        self.reference: nn.Module | None = None
-        self.alone: tuple[float, float] | None = None
-        self.anchor: float | None = None
+    The reciprocal of `Latency`, measured in the same way with the same arguments. Where a search
+    asks for both, with equal arguments, each subnet is measured once. Direction: `"max"`.
+
+    Example:
+        >>> from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3
+        >>> net = ElasticMobileNetV3.tiny(n_classes=10)
+        >>> rate = Throughput(batch_size=8).bind(net, torch.zeros(1, 1, 8, 8))
+        >>> space = net.search_space()
+        >>> (fast, _), (slow, _) = rate([space.smallest, space.largest])
+        >>> fast > slow > 0
+        True
+    """
+
+    name: str = "samples_per_s"
+    _unit: ClassVar[str] = "1/s"
+
+    def _value(self, ms: float, error: float) -> tuple[float, float]:
+        return 1000 * self.batch_size / ms, 1000 * self.batch_size / ms * error / ms
+
+    def _ms(self, value: float) -> float:
+        return 1000 * self.batch_size / value
+
+
+class _Bound:
+    """A measure of one super-network, on a scale of its own.
+
+    `timings` has what was measured of each subnet last, relative to the largest.
+    """
+
+    def __init__(self, settings: Latency, meter: Meter) -> None:
+        self._settings, self._meter = settings, meter
+        self._anchor: float | None = None
+        self.timings: dict[Subnet, Timing] = {}
 
     def on_reference(self, subnet: Subnet, value: float) -> None:
-        """Put all values on the scale on which an earlier measurement gave this one, in ms."""
+        """Put all values on the scale on which an earlier measurement gave this one."""
         if not 0 < value < math.inf:
-            msg = f"on_reference({subnet}, {value!r}): a latency is a positive number of ms."
+            what, unit = type(self._settings).__name__.lower(), self._settings._unit
+            msg = f"on_reference({subnet}, {value!r}): a {what} is a positive number of {unit}."
             raise ObjectiveError(msg)
-        if subnet == self.largest:
-            self.anchor = float(value)
+        ms = self._settings._ms(float(value))
+        if subnet == self._meter.largest:
+            self._anchor = ms
         else:  # of a part of the space, which need not hold the largest
             ((measured, _),) = self([subnet])
-            assert self.alone is not None
-            self.anchor = (self.anchor or self.alone[0]) * value / measured
+            self._anchor = self._scale() * ms / self._settings._ms(measured)
 
-    def __call__(self, subnets: list[Subnet]) -> list[tuple[float, float]]:
-        return [self._measured(subnet) for subnet in subnets]
+    def __call__(self, subnets: Sequence[Subnet]) -> list[tuple[float, float]]:
+        timings = self._meter.relative(subnets, type(self._settings))
+        self.timings.update(zip(subnets, timings, strict=True))
+        anchor = self._scale()
+        return [
+            self._settings._value(t.value * anchor, math.hypot(t.error, _SPELLS * t.value) * anchor)
+            for t in timings
+        ]
 
-    def _measured(self, subnet: Subnet) -> tuple[float, float]:
-        with _conditions(self.settings.threads):
-            self.reference = self.reference or self._runnable(self.largest)
-            other = [] if subnet == self.largest else [self._runnable(subnet)]
-            own, error = self.alone = self.alone or self._settled(self.reference)
-            ratio, error = self._settled(self.reference, *other) if other else (1.0, error / own)
-        anchor = self.anchor or own
-        return ratio * anchor, math.hypot(error, _SPELLS * ratio) * anchor
-
-    def _runnable(self, subnet: Subnet) -> nn.Module:
-        """Return a subnet that has run once."""
-        try:
-            net = extract(self.elastic, subnet).to(self.device)
-            self._timed(net)
-        except Exception as error:
-            msg = (
-                f"{subnet!r:.200} failed on an input of {_described(self.inputs)} on {self.device} "
-                f"in Latency: {error}. Give Latency(input=...) one sample that forward() takes."
-            )
-            raise (MeasurementError if subnet == self.largest else RuntimeError)(msg) from error
-        return net
-
-    @torch.inference_mode()
-    def _timed(self, net: nn.Module, calls: int = 1) -> float:
-        """Return what one of some calls takes, in ms."""
-        weights = (p for p in net.parameters() if p.is_floating_point())
-        like = next(weights, torch.empty(0, device=self.device))
-        inputs = as_weight(like, self.inputs)
-        self.synchronize()
-        start = time.perf_counter_ns()
-        for _ in range(calls):
-            net(*inputs)
-            self.synchronize()
-        return (time.perf_counter_ns() - start) / 1e6 / calls
-
-    def _warm(self, net: nn.Module) -> float:
-        """Call until the last three were no faster than those before; return the fastest, in ms."""
-        times = [self._timed(net)]
-        while len(times) < _WARM and min(times[-3:]) < 0.95 * min([*times[:-3], math.inf]):
-            times.append(self._timed(net))
-        return min(times)
-
-    def _settled(self, *nets: nn.Module) -> tuple[float, float]:
-        """Return median and standard error over rounds: of last / first, or ms of a single one."""
-        once = [self._warm(net) for net in nets]
-        calls = [math.ceil(_TIMED_MS / ms) for ms in once]
-        turns = int(np.clip(_ROUND_MS // np.dot(once, calls), 1, _ROUND_TURNS))
-        deadline = time.perf_counter() + self.settings.seconds
-        order, values = list(range(len(nets))), []
-        while True:
-            best = [math.inf for _ in nets]
-            for _ in range(turns):
-                for i in order:
-                    best[i] = min(best[i], self._timed(nets[i], calls[i]))
-                order.reverse()  # a drift, and what one leaves in the caches, meet both alike
-            values.append(best[-1] / best[0] if len(best) > 1 else best[0])
-            if len(values) < _FEWEST:
-                continue
-            low, value, high = np.percentile(values, [25, 50, 75]).tolist()
-            error = 1.2533 * (high - low) / 1.349 / math.sqrt(len(values))
-            spent = (len(values) + 1) * turns > self.settings.repeats
-            if spent or error <= self.settings.tolerance * value or time.perf_counter() >= deadline:
-                return value, error
-
-
-@contextmanager
-def _conditions(threads: int | None) -> Iterator[None]:
-    """Set the conditions of timing, and put them back."""
-    before, collecting = torch.get_num_threads(), gc.isenabled()
-    try:
-        torch.set_num_threads(threads or before)
-        gc.disable()
-        # What glibc gives back to the system, a call faults in anew, or not, by the heap's layout.
-        # After a mapped block of just under 32 MB was freed, it keeps up to 62 MB on the heap.
-        torch.empty(31 << 20, dtype=torch.uint8)
-        with random_state():
-            yield
-    finally:
-        torch.set_num_threads(before)
-        (gc.enable if collecting else gc.disable)()
+    def _scale(self) -> float:
+        """Return what the reference takes, in ms."""
+        assert self._meter.alone is not None, "something was measured"
+        return self._anchor or self._meter.alone.value
 
 
 def _batch(given: Any, n: int = 1) -> tuple[Any, ...]:
@@ -231,27 +270,11 @@ def _batch(given: Any, n: int = 1) -> tuple[Any, ...]:
     inputs = given if isinstance(given, tuple) else (given,)
     tensors = [x for x in inputs if torch.is_tensor(x)]
     if not tensors or any(x.ndim == 0 or len(x) == 0 for x in tensors):
-        msg = f"Latency: {_described(inputs):.60} is no batch. Give input= a tensor (1, ...)."
+        msg = f"Latency: {described(inputs):.60} is no batch. Give input= a tensor (1, ...)."
         raise ObjectiveError(msg)
     firsts = (x.detach()[:1] if torch.is_tensor(x) else x for x in inputs)
     return tuple(x.repeat_interleave(n, 0) if torch.is_tensor(x) else x for x in firsts)
 
 
-def _described(inputs: tuple[Any, ...]) -> str:
-    parts = (f"{tuple(x.shape)} {x.dtype}" if torch.is_tensor(x) else repr(x) for x in inputs)
-    return ", ".join(parts)
-
-
-def _device(name: str) -> tuple[torch.device, str]:
-    """Return a device that can be timed here, and the model of its processor."""
-    try:
-        device = torch.zeros(1, device=name).device
-        runtime = getattr(torch, device.type)  # "meta" has none
-    except Exception as error:  # of another class for each kind of device
-        msg = f"Latency: device={name!r} cannot be used here: {error!s:.100}. Write device='cpu'."
-        raise ObjectiveError(msg) from error
-    if device.type != "cpu":
-        return device, getattr(runtime, "get_device_name", str)(device)
-    info = Path("/proc/cpuinfo")
-    found = info.exists() and re.search(r"model name\s*: (.+)", info.read_text())
-    return device, found[1] if found else platform.processor() or platform.machine()
+def _copied(net: nn.Module) -> nn.Module:
+    return copy.deepcopy(net).eval()
