@@ -24,6 +24,7 @@ _CHILDREN = 8  # of each parent, a generation
 _FRONT = 30  # subnets of the front whose neighbours are looked at
 _BOLD = 5  # each fifth is chosen by optimistic predictions
 _POOL = 600  # predicted subnets that a batch is chosen from
+_WHOLE = 20_000  # subnets of a space that is predicted whole
 _MOST = 150  # of them, those whose gain in hypervolume is computed
 
 
@@ -32,10 +33,10 @@ class Hybrid(PredictingStrategy):
 
     The first subnets are a design in which every choice has each of its values as often. Then, each
     generation, predictors are fitted; exact measures are computed. An inner evolution starts from
-    the measured front, its neighbours and random subnets; of all that it scores, the batch is
-    chosen greedily: each subnet adds the most hypervolume to the measured front and those chosen
-    before it. Every fifth one is chosen by optimistic predictions, where the predictor is least
-    sure.
+    the measured front, its neighbours and random subnets; a space of up to 20,000 subnets is
+    predicted whole instead. Of all that is scored, the batch is chosen greedily: each subnet adds
+    the most hypervolume to the measured front and those chosen before it. Every fifth one is chosen
+    by optimistic predictions, where the predictor is least sure.
 
     Args:
         batch_size: How many are proposed a generation.
@@ -95,8 +96,10 @@ class Hybrid(PredictingStrategy):
     def _found(
         self, problem: Problem, history: History, score: Surrogates, rng: np.random.Generator
     ) -> Indices:
-        """Return the best rows that an inner evolution has seen, by prediction."""
+        """Return the best rows that an inner evolution has seen, by prediction, or all there are."""
         space = problem.space
+        if space.size <= _WHOLE:
+            return np.concatenate(list(space.index_blocks()))
         front = [e.subnet for e in problem.front(history)]
         around = neighbours(space, front[:_FRONT])
         fresh = by_choice(problem)(self.inner_population, rng)
