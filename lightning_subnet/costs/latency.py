@@ -49,7 +49,7 @@ class Latency:
 
     Subnets take turns with a reference, the largest subnet (r s, s r, r s, ...), so that a drift of
     the machine meets both alike. A round is 10 ms of turns, or one; as disturbances only add time,
-    the fastest timing of either counts in it, less what its thread waited for a core (Linux). The
+    the fastest timing of either counts in it, less what the thread waited for a core (Linux). The
     value is the median over rounds of s / r, times the latency of the reference, timed once by
     itself. The standard error is 1.2533 sigma / sqrt(rounds), sigma = interquartile range / 1.349,
     and 0.5 % of the value for contention that outlasts a measurement; the error of the reference,

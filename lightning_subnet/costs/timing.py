@@ -8,10 +8,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +22,6 @@ FEWEST = 15  # least rounds, for a standard error
 _WARM = 20  # most calls of a warm-up
 _ROUND_MS, _ROUND_TURNS = 10.0, 5  # a round: the turns that fit in, from 1 to 5
 _TIMED_MS = 0.5  # one timing: as many calls as last so long
-_TASKS = Path("/proc/self/task")
 
 Call = Callable[[], Any]
 Clock = Callable[[Call, int], float]
@@ -116,20 +114,17 @@ def clock_of(device: torch.device) -> Iterator[Clock]:
         )
 
 
-def _host(
-    synchronize: Call, waits: Callable[[], list[tuple[int, int]]], call: Call, n: int
-) -> float:
-    """Return what one of n calls takes, in ms, less what the working thread waited for a core."""
+def _host(synchronize: Call, waits: Callable[[], int], call: Call, n: int) -> float:
+    """Return what one of n calls takes, in ms, less what the thread waited for a core meanwhile."""
     synchronize()
-    before = waits()
+    # The clock is read outside of the counter: a wait between the two is in both, or in none.
     start = time.perf_counter_ns()
+    before = waits()
     for _ in range(n):
         call()
         synchronize()
-    taken = time.perf_counter_ns() - start
-    spent = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(before, waits(), strict=True)]
-    waited = max(spent, default=(0, 0))[1]  # of the thread that did most
-    return max(taken - waited, 1) / 1e6 / n
+    waited = waits() - before
+    return (time.perf_counter_ns() - start - waited) / 1e6 / n
 
 
 def _events(cuda: Any, device: torch.device, call: Call, n: int) -> float:
@@ -148,32 +143,20 @@ def _events(cuda: Any, device: torch.device, call: Call, n: int) -> float:
 
 
 @contextmanager
-def _waiting() -> Iterator[Callable[[], list[tuple[int, int]]]]:
-    """Give what tells each thread's (time on a core, time waiting for one) in ns; [] if unknown.
+def _waiting() -> Iterator[Callable[[], int]]:
+    """Give what tells how long this thread has waited for a core, in ns; always 0 if unknown.
 
-    The kernel counts the second while other programs have the cores: it is no part of a latency.
+    The kernel counts it while other programs have the cores: it is no part of a latency.
     """
-    with ExitStack() as stack:
-        files = []
-        for path in sorted(_TASKS.glob("*/schedstat")):
-            try:
-                files.append(os.open(path, os.O_RDONLY))
-            except OSError:  # a thread that has ended meanwhile
-                continue
-            stack.callback(os.close, files[-1])
-
-        def waits() -> list[tuple[int, int]]:
-            return [_counted(file) for file in files]
-
-        yield waits
-
-
-def _counted(file: int) -> tuple[int, int]:
     try:
-        ran, waited, _ = os.pread(file, 64, 0).split()
-    except (OSError, ValueError):  # the thread has ended, or the kernel does not count
-        return 0, 0
-    return int(ran), int(waited)
+        file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+    except OSError:  # not Linux, or it does not count
+        yield lambda: 0
+        return
+    try:
+        yield lambda: int(os.pread(file, 64, 0).split()[1])  # time run, time waited, turns
+    finally:
+        os.close(file)
 
 
 @contextmanager
