@@ -6,5 +6,13 @@ from lightning_subnet.supernets.mobilenet_v3 import (
     MobileNetV3,
     MobileNetV3Config,
 )
+from lightning_subnet.supernets.resnet import ElasticResNet, ResNet, ResNetConfig
 
-__all__ = ["ElasticMobileNetV3", "MobileNetV3", "MobileNetV3Config"]
+__all__ = [
+    "ElasticMobileNetV3",
+    "ElasticResNet",
+    "MobileNetV3",
+    "MobileNetV3Config",
+    "ResNet",
+    "ResNetConfig",
+]
