@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from lightning_subnet.comparison import Comparison
     from lightning_subnet.costs.latency import Latency
     from lightning_subnet.costs.proxies import SynFlow
+    from lightning_subnet.elasticity.adapters import from_hat, from_ofa, from_whittle
     from lightning_subnet.elasticity.calibration import recalibrate
     from lightning_subnet.elasticity.checking import check_elastic
     from lightning_subnet.elasticity.extraction import extract
     from lightning_subnet.elasticity.protocol import SubnetMixin, activated, elastic
+    from lightning_subnet.elasticity.skipping import skippable_blocks
     from lightning_subnet.errors import NoFeasibleSubnet, SpaceExhausted, SubnetError
     from lightning_subnet.evaluators import Evaluator, FunctionEvaluator, TableEvaluator
     from lightning_subnet.history import Evaluation, History
@@ -81,9 +83,13 @@ _HOME = {
     "compare": "comparing",
     "elastic": "elasticity.protocol",
     "extract": "elasticity.extraction",
+    "from_hat": "elasticity.adapters",
+    "from_ofa": "elasticity.adapters",
+    "from_whittle": "elasticity.adapters",
     "measure": "measures",
     "recalibrate": "elasticity.calibration",
     "reduce_space": "strategies.reduction",
+    "skippable_blocks": "elasticity.skipping",
     "specialise": "specialisation",
 }
 
@@ -123,9 +129,13 @@ __all__ = [
     "compare",
     "elastic",
     "extract",
+    "from_hat",
+    "from_ofa",
+    "from_whittle",
     "measure",
     "recalibrate",
     "reduce_space",
+    "skippable_blocks",
     "specialise",
 ]
 

@@ -66,9 +66,19 @@ class ResNetConfig:
             raise SpaceError(msg)
         for name in ("depths", "expansions", "width_mults", "resolutions"):
             values = tuple(getattr(self, name))
-            least = 0 if name == "depths" else 1e-9
-            if (not values and name != "resolutions") or any(v < least for v in values):
-                kind = "whole numbers from 0" if name == "depths" else "positive numbers"
+            if name == "depths":
+                kind, right = (
+                    "whole numbers from 0",
+                    [isinstance(v, int) and v >= 0 for v in values],
+                )
+            elif name == "resolutions":
+                kind, right = (
+                    "positive whole numbers",
+                    [isinstance(v, int) and v > 0 for v in values],
+                )
+            else:
+                kind, right = "positive numbers", [v > 0 for v in values]
+            if not all(right) or (not values and name != "resolutions"):
                 msg = f"{name}={values!r} must be one or more {kind}."
                 raise SpaceError(msg)
             if len(set(values)) < len(values):
@@ -161,22 +171,16 @@ def check_distinct(config: ResNetConfig) -> None:
 def resnet_tables(
     config: ResNetConfig, pixels: Sequence[int], dtype: torch.dtype
 ) -> list[tuple[tuple[str, ...], Any]]:
-    """Return names of choices and a table over their values, the pixels and the measures.
+    """Return names of choices, and a table over their values, the pixels and the three costs.
 
-    References:
-        Every convolution's cost is that of its input and output channels, so a table over two
-        widths and an expansion is exact for each block.
+    A block's cost depends on its input, inner and output channels alone, so the sum is exact.
     """
     inside, ends, *stages = config.channels
     mults, sizes = config.width_mults, [(p, halved(p, config.strides[0])) for p in pixels]
     tables: list[tuple[tuple[str, ...], Any]] = []
 
-    def add(
-        names: tuple[str, ...], shape: tuple[int, ...], modules: list[nn.Module | None]
-    ) -> None:
-        rows = [
-            np.zeros((len(sizes), 3)) if m is None else costs(m.to(dtype), sizes) for m in modules
-        ]
+    def add(names: tuple[str, ...], shape: tuple[int, ...], modules: Sequence[nn.Module]) -> None:
+        rows = [costs(module.to(dtype), sizes) for module in modules]
         tables.append((names, np.array(rows).reshape(*shape, len(sizes), 3)))
 
     n = len(mults)
@@ -188,7 +192,7 @@ def resnet_tables(
     sizes = [(b, b) for _, b in sizes]
     most = max(config.depths)
     residual = [
-        conv_norm_act(PLAIN, c, c, 3, 1) if d == most else None
+        conv_norm_act(PLAIN, c, c, 3, 1) if d == most else nn.Identity()
         for d in config.depths
         for c in inside
     ]
@@ -200,16 +204,15 @@ def resnet_tables(
         for b, i in enumerate(numbers):
             stride = 1 if b else config.strides[2 + s]
             sizes = [(x, halved(x, stride)) for _, x in sizes]
-            blocks: list[nn.Module | None] = [
+            blocks = [
                 Bottleneck(PLAIN, c_in, c, config.mid(c, e), stride, first=not b)
                 for w, c in enumerate(outs)
                 for c_in in (before if not b else [outs[w]])
                 for e in config.expansions
             ]
-            names, shape = (f"w.{s + 2}", f"e.{i}"), (n, len(config.expansions))
-            if not b:
-                names, shape = (names[0], f"w.{s + 1}", names[1]), (n, n, shape[1])
-            add(names, shape, blocks)
+            before_it = () if b else (f"w.{s + 1}",)  # a stage's input has a width of its own
+            shape = (*(n for _ in before_it), n, len(config.expansions))
+            add((f"w.{s + 2}", *before_it, f"e.{i}"), shape, blocks)
         before = outs
     sizes = [(1, 1)] * len(sizes)
     last = f"w.{len(stages) + 1}"

@@ -121,7 +121,7 @@ def compare(
                     "layout": layout,
                     "subnet": str(subnet),
                     "active": (a - b).abs().max().item(),
-                    "extracted": (d - c).abs().max().item(),
+                    "extracted": max((a - c).abs().max().item(), (d - c).abs().max().item()),
                     "scale": a.abs().max().item(),
                     "spread": a.std().item(),
                 }
