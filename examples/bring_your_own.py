@@ -3,8 +3,8 @@
 
     python examples/bring_your_own.py [--budget 60] [--images 500]
 
-24 of its 27 residual blocks, all but the first of a stage, may be skipped: 2^24 subnets, without any
-training. Weights and images come from the folder that LIGHTNING_SUBNET_DATA names.
+24 of its 27 residual blocks, all but the first of a stage, may be skipped: 2^24 subnets, without
+any training. Weights and images come from the folder that LIGHTNING_SUBNET_DATA names.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -54,6 +55,11 @@ def images(net: Any, n: int) -> torch.Tensor:
     return torch.randn(n, net.config.in_channels, net.config.image_size, net.config.image_size)
 
 
+@functools.lru_cache(maxsize=4)
+def _shared(contract: type[SupernetContract], size: str) -> Any:
+    return shaken(contract().build(size))
+
+
 class SupernetContract:
     """The tests that every super-network inherits.
 
@@ -79,15 +85,19 @@ class SupernetContract:
             return self.cls(self.config(image_size=PIXELS, **changes))
         return getattr(self.cls, size)(**changes)
 
-    @pytest.fixture(scope="module", params=["tiny", "small", "full"])
+    @pytest.fixture(params=["tiny", "small", "full"])
     def size(self, request: pytest.FixtureRequest) -> str:
         return request.param
 
-    @pytest.fixture(scope="module")
+    @pytest.fixture
     def net(self, size: str) -> Iterator[Any]:
-        net = shaken(type(self)().build(size))
-        with untouched(net):
-            yield net
+        net = _shared(type(self), size)
+        tensors = net.state_dict(keep_vars=True)
+        versions = {name: tensor._version for name, tensor in tensors.items()}
+        yield net
+        for name, tensor in net.state_dict(keep_vars=True).items():  # no test writes to it
+            assert tensor is tensors[name], name
+            assert tensor._version == versions[name], name
 
     def test_it_follows_the_protocol(self, net: Any) -> None:
         assert isinstance(net, Elastic)

@@ -80,7 +80,7 @@ class TestElasticResolution(SupernetContract):
     def build(self, size: str, **changes: Any) -> ElasticResNet:
         return super().build(size, resolutions=(4, 6, 8), **changes)
 
-    @pytest.fixture(scope="module", params=["tiny"])
+    @pytest.fixture(params=["tiny"])
     def size(self, request: pytest.FixtureRequest) -> str:
         return request.param
 
