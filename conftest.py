@@ -37,6 +37,7 @@ pytest_collect_file = Sybil(
         "docs/quickstart.md",
         "docs/training.md",
         "docs/exporting.md",
+        "docs/supernets.md",
         "docs/comparing.md",
         "docs/concepts.md",
         "docs/latency.md",

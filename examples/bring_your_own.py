@@ -3,8 +3,8 @@
 
     python examples/bring_your_own.py [--budget 60] [--images 500]
 
-24 of its 27 residual blocks keep their shape, so each may be skipped: 2^24 subnets, without any
-training. Weights and images come from the folder that LIGHTNING_SUBNET_DATA names.
+24 of its 27 residual blocks, all but the first of a stage, may be skipped: 2^24 subnets, without
+any training. Weights and images come from the folder that LIGHTNING_SUBNET_DATA names.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_subnet import Latency, SearchSpace, Subnet, SubnetSearch, elastic
+from lightning_subnet import Latency, SearchSpace, Subnet, SubnetSearch, skippable_blocks
 from lightning_subnet.strategies import NSGA2
 
 DATA = Path(os.environ.get("LIGHTNING_SUBNET_DATA", "../shared/data"))
@@ -74,21 +73,12 @@ def pretrained(data: Path = DATA) -> ResNet:
     return net
 
 
-# What makes it searchable.
-
-
-def skippable(net: nn.Module) -> list[Block]:
-    return [block for stage in (net.layer1, net.layer2, net.layer3) for block in stage[1:]]
-
-
-def activate(net: nn.Module, subnet: Subnet) -> None:
-    for block, keep in zip(skippable(net), subnet.values(), strict=True):
-        block.forward = types.MethodType(Block.forward, block) if keep else nn.Identity().forward
+# What makes it searchable: all blocks but the first of each stage may be left out.
 
 
 def searchable(net: ResNet) -> nn.Module:
-    space = SearchSpace({f"keep.{i}": [0, 1] for i in range(len(skippable(net)))})
-    return elastic(net, space=space, activate=activate)
+    blocks = [f"layer{s}.{b}" for s in (1, 2, 3) for b in range(1, len(net.layer1))]
+    return skippable_blocks(net, torch.zeros(1, 3, 32, 32), blocks=blocks)
 
 
 class LitClassifier(L.LightningModule):

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from lightning_subnet.costs.latency import Latency, Throughput
     from lightning_subnet.costs.proxies import SynFlow
     from lightning_subnet.deployed import Deployed, load_exported
+    from lightning_subnet.elasticity.adapters import from_hat, from_ofa, from_whittle
     from lightning_subnet.elasticity.calibration import recalibrate
     from lightning_subnet.elasticity.checking import check_elastic
     from lightning_subnet.elasticity.extraction import extract
     from lightning_subnet.elasticity.protocol import SubnetMixin, activated, elastic
+    from lightning_subnet.elasticity.skipping import skippable_blocks
     from lightning_subnet.errors import (
         ExportError,
         NoFeasibleSubnet,
@@ -102,10 +104,14 @@ _HOME = {
     "export_openvino": "export",
     "export_torch": "export",
     "extract": "elasticity.extraction",
+    "from_hat": "elasticity.adapters",
+    "from_ofa": "elasticity.adapters",
+    "from_whittle": "elasticity.adapters",
     "load_exported": "deployed",
     "measure": "measures",
     "recalibrate": "elasticity.calibration",
     "reduce_space": "strategies.reduction",
+    "skippable_blocks": "elasticity.skipping",
     "specialise": "specialisation",
 }
 
@@ -153,10 +159,14 @@ __all__ = [
     "export_openvino",
     "export_torch",
     "extract",
+    "from_hat",
+    "from_ofa",
+    "from_whittle",
     "load_exported",
     "measure",
     "recalibrate",
     "reduce_space",
+    "skippable_blocks",
     "specialise",
 ]
 

@@ -37,7 +37,7 @@ from lightning_subnet.conversion import (
     to_openvino,
 )
 from lightning_subnet.errors import ExportError
-from lightning_subnet.supernets import ElasticMobileNetV3
+from lightning_subnet.supernets import ElasticMobileNetV3, ElasticResNet
 from tests.problems import assert_clear
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,6 +80,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: ElasticMobileNetV3.tiny(n_classes=10, depths=(1, 2)),
         (1, 8, 8),
     ),
+    "ElasticResNet": (lambda: ElasticResNet.tiny(n_classes=10), (1, 8, 8)),
     "foreign": (foreign, (3, 9, 9)),
 }
 

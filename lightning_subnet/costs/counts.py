@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -105,9 +106,11 @@ def as_weight(weight: torch.Tensor, inputs: Any) -> Any:
 def traced_measures(module: nn.Module, elastic: Elastic, example_input: Any) -> dict[str, Measure]:
     """Return exact `macs`, `params` and `size_mb` of a super-network, one traced subnet at a time.
 
-    `macs` is for the example input. `params` and `size_mb` (parameters and buffers in their types,
-    in 10^6 bytes) are those of the extracted subnet: of a network that only a frozen copy can be
-    made of, they are those of the super-network.
+    `macs` is for the example input, and of what ships: of the extracted subnet if the network can
+    be sliced, as a super-network may do work of its own (OFA's kernel transformations). `params`
+    and `size_mb` (parameters and buffers in their types, in 10^6 bytes) are those of the extracted
+    subnet: of a network that only a frozen copy can be made of, they are those of the
+    super-network.
 
     Args:
         module: The module whose forward pass is counted.
@@ -118,7 +121,8 @@ def traced_measures(module: nn.Module, elastic: Elastic, example_input: Any) -> 
 
     def macs(subnet: Subnet) -> float:
         elastic.activate(subnet)
-        return count_macs(module, example_input)
+        with _extracted(elastic, subnet):
+            return count_macs(module, example_input)
 
     def params(subnet: Subnet) -> float:
         return sum(p.numel() for p in extract(_module(elastic), subnet).parameters())
@@ -130,6 +134,24 @@ def traced_measures(module: nn.Module, elastic: Elastic, example_input: Any) -> 
 
     counts = {"macs": (macs, "MAC"), "params": (params, ""), "size_mb": (size_mb, "MB")}
     return {name: _remembered(name, fn, unit) for name, (fn, unit) in counts.items()}
+
+
+@contextmanager
+def _extracted(elastic: Elastic, subnet: Subnet) -> Iterator[None]:
+    """Let a subnet's own network, if there is one, run in the place of the elastic part."""
+    if not callable(getattr(elastic, "extract", None)):
+        yield
+        return
+    own = vars(elastic)
+    before = own.get("forward")
+    own["forward"] = extract(_module(elastic), subnet).forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del own["forward"]
+        else:
+            own["forward"] = before
 
 
 def _module(elastic: Elastic) -> nn.Module:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_subnet.elasticity.layers import ElasticLayer, ElasticSequential
 from lightning_subnet.elasticity.protocol import activated, elastic_part, evaluating
@@ -45,9 +46,12 @@ def extract(module: nn.Module, subnet: Subnet) -> nn.Module:
         plain.sliced = True  # type: ignore[assignment] # a mark
         return plain.eval()
     with activated(module, subnet):
-        frozen: nn.Module = detached_copy(part, {})
+        frozen = detached_copy(part, {})
+    assert isinstance(frozen, nn.Module)
     for parameter in frozen.parameters():
         parameter.requires_grad_(False)
+    copied: Any = frozen
+    copied.activate(subnet)  # what it keeps of weights is of its own
     frozen.sliced = False  # type: ignore[assignment] # a mark
     return frozen.eval()
 
@@ -61,7 +65,20 @@ def detached_copy(module: Any, memo: dict[int, Any]) -> Any:
     """
     owners = [child for child in module.modules() if getattr(child, "_trainer", None) is not None]
     trainers = {id(child._trainer): None for child in owners}
-    return copy.deepcopy(module, {**trainers, **memo})
+    return copy.deepcopy(module, {**trainers, **_of_a_graph(module), **memo})
+
+
+def _of_a_graph(part: Any) -> dict[int, Any]:
+    """Return copies of tensors that torch does not copy: slices of weights that modules keep."""
+    kept = (
+        tensor
+        for child in part.modules()
+        for name, value in vars(child).items()
+        if name not in ("_parameters", "_buffers", "_modules")
+        for tensor in tree_leaves(value)
+        if isinstance(tensor, torch.Tensor) and not tensor.is_leaf
+    )
+    return {id(tensor): tensor.detach().clone() for tensor in kept}
 
 
 def plain_state(module: nn.Module, *inputs: Any) -> dict[str, torch.Tensor]:

@@ -139,9 +139,13 @@ class _Attached:
     """The protocol for a network that knows nothing of it; lives on the instance."""
 
     def __init__(
-        self, net: nn.Module, space: SearchSpace, activate: Callable[[Any, Subnet], object]
+        self,
+        net: nn.Module,
+        space: SearchSpace,
+        activate: Callable[[Any, Subnet], object],
+        extract: Callable[[Any, Subnet], nn.Module] | None,
     ) -> None:
-        self._net, self._space, self._activate = net, space, activate
+        self._net, self._space, self._activate, self._extract = net, space, activate, extract
 
     def search_space(self) -> SearchSpace:
         return self._space
@@ -150,14 +154,27 @@ class _Attached:
         self._activate(self._net, subnet)
         self._net.active_subnet = subnet  # type: ignore[assignment] # no parameter
 
+    def extract(self, subnet: Subnet) -> nn.Module:
+        assert self._extract is not None
+        return self._extract(self._net, subnet)
 
-def elastic(net: _Net, *, space: SearchSpace, activate: Callable[[_Net, Subnet], object]) -> _Net:
+
+def elastic(
+    net: _Net,
+    *,
+    space: SearchSpace,
+    activate: Callable[[_Net, Subnet], object],
+    extract: Callable[[_Net, Subnet], nn.Module] | None = None,
+) -> _Net:
     """Attach the protocol to someone else's super-network; its class and state dict stay as is.
 
     Args:
         net: A network or a LightningModule.
         space: What may vary.
         activate: Called as `activate(net, subnet)`; puts the subnet in force.
+        extract: Called as `extract(net, subnet)`; returns the subnet as a network of its own. It
+            may put subnets in force, and leaves the one that was. Without it, extraction gives a
+            frozen copy, which keeps all weights.
 
     Returns:
         The same object, with `search_space()`, `activate(subnet)` and `active_subnet`.
@@ -179,11 +196,24 @@ def elastic(net: _Net, *, space: SearchSpace, activate: Callable[[_Net, Subnet],
     if not isinstance(space, SearchSpace):
         msg = f"space={space!r:.60} is no SearchSpace. Write space=SearchSpace({{...}})."
         raise SearchError(msg)
-    if not callable(activate):
-        msg = f"activate={activate!r:.60} cannot be called. Pass a function of (net, subnet)."
-        raise SearchError(msg)
-    attached = _Attached(net, space, activate)
+    for name, function in (("activate", activate), ("extract", extract)):
+        if not callable(function) and (function is not None or name == "activate"):
+            msg = f"{name}={function!r:.60} cannot be called. Pass a function of (net, subnet)."
+            raise SearchError(msg)
+    detach(net)  # what an earlier call gave it
+    attached = _Attached(net, space, activate, extract)
     net.search_space = attached.search_space  # type: ignore[assignment] # on the instance
     net.activate = attached.activate  # type: ignore[assignment] # on the instance
     net.active_subnet = None  # type: ignore[assignment] # on the instance
+    if extract is not None:
+        net.extract = attached.extract  # type: ignore[assignment] # on the instance
     return net
+
+
+def detach(net: nn.Module) -> None:
+    """Take away what `elastic` attached; a network without it is left as it is."""
+    own = vars(net)
+    if not isinstance(getattr(own.get("activate"), "__self__", None), _Attached):
+        return
+    for name in ("search_space", "activate", "active_subnet", "extract"):
+        own.pop(name, None)

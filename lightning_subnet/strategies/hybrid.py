@@ -96,7 +96,7 @@ class Hybrid(PredictingStrategy):
     def _found(
         self, problem: Problem, history: History, score: Surrogates, rng: np.random.Generator
     ) -> Indices:
-        """Return the best rows that an inner evolution has seen, by prediction, or all there are."""
+        """Return the best rows that an inner evolution has seen, or all of a small space."""
         space = problem.space
         if space.size <= _WHOLE:
             return np.concatenate(list(space.index_blocks()))

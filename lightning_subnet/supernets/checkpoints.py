@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -25,6 +25,8 @@ _ENDS = {
     "feature_mix_layer.conv": "mix.0",
     "classifier.linear": "classifier",
 }
+_STEM = re.compile(r"input_stem\.([012])\.(?:conv\.)?(conv|bn)\.(\w+)")
+_BOTTLENECK = re.compile(r"blocks\.(\d+)\.(conv[123]|downsample)\.(conv|bn)\.(\w+)")
 
 
 def from_ofa_mobilenet_v3(state: Mapping[str, torch.Tensor], depth: int) -> dict[str, torch.Tensor]:
@@ -67,6 +69,54 @@ def _ofa_name(key: str, depth: int, original: str) -> str:
     if rest.endswith("_matrix"):
         return f"{block}.depthwise.0.transforms.{rest.rpartition('.')[2].removesuffix('_matrix')}"
     return f"{block}.{_PARTS[part]}.{'0' if rest.startswith('conv.') else '1'}.{last}"
+
+
+def from_ofa_resnets(
+    state: Mapping[str, torch.Tensor], blocks: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """Return the state dict of an `OFAResNets` under the names of `ElasticResNet`.
+
+    Both layouts of the original are understood: that of the released checkpoint (`conv.weight`) and
+    that of the current package (`conv.conv.weight`).
+
+    Args:
+        state: The original's state dict (of a checkpoint, what is under `"state_dict"`).
+        blocks: Blocks of each stage at full depth.
+
+    Raises:
+        SpaceError: A name that the original does not have, or a block beyond the last.
+    """
+    places = [f"stages.{s}.{b}" for s, n in enumerate(blocks) for b in range(n)]
+    renamed = {}
+    for key, tensor in state.items():
+        plain = re.sub(r"\b(conv|bn|linear)\.\1\.", r"\1.", key)
+        renamed[_ofa_resnet_name(plain, places, key)] = tensor
+    return renamed
+
+
+def _ofa_resnet_name(key: str, places: Sequence[str], original: str) -> str:
+    """Return our name of one tensor, from a key without doubled parts."""
+    if key in ("classifier.linear.weight", "classifier.linear.bias"):
+        return key.replace(".linear", "")
+    if match := _STEM.fullmatch(key):
+        at = {"0": "stem.0", "1": "stem.1.body", "2": "stem_end"}[match[1]]
+        return f"{at}.{0 if match[2] == 'conv' else 1}.{match[3]}"
+    match = _BOTTLENECK.fullmatch(key)
+    if match is None:
+        msg = (
+            f"{original!r} is no name of an OFA ResNet50. "
+            "Pass the state dict of OFAResNets (of a checkpoint, what is under 'state_dict')."
+        )
+        raise SpaceError(msg)
+    number = int(match[1])
+    if number >= len(places):
+        msg = (
+            f"{original!r} is of block {number}, but this network has {len(places)} blocks. "
+            "Build it with the base_depths and depths of the checkpoint."
+        )
+        raise SpaceError(msg)
+    inner = (0 if match[3] == "conv" else 1) + (match[2] == "downsample")  # behind the pooling
+    return f"{places[number]}.{match[2]}.{inner}.{match[4]}"
 
 
 def load_weights(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_subnet import SearchSpace, Subnet, SubnetMixin
 from lightning_subnet.costs.counts import count_macs, traced_measures
 from lightning_subnet.errors import MeasurementError
 from tests.networks import ElasticMlp
@@ -67,3 +68,43 @@ def test_one_subnet_that_cannot_run_is_its_own_failure() -> None:
     assert macs([space.largest]) == [74.0 * 32]
     with pytest.raises(RuntimeError, match="too narrow"):
         macs([space.smallest])
+
+
+def test_macs_are_those_of_what_is_extracted() -> None:
+    class Mixing(SubnetMixin, nn.Module):
+        """Multiplies two matrices at each pass; what is extracted has their product."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.mix = nn.Parameter(torch.randn(8, 4)), nn.Parameter(torch.eye(8))
+
+        def search_space(self) -> SearchSpace:
+            return SearchSpace(width=[2, 8])
+
+        def activate(self, subnet: Subnet) -> None:
+            self.width = subnet["width"]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ (self.mix[: self.width] @ self.weight).T
+
+        def extract(self, subnet: Subnet) -> nn.Module:
+            plain = nn.Linear(4, subnet["width"], bias=False)
+            with torch.no_grad():
+                plain.weight.copy_(self.mix[: subnet["width"]] @ self.weight)
+            return plain
+
+    class Lit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.last = Mixing(), nn.Linear(1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.net(x).sum(-1, keepdim=True))
+
+    model, x = Lit(), torch.randn(1, 4)
+    space = model.net.search_space()
+    macs = traced_measures(model, model.net, x)["macs"]
+    counted = macs.evaluate(space, space.indices([space.smallest, space.largest]))[0]
+    assert counted.tolist() == [4 * 2 + 1, 4 * 8 + 1]
+    assert count_macs(model, x) == 4 * 8 + 8 * 8 * 4 + 1  # the super-network itself, as it was
+    assert "forward" not in vars(model.net)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_subnet import SearchSpace, Subnet, elastic
+from lightning_subnet import SearchSpace, Subnet, elastic, extract
 from lightning_subnet.elasticity.protocol import Elastic, activated, elastic_part
 from lightning_subnet.errors import SearchError
 from tests.networks import ElasticMlp, LitMlp
@@ -134,6 +134,28 @@ def test_attaching_again_replaces_space_and_function() -> None:
     assert net.active_subnet is None
 
 
+def test_an_extraction_of_ones_own() -> None:
+    def sliced(net: Theirs, subnet: Subnet) -> nn.Module:
+        plain = nn.Linear(3, subnet["width"])
+        with torch.no_grad():
+            plain.weight.copy_(net.layer.weight[: subnet["width"]])
+            plain.bias.copy_(net.layer.bias[: subnet["width"]])
+        return plain
+
+    net = elastic(Theirs(), space=SPACE, activate=activate, extract=sliced)
+    plain, x = extract(net, SPACE.smallest), torch.randn(2, 3)
+    assert (type(plain), plain.out_features, plain.sliced) == (nn.Linear, 2, True)
+    net.activate(SPACE.smallest)
+    assert torch.equal(plain(x), net(x))
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.layer.weight.zero_()
+    assert extract(other, SPACE.largest).weight.count_nonzero() == 0  # of the copy's own weights
+    assert extract(net, SPACE.largest).weight.count_nonzero() > 0
+    elastic(net, space=SPACE, activate=activate)  # again, and without it
+    assert not extract(net, SPACE.smallest).sliced
+
+
 def test_bad_input() -> None:
     for arguments, parts in [
         ((3, SPACE, activate), ("got a int", "no nn.Module")),
@@ -145,6 +167,9 @@ def test_bad_input() -> None:
         with pytest.raises(SearchError) as caught:
             elastic(net, space=space, activate=function)
         assert_clear(caught.value, *parts)
+    with pytest.raises(SearchError) as caught:
+        elastic(Theirs(), space=SPACE, activate=activate, extract=3)
+    assert_clear(caught.value, "extract=3 cannot be called")
 
 
 @pytest.mark.parametrize("kind", ["mixin", "attached", "inside"])

@@ -8,8 +8,17 @@ import torch
 from torch import nn
 
 from lightning_subnet.errors import SpaceError
-from lightning_subnet.supernets.checkpoints import from_ofa_mobilenet_v3, load_weights
-from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3, MobileNetV3Config
+from lightning_subnet.supernets import (
+    ElasticMobileNetV3,
+    ElasticResNet,
+    MobileNetV3Config,
+    ResNetConfig,
+)
+from lightning_subnet.supernets.checkpoints import (
+    from_ofa_mobilenet_v3,
+    from_ofa_resnets,
+    load_weights,
+)
 from tests.problems import assert_clear
 
 
@@ -99,3 +108,51 @@ def test_names_that_the_original_does_not_have(name: str) -> None:
     assert_clear(caught.value, repr(name), "Pass the state dict of OFAMobileNetV3")
     with pytest.raises(SpaceError, match="is no name of an OFA MobileNetV3"):
         ElasticMobileNetV3.tiny().load_ofa({name: torch.zeros(1)})
+
+
+RESNET_NAMES = {
+    "input_stem.0.conv.conv.weight": "stem.0.0.weight",
+    "input_stem.0.bn.bn.running_var": "stem.0.1.running_var",
+    "input_stem.1.conv.conv.conv.weight": "stem.1.body.0.weight",
+    "input_stem.1.conv.conv.weight": "stem.1.body.0.weight",  # as in the released checkpoint
+    "input_stem.1.conv.bn.bias": "stem.1.body.1.bias",
+    "input_stem.2.conv.weight": "stem_end.0.weight",
+    "blocks.0.downsample.conv.conv.weight": "stages.0.0.downsample.1.weight",
+    "blocks.4.downsample.bn.bn.running_mean": "stages.1.0.downsample.2.running_mean",
+    "blocks.13.conv2.conv.weight": "stages.2.5.conv2.0.weight",
+    "blocks.17.conv3.bn.bn.num_batches_tracked": "stages.3.3.conv3.1.num_batches_tracked",
+    "classifier.linear.linear.weight": "classifier.weight",
+    "classifier.linear.bias": "classifier.bias",
+}
+
+
+@pytest.mark.parametrize("original", RESNET_NAMES)
+def test_names_of_the_original_resnet(original: str) -> None:
+    tensor = torch.zeros(1)
+    assert from_ofa_resnets({original: tensor}, [4, 4, 6, 4]) == {RESNET_NAMES[original]: tensor}
+    with torch.device("meta"):
+        assert RESNET_NAMES[original] in ElasticResNet().state_dict()
+
+
+@pytest.mark.parametrize("name", ["blocks.1.conv4.conv.weight", "input_stem.3.conv.weight", "x"])
+def test_names_that_the_original_resnet_does_not_have(name: str) -> None:
+    with pytest.raises(SpaceError) as caught:
+        ElasticResNet.tiny().load_ofa({name: torch.zeros(1)})
+    assert_clear(caught.value, repr(name), "no name of an OFA ResNet50", "OFAResNets")
+
+
+def test_a_resnet_checkpoint_of_another_size() -> None:
+    with torch.device("meta"):
+        net, more = ElasticResNet(), ElasticResNet(ResNetConfig(n_classes=10))
+        wide = ElasticResNet(ResNetConfig(width_mults=(0.65, 1.2)))
+    tensor = torch.zeros(1)
+    with pytest.raises(SpaceError) as caught:
+        net.load_ofa({"blocks.18.conv1.conv.conv.weight": tensor})
+    assert_clear(caught.value, "is of block 18, but this network has 18 blocks", "base_depths")
+    pattern = r"'stem\.0\.0\.weight' is \(40, 3, 3, 3\) in the state and \(32, 3, 3, 3\) here"
+    with pytest.raises(SpaceError, match=pattern):
+        load_weights(net, wide.state_dict())
+    with pytest.raises(SpaceError, match=r"'classifier\.weight' is \(10, 2048\) in the state"):
+        load_weights(net, more.state_dict())
+    with pytest.raises(SpaceError, match=r"missing 'stem\.0\.0\.weight'"):
+        net.load_ofa({"classifier.linear.linear.bias": torch.zeros(1000)})

@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import copy
 import math
-import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_subnet import Subnet
@@ -24,40 +20,24 @@ from lightning_subnet.supernets.mobilenet_v3 import (
     make_divisible,
 )
 from tests.problems import data_file
+from tests.supernets.contract import SupernetContract, megabytes, shaken, untouched
 
 SIZES = {"tiny": 8, "small": 32, "full": 64}  # pixels
 Sized = tuple[ElasticMobileNetV3, int]
 
 
 def build(size: str) -> ElasticMobileNetV3:
-    """A network with no weight at its initial value, so that no zero or one hides anything."""
     torch.manual_seed(0)
     if size == "full":
-        net = ElasticMobileNetV3(MobileNetV3Config(image_size=64))
-    else:
-        net = getattr(ElasticMobileNetV3, size)()
-    with torch.no_grad():
-        for name, tensor in net.state_dict().items():
-            if "running_var" in name:
-                tensor.uniform_(0.5, 1.5)
-            elif "running_mean" in name:
-                tensor.normal_(0, 0.1)
-            elif "num_batches" not in name:
-                tensor.add_(0.02 * torch.randn_like(tensor))
-    return net.eval()
+        return shaken(ElasticMobileNetV3(MobileNetV3Config(image_size=64)))
+    return shaken(getattr(ElasticMobileNetV3, size)())
 
 
 @pytest.fixture(scope="module", params=list(SIZES))
 def sized(request: pytest.FixtureRequest) -> Iterator[Sized]:
     net = build(request.param)
-    state = copy.deepcopy(net.state_dict())
-    yield net, SIZES[request.param]
-    for name, tensor in net.state_dict().items():  # no test writes to the shared network
-        assert torch.equal(tensor, state[name]), name
-
-
-def megabytes(net: nn.Module) -> float:
-    return sum(t.numel() * t.element_size() for t in net.state_dict().values()) / 1e6
+    with untouched(net):
+        yield net, SIZES[request.param]
 
 
 def layout(net: ElasticMobileNetV3, subnet: Subnet) -> tuple[list[list[int]], list[list[float]]]:
@@ -107,30 +87,10 @@ def inactive_masks(net: ElasticMobileNetV3, subnet: Subnet) -> dict[str, torch.T
     return masks
 
 
-def test_random_subnets_extracted_give_the_same_outputs_and_cost_what_the_tables_say(
-    sized: Sized,
-) -> None:
-    net, pixels = sized
-    x = torch.randn(1, net.config.in_channels, pixels, pixels)
-    space = net.search_space()
-    subnets = [space.smallest, space.largest, *space.sample(50, 1)]
-    X = space.indices(subnets)
-    table = {m.name: m.evaluate(space, X)[0] for m in net.exact_measures()}
-    outputs = []
-    for i, subnet in enumerate(subnets):
-        plain = extract(net, subnet)
-        net.activate(subnet)
-        with torch.no_grad():
-            active = net(x)
-            with FlopCounterMode(display=False) as counter:
-                extracted = plain(x)
-        assert active.shape == (1, net.config.n_classes)
-        torch.testing.assert_close(extracted, active, atol=1e-6, rtol=1e-6)
-        assert table["macs"][i] * 2 == counter.get_total_flops(), subnet
-        assert table["params"][i] == sum(p.numel() for p in plain.parameters()), subnet
-        assert math.isclose(table["size_mb"][i], megabytes(plain), rel_tol=1e-12), subnet
-        outputs.append(active)
-    assert len(torch.cat(outputs).unique(dim=0)) == len(subnets)  # the comparison says something
+class TestElasticMobileNetV3(SupernetContract):
+    cls, plain, config = ElasticMobileNetV3, MobileNetV3, MobileNetV3Config
+    inactive = staticmethod(inactive_masks)
+    parts = frozenset({"expand.0.weight", "project.1.bias", "se.reduce.bias"})
 
 
 def test_an_extraction_has_no_trace_of_elasticity_and_loads_into_a_fresh_network(
@@ -152,51 +112,6 @@ def test_an_extraction_has_no_trace_of_elasticity_and_loads_into_a_fresh_network
             assert torch.equal(fresh(x), plain(x))
         shared = {t.data_ptr() for t in net.state_dict().values()}
         assert not shared & {t.data_ptr() for t in plain.state_dict().values()}
-
-
-def test_extraction_leaves_what_was_in_force(sized: Sized) -> None:
-    net, _ = sized
-    one, other = net.search_space().sample(2, 3)
-    net.activate(one)
-    extract(net, other)
-    assert net.active_subnet == one
-    assert [len(stage.active) for stage in net.stages] == [
-        one[f"d.{s}"] for s in range(len(net.stages))
-    ]
-
-
-def test_gradients_of_inactive_weights_are_exactly_zero(
-    sized: Sized,
-) -> None:
-    net = copy.deepcopy(sized[0]).train()
-    x = torch.randn(3, net.config.in_channels, sized[1], sized[1])
-    space = net.search_space()
-    kinds = set()
-    for subnet in [space.smallest, *space.sample(2 if sized[1] == 64 else 8, 4)]:
-        net.activate(subnet)
-        net.zero_grad(set_to_none=True)
-        net(x).square().sum().backward()
-        gradients = {name: p.grad for name, p in net.named_parameters()}
-        for name, inactive in inactive_masks(net, subnet).items():
-            gradient = gradients[name]
-            if gradient is None:
-                assert inactive.all(), name
-                continue
-            kinds.add(".".join(name.split(".")[3:]))
-            assert gradient[inactive].abs().sum() == 0, name
-            assert inactive.all() or gradient[~inactive].abs().sum() > 0, name
-    assert any("transforms" in kind for kind in kinds)
-    assert {"expand.0.weight", "project.1.bias", "se.reduce.bias"} <= kinds
-
-
-def test_what_activate_gives_is_views_of_the_weights() -> None:
-    net = build("tiny")
-    net.activate(net.search_space().smallest)
-    before = {name: (p.data_ptr(), p.shape) for name, p in net.state_dict(keep_vars=True).items()}
-    for subnet in net.search_space().sample(20, 0):
-        net.activate(subnet)
-    after = {name: (p.data_ptr(), p.shape) for name, p in net.state_dict(keep_vars=True).items()}
-    assert before == after
 
 
 def test_the_space_of_the_full_size_is_that_of_the_paper() -> None:
@@ -253,25 +168,6 @@ def test_size_counts_the_bytes_of_the_type_in_use() -> None:
     assert 0.5 < half / single < 0.51  # the counters of BatchNorm stay 64-bit
 
 
-def test_exact_measures_know_what_they_are_and_agree_in_bulk_and_one_by_one() -> None:
-    with torch.device("meta"):
-        net = ElasticMobileNetV3()
-    space, measures = net.search_space(), net.exact_measures()
-    assert [(m.name, m.unit, m.exact, m.vectorised) for m in measures] == [
-        ("macs", "MAC", True, True),
-        ("params", "", True, True),
-        ("size_mb", "MB", True, True),
-    ]
-    X = space.sample_indices(20_000, np.random.default_rng(0))
-    began = time.perf_counter()
-    values = [m.evaluate(space, X)[0] for m in measures]
-    assert time.perf_counter() - began < 20  # 20,000 extractions would take half an hour
-    assert all(v.shape == (20_000,) and np.isfinite(v).all() for v in values)
-    for m, v in zip(measures, values, strict=True):
-        rows = [m.evaluate(space, X[i : i + 1])[0][0] for i in range(50)]
-        assert rows == v[:50].tolist()
-
-
 def test_image_size_changes_macs_alone() -> None:
     with torch.device("meta"):
         one = ElasticMobileNetV3(MobileNetV3Config(image_size=224))
@@ -285,26 +181,6 @@ def test_image_size_changes_macs_alone() -> None:
     with FlopCounterMode(display=False) as counter:
         plain(torch.zeros(1, 3, 113, 113, device="meta"))
     assert b["macs"][0] * 2 == counter.get_total_flops() < a["macs"][0] * 2
-
-
-@pytest.mark.parametrize("size", ["tiny", "small"])
-@pytest.mark.parametrize("which", ["smallest", "largest", "random"])
-def test_subnets_learn(size: str, which: str) -> None:
-    torch.manual_seed(0)
-    net = getattr(ElasticMobileNetV3, size)(n_classes=4, dropout=0.0)
-    space = net.search_space()
-    net.activate(space.sample(1, 9)[0] if which == "random" else getattr(space, which))
-    x = torch.randn(8, net.config.in_channels, net.config.image_size, net.config.image_size)
-    y = torch.arange(8) % 4
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    losses = []
-    for _ in range(6):
-        loss = F.cross_entropy(net(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_only_blocks_of_the_stages_are_elastic() -> None:
@@ -359,14 +235,3 @@ def test_make_divisible_is_the_published_rule() -> None:
     assert [make_divisible(v) for v in (1, 12, 16, 19, 20, 27, 28.8)] == [8, 16, 16, 24, 24, 32, 32]
     assert make_divisible(11) == 16  # 8 would be more than 10 % below
     assert all(make_divisible(v) >= 0.9 * v and make_divisible(v) % 8 == 0 for v in range(1, 500))
-
-
-def test_a_network_on_another_type_extracts_in_that_type() -> None:
-    net = build("tiny").double()
-    subnet = net.search_space().sample(1, 0)[0]
-    net.activate(subnet)
-    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
-    plain = extract(net, subnet)
-    assert {p.dtype for p in plain.parameters()} == {torch.float64}
-    torch.testing.assert_close(plain(x), net(x), atol=1e-12, rtol=1e-12)
-    assert isinstance(plain.stages[0], nn.Sequential)

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Once-for-all ResNet50: elastic depth, expansion and width, from ImageNet to 8 x 8 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_subnet.costs.additive import Term, additive_measure
+from lightning_subnet.elasticity.extraction import plain_state
+from lightning_subnet.elasticity.layers import ElasticLinear, ElasticSequential
+from lightning_subnet.elasticity.protocol import SubnetMixin, activated
+from lightning_subnet.errors import InvalidSubnetError, listed
+from lightning_subnet.measures import Measure
+from lightning_subnet.space import SearchSpace
+from lightning_subnet.subnet import Subnet
+from lightning_subnet.supernets._bottleneck import Bottleneck, Shortcut, conv_norm_act
+from lightning_subnet.supernets._mbconv import ELASTIC, PLAIN
+from lightning_subnet.supernets._resnet import (
+    ResNetConfig,
+    check_distinct,
+    resnet_choices,
+    resnet_tables,
+)
+from lightning_subnet.supernets.checkpoints import from_ofa_resnets, load_weights
+
+
+class _Trunk(nn.Module):
+    """Stem, stages and classifier; their layers are elastic or plain."""
+
+    def __init__(
+        self, config: ResNetConfig, stem: list[nn.Module], stages: list[nn.Module], last: nn.Module
+    ) -> None:
+        super().__init__()
+        self.config = config
+        *inside, end = stem
+        elastic = isinstance(last, ElasticLinear)
+        self.stem = (ElasticSequential if elastic else nn.Sequential)(*inside)
+        self.stem_end = end
+        self.pool = nn.MaxPool2d(3, config.strides[1], 1) if config.strides[1] > 1 else None
+        self.stages = nn.ModuleList(stages)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = last
+        self.resolution: int | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits (n, n_classes) of images (n, in_channels, height, width)."""
+        if self.resolution is not None and x.shape[-2:] != (self.resolution, self.resolution):
+            size = (self.resolution, self.resolution)
+            x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+        x = self.stem_end(self.stem(x))
+        x = x if self.pool is None else self.pool(x)
+        for stage in self.stages:
+            x = stage(x)
+        logits: torch.Tensor = self.classifier(self.dropout(x.mean((2, 3))))
+        return logits
+
+
+class ResNet(_Trunk):
+    """One subnet as an ordinary network.
+
+    Args:
+        config: The sizes of the super-network that it comes from.
+        expansions: Expansion ratio of each block, by stage.
+        width_mults: Width multiplier within the stem, at its end and of each stage.
+        residual_stem: Whether the stem has its residual convolution.
+        resolution: Pixels that images are resized to; None leaves them.
+    """
+
+    def __init__(
+        self,
+        config: ResNetConfig,
+        expansions: Sequence[Sequence[float]],
+        width_mults: Sequence[float],
+        *,
+        residual_stem: bool = True,
+        resolution: int | None = None,
+    ) -> None:
+        inside, c, *outs = (config.at(i, w) for i, w in enumerate(width_mults))
+        stem: list[nn.Module] = [
+            conv_norm_act(PLAIN, config.in_channels, inside, 3, config.strides[0])
+        ]
+        if residual_stem:
+            stem.append(Shortcut(conv_norm_act(PLAIN, inside, inside, 3, 1)))
+        stem.append(conv_norm_act(PLAIN, inside, c, 3, 1))
+        stages: list[nn.Module] = []
+        for es, c_out, stride in zip(expansions, outs, config.strides[2:], strict=True):
+            blocks = []
+            for b, e in enumerate(es):
+                mid, step = config.mid(c_out, e), 1 if b else stride
+                blocks.append(Bottleneck(PLAIN, c, c_out, mid, step, first=not b))
+                c = c_out
+            stages.append(nn.Sequential(*blocks))
+        super().__init__(config, stem, stages, nn.Linear(c, config.n_classes))
+        self.resolution = resolution
+
+
+class ElasticResNet(SubnetMixin, _Trunk):
+    """The super-network: depth of stem and stages, expansion of every block, width everywhere.
+
+    The choices are those of the original. `d.0` keeps or leaves the stem's residual convolution
+    (all but its last value leave it), `d.<stage + 1>` is the number of blocks beyond the base
+    depth; `e.<block>` exists only while its stage is deep enough; `w.0` and `w.1` are the widths
+    within the stem and at its end, `w.<stage + 2>` those of the stages. With
+    `resolutions=(128, 160, ...)`, `r` is the number of pixels that the network resizes images to,
+    as its first step: macs and latency follow it, and nothing else has to know. At its defaults the
+    space has 117^3 * 1053 * 2 * 2 * 3^5 distinct subnets: the stem has 24 channels inside at two
+    of the three multipliers.
+
+    Args:
+        config: The sizes.
+
+    Raises:
+        SpaceError: Two expansions are the same network at some multipliers, and not at others.
+
+    References:
+        Cai et al., Once-for-All: Train One Network and Specialize it for Efficient Deployment, ICLR
+        2020; ResNet50 is that of its authors' package. The design without elasticity: He et al.,
+        Bag of Tricks for Image Classification, CVPR 2019, section 4 (ResNet-D).
+
+    Example:
+        >>> net = ElasticResNet.tiny(n_classes=10)
+        >>> net.activate(net.search_space().smallest)
+        >>> net(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+
+    _space: SearchSpace | None = None
+
+    def __init__(self, config: ResNetConfig | None = None) -> None:
+        config = config or ResNetConfig()
+        check_distinct(config)
+        inside, c, *outs = (max(sizes) for sizes in config.channels)
+        stem: list[nn.Module] = [
+            conv_norm_act(ELASTIC, config.in_channels, inside, 3, config.strides[0]),
+            Shortcut(conv_norm_act(ELASTIC, inside, inside, 3, 1)),
+            conv_norm_act(ELASTIC, inside, c, 3, 1),
+        ]
+        stages: list[nn.Module] = []
+        for numbers, c_out, stride in zip(config.numbers, outs, config.strides[2:], strict=True):
+            mid, blocks = config.mid(c_out, max(config.expansions)), []
+            for b in range(len(numbers)):
+                step = 1 if b else stride
+                blocks.append(Bottleneck(ELASTIC, c, c_out, mid, step, first=not b))
+                c = c_out
+            stages.append(ElasticSequential(*blocks))
+        super().__init__(config, stem, stages, ElasticLinear(c, config.n_classes))
+        self.resolution = max(config.resolutions, default=None)
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> ElasticResNet:
+        """Return the size for one-channel images of 8 x 8 pixels."""
+        sizes = {"in_channels": 1, "image_size": 8, "stem": 16, "widths": (32, 64), "divisor": 4}
+        sizes |= {"base_depths": (1, 1), "strides": (1, 1, 1, 2), "expansions": (0.25, 0.5, 1.0)}
+        return cls(ResNetConfig(**{**sizes, "width_mults": (0.5, 1.0), **changes}))
+
+    @classmethod
+    def small(cls, **changes: Any) -> ElasticResNet:
+        """Return the size for images of 32 x 32 pixels."""
+        sizes = {"n_classes": 10, "image_size": 32, "stem": 32, "widths": (64, 128, 256)}
+        sizes |= {"base_depths": (1, 1, 1), "strides": (1, 1, 1, 2, 2), "divisor": 4}
+        sizes |= {"expansions": (0.25, 0.375, 0.5), "width_mults": (0.5, 0.75, 1.0)}
+        return cls(ResNetConfig(**{**sizes, **changes}))
+
+    def load_ofa(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Load the state dict of the original's `OFAResNets`, of the same size.
+
+        Raises:
+            SpaceError: Another layout or another size; the message has the first mismatch.
+        """
+        numbers = [len(stage) for stage in self.config.numbers]
+        load_weights(self, from_ofa_resnets(state, numbers))
+
+    @property
+    def blocks(self) -> list[Bottleneck]:
+        """The blocks of all stages, at full depth."""
+        stages: list[Any] = [*self.stages]  # sequences of blocks
+        return [block for stage in stages for block in stage]
+
+    def search_space(self) -> SearchSpace:
+        """Return the space: depths first, as the blocks exist under them."""
+        if self._space is not None:
+            return self._space
+        self._space = SearchSpace(resnet_choices(self.config))
+        return self._space
+
+    def activate(self, subnet: Subnet) -> None:
+        """Put a subnet in force.
+
+        Raises:
+            InvalidSubnetError: A value that the network was not built with; nothing changes then.
+        """
+        self._check(subnet)
+        config, parts = self.config, [self.stem, self.stem_end, *self.stages]
+        widths: list[Any] = [subnet[f"w.{i}"] for i in range(len(parts))]
+        outs = [config.at(i, w) for i, w in enumerate(widths)]
+        stem: Any = self.stem
+        stem.active_depth = 2 if subnet["d.0"] == max(config.depths) else 1
+        end: Any = self.stem_end
+        for conv, out in ((stem[0][0], outs[0]), (stem[1].body[0], outs[0]), (end[0], outs[1])):
+            conv.active_out = out
+        stages: list[Any] = [*self.stages]
+        for s, (stage, out) in enumerate(zip(stages, outs[2:], strict=True)):
+            extra: Any = subnet[f"d.{s + 1}"]
+            stage.active_depth = config.base_depths[s] + extra
+            for i, block in zip(config.numbers[s], stage, strict=True):
+                expansion: Any = subnet[f"e.{i}"]
+                mid = config.mid(out, expansion)
+                block.conv1[0].active_out = block.conv2[0].active_out = mid
+                block.conv3[0].active_out = out
+                if block.downsample is not None:
+                    block.downsample[1].active_out = out
+        if config.resolutions:
+            pixels: Any = subnet["r"]
+            self.resolution = pixels
+
+    def _check(self, subnet: Subnet) -> None:
+        """Refuse what the network was not built with, of the blocks that exist."""
+        config = self.config
+
+        def check(name: str, allowed: Sequence[float]) -> None:
+            if subnet[name] not in allowed:
+                msg = f"{name}={subnet[name]!r} is not one of {listed(allowed)}, "
+                raise InvalidSubnetError(msg + "what this network was built with.")
+
+        check("d.0", config.depths)
+        for s, numbers in enumerate(config.numbers):
+            check(f"d.{s + 1}", config.depths)
+            extra: Any = subnet[f"d.{s + 1}"]
+            for i in numbers[: config.base_depths[s] + extra]:
+                check(f"e.{i}", config.expansions)
+        for i in range(len(config.widths) + 2):
+            check(f"w.{i}", config.width_mults)
+        if config.resolutions:
+            check("r", config.resolutions)
+
+    def exact_measures(self) -> list[Measure]:
+        """Return `macs`, `params` and `size_mb` as tables over blocks, for thousands of subnets.
+
+        `macs` is for one image of `image_size`, or of the resolution in force; `size_mb` counts
+        parameters and buffers in their types, in 10^6 bytes.
+        """
+        config, dtype = self.config, next(self.parameters()).dtype
+        pixels = [*config.resolutions] or [config.image_size]
+        with torch.device("meta"):  # shapes are all that is needed
+            tables = resnet_tables(config, pixels, dtype)
+        units = (("macs", "MAC"), ("params", ""), ("size_mb", "MB"))
+        by_resolution = ("r",) if config.resolutions else ()
+        return [
+            additive_measure(
+                name,
+                self.search_space(),
+                [
+                    Term((*names, *by_resolution), (t if by_resolution else t[..., 0, :])[..., at])
+                    for names, t in tables
+                ],
+                unit=unit,
+            )
+            for at, (name, unit) in enumerate(units)
+        ]
+
+    def extract(self, subnet: Subnet) -> ResNet:
+        """Return a subnet as an ordinary network with a copy of its weights."""
+        config, values = self.config, subnet.grouped()
+        depths = [base + d for base, d in zip(config.base_depths, values["d"][1:], strict=True)]
+        with torch.device("meta"):  # no initial weights to draw and throw away
+            plain = ResNet(
+                config,
+                [
+                    [values["e"][i] for i in numbers[:depth]]
+                    for numbers, depth in zip(config.numbers, depths, strict=True)
+                ],
+                values["w"],
+                residual_stem=values["d"][0] == max(config.depths),
+                resolution=values.get("r"),
+            )
+        size = config.image_size
+        image = next(self.parameters()).new_zeros(1, config.in_channels, size, size)
+        with activated(self, subnet):
+            plain.load_state_dict(plain_state(self, image), assign=True)
+        return plain

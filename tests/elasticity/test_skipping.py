@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_subnet import check_elastic, extract, recalibrate, skippable_blocks
+from lightning_subnet.costs.counts import count_macs
+from lightning_subnet.elasticity.protocol import Elastic, activated
+from lightning_subnet.errors import ElasticityError, SearchError
+from tests.problems import assert_clear, data_file
+
+
+class Block(nn.Module):
+    """The basic block of a ResNet, with the zero-padded shortcut of its authors (option A)."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.stride, self.pad = stride, (c_out - c_in) // 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        x = x[:, :, :: self.stride, :: self.stride]
+        return (y + F.pad(x, (0, 0, 0, 0, self.pad, self.pad))).relu()
+
+
+class ResNet(nn.Module):
+    def __init__(self, blocks: int = 3, width: int = 16) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        c = width
+        for s in (1, 2, 3):
+            out = width * 2 ** (s - 1)
+            first = Block(c, out, 1 if s == 1 else 2)
+            rest = (Block(out, out, 1) for _ in range(blocks - 1))
+            setattr(self, f"layer{s}", nn.Sequential(first, *rest))
+            c = out
+        self.linear = nn.Linear(c, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.bn1(self.conv1(x)).relu())))
+        return self.linear(x.mean(dim=(2, 3)))
+
+
+BLOCKS = ["layer1.0", "layer1.1", "layer1.2", "layer2.1", "layer2.2", "layer3.1", "layer3.2"]
+
+
+def network(width: int = 4) -> ResNet:
+    torch.manual_seed(0)
+    net = ResNet(width=width).eval()
+    with torch.no_grad():
+        for name, buffer in net.named_buffers():
+            if "running_var" in name:
+                buffer.uniform_(0.5, 1.5)
+            elif "running_mean" in name:
+                buffer.normal_(0, 0.1)
+    return net
+
+
+def skipped_by_hand(net: ResNet, names: list[str], x: torch.Tensor) -> torch.Tensor:
+    x = net.bn1(net.conv1(x)).relu()
+    for s in (1, 2, 3):
+        for b, block in enumerate(getattr(net, f"layer{s}")):
+            x = x if f"layer{s}.{b}" in names else block(x)
+    return net.linear(x.mean(dim=(2, 3)))
+
+
+def test_the_blocks_are_found_and_skipped() -> None:
+    plain = network()
+    before = copy.deepcopy(plain)
+    x = torch.randn(2, 3, 8, 8)
+    net = skippable_blocks(plain, x)
+    assert net is plain
+    assert type(net) is ResNet
+    assert isinstance(net, Elastic)
+    assert list(net.state_dict()) == list(before.state_dict())
+    space = net.search_space()
+    assert space.size == 2 ** len(BLOCKS)
+    assert space.names == tuple(f"keep.{i}" for i in range(len(BLOCKS)))
+    with torch.no_grad():
+        assert torch.equal(net(x), before(x))  # nothing is skipped yet
+        outputs = []
+        for subnet in [space.smallest, space.largest, *space.sample(20, 0)]:
+            gone = [name for name, keep in zip(BLOCKS, subnet.values(), strict=True) if not keep]
+            net.activate(subnet)
+            expected = skipped_by_hand(before, gone, x)
+            assert torch.equal(net(x), expected), subnet
+            extracted = extract(net, subnet)
+            assert torch.equal(extracted(x), expected), subnet
+            assert count_macs(extracted, x) == count_macs(net, x)
+            kept = [
+                k for k in before.state_dict() if not k.startswith(tuple(f"{g}." for g in gone))
+            ]
+            assert list(extracted.state_dict()) == kept
+            outputs.append(expected)
+    distinct = {space.smallest, space.largest, *space.sample(20, 0)}
+    assert len(torch.cat(outputs).unique(dim=0)) == 2 * len(distinct)  # two images each
+    check_elastic(net, x)
+
+
+def test_an_extraction_is_plain_and_leaves_the_network() -> None:
+    net, x = skippable_blocks(network(), torch.zeros(1, 3, 8, 8)), torch.randn(2, 3, 8, 8)
+    space = net.search_space()
+    one, other = space.sample(2, 1)
+    net.activate(one)
+    before = net(x)
+    plain = extract(net, other)
+    assert plain.sliced
+    assert type(plain) is ResNet
+    for name in ("search_space", "activate", "active_subnet", "extract"):
+        assert not hasattr(plain, name), name
+    assert sum(type(m) is nn.Identity for m in plain.modules()) == list(other.values()).count(0)
+    assert net.active_subnet == one
+    assert torch.equal(net(x), before)
+    pointers = {t.data_ptr() for t in net.state_dict().values()}
+    assert not pointers & {t.data_ptr() for t in plain.state_dict().values()}
+    plain.train()(x).square().sum().backward()
+    assert all(p.grad is not None for p in plain.parameters())
+
+
+def test_a_deep_copy_skips_by_itself() -> None:
+    net, x = skippable_blocks(network(), torch.zeros(1, 3, 8, 8)), torch.randn(2, 3, 8, 8)
+    space = net.search_space()
+    net.activate(space.smallest)
+    twin = copy.deepcopy(net)
+    assert torch.equal(twin(x), net(x))
+    twin.activate(space.largest)
+    assert not torch.equal(twin(x), net(x))
+    net.activate(space.largest)
+    assert torch.equal(twin(x), net(x))
+    assert not any("forward" in vars(m) for m in [*net.modules(), *twin.modules()])
+
+
+def test_gradients_of_what_is_skipped_do_not_exist() -> None:
+    net = skippable_blocks(network(), torch.zeros(1, 3, 8, 8)).train()
+    net.activate(net.search_space().smallest)
+    net(torch.randn(4, 3, 8, 8)).square().sum().backward()
+    for name, p in net.named_parameters():
+        assert (p.grad is None) == name.startswith(tuple(f"{b}." for b in BLOCKS)), name
+
+
+@pytest.mark.parametrize("blocks", [Block, BLOCKS[::-1], ["layer2.1"], "layer2.1"])
+def test_blocks_may_be_named(blocks: Any) -> None:
+    if blocks is Block:
+        with pytest.raises(ElasticityError) as caught:
+            skippable_blocks(network(), torch.zeros(1, 3, 8, 8), blocks=Block)
+        assert_clear(caught.value, "'layer2.0' of ResNet", "makes (1, 8, 4, 4) of (1, 4, 8, 8)")
+        return
+    net = skippable_blocks(network(), torch.zeros(1, 3, 8, 8), blocks=blocks)
+    expected = BLOCKS if len(blocks) == len(BLOCKS) else ["layer2.1"]
+    assert net.search_space().size == 2 ** len(expected)
+    subnet = net.search_space().subnet({**net.search_space().largest, "keep.0": 0})
+    net.activate(subnet)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(net(x), skipped_by_hand(network(), expected[:1], x))
+
+
+class Silu(nn.Module):
+    """Adds, and ends in something else than a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.silu(x + self.layer(x))
+
+
+class Scales(nn.Module):
+    """Keeps the shape, has weights, depends on its input without them, and is no residual block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.layer(x).sigmoid()
+
+
+class Twice(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(self.block(x))
+
+
+class Adds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(4, 4), Scales()
+
+    def forward(self, x: torch.Tensor, *, factor: float = 1.0) -> torch.Tensor:
+        return x + factor * self.scale(self.layer(x))
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Adds()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x, factor=2.0)
+
+
+def test_only_what_adds_to_its_input_is_found() -> None:
+    x = torch.zeros(1, 4)
+    net = nn.Sequential(nn.Sequential(Adds(), Scales(), Adds()), nn.Linear(4, 4), Silu(), nn.ReLU())
+    skippable_blocks(net, x)
+    assert net.search_space().size == 4
+    net.activate(net.search_space().smallest)
+    assert [name for name, m in net.named_modules() if "forward" in vars(m)] == ["0.0", "0.2"]
+    with_silu = skippable_blocks(copy.deepcopy(net), x, blocks=Silu)
+    assert with_silu.search_space().names == ("keep.0",)
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "kind", "parts"),
+    [
+        (3, {}, SearchError, ["got a int, which is no nn.Module"]),
+        (nn.Sequential(nn.Linear(4, 4)), {}, ElasticityError, ["no block that adds", "blocks="]),
+        (Twice(Adds()), {}, ElasticityError, ["Twice has no block that adds"]),
+        (Twice(Adds()), {"blocks": Adds}, ElasticityError, ["'block' of Twice", "runs 2 times"]),
+        (Named(), {"blocks": Adds}, ElasticityError, ["takes something else than one tensor"]),
+        (
+            nn.Sequential(Adds()),
+            {"blocks": Block},
+            ElasticityError,
+            ["has no Block; it has 'Adds'"],
+        ),
+        (nn.Sequential(Adds()), {"blocks": ["0.layr"]}, SearchError, ["Did you mean '0.layer'"]),
+        (nn.Sequential(nn.Linear(3, 3)), {}, ElasticityError, ["failed on the example input"]),
+        (nn.Sequential(nn.LSTM(4, 4)), {"blocks": ["0"]}, ElasticityError, ["gives a tuple"]),
+    ],
+)
+def test_networks_and_blocks_that_cannot_be_skipped(
+    net: Any, options: dict[str, Any], kind: type[Exception], parts: list[str]
+) -> None:
+    with pytest.raises(kind) as caught:
+        skippable_blocks(net, torch.zeros(1, 4), **options)
+    assert_clear(caught.value, *parts)
+    assert not hasattr(net, "search_space")
+    if isinstance(net, nn.Module):
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_a_lightning_module_is_a_network_too() -> None:
+    class Lit(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+    x = torch.randn(2, 3, 8, 8)
+    model = skippable_blocks(Lit(), x)
+    assert model.search_space().size == 2 ** len(BLOCKS)
+    with activated(model, model.search_space().smallest):
+        assert torch.equal(model(x), skipped_by_hand(network(), BLOCKS, x))
+
+
+def test_a_trained_resnet_20_does_without_a_block() -> None:
+    """Weights and images of the shared data; 91.73 % on all of the test images."""
+    path = data_file("cifar10_resnet/resnet20-12fca82f.th")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    with np.load(data_file("cifar10_small.npz")) as data:
+        images, classes = data["test_x"][::10], torch.tensor(data["test_y"][::10]).long()
+        train = data["train_x"][::100]
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+
+    def ready(x: np.ndarray) -> torch.Tensor:
+        return ((torch.tensor(x) / 255 - mean) / std).permute(0, 3, 1, 2)
+
+    net = ResNet().eval()
+    net.load_state_dict({k.removeprefix("module."): v for k, v in state["state_dict"].items()})
+    skippable_blocks(net, ready(images[:1]))
+    space, x, fixed = net.search_space(), ready(images), ready(train)
+
+    def accuracy(*gone: int) -> float:
+        net.activate(space.subnet(keep=[int(i not in gone) for i in range(len(BLOCKS))]))
+        recalibrate(net, [fixed])
+        with torch.no_grad():
+            return (net(x).argmax(1) == classes).float().mean().item()
+
+    with torch.no_grad():
+        assert (net(x).argmax(1) == classes).float().mean() > 0.89
+    by_block = [accuracy(i) for i in range(len(BLOCKS))]
+    assert max(by_block) > 0.75
+    assert accuracy(*range(len(BLOCKS))) < 0.3 < min(by_block)
