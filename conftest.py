@@ -36,6 +36,7 @@ pytest_collect_file = Sybil(
         "README.md",
         "docs/quickstart.md",
         "docs/training.md",
+        "docs/transformers.md",
         "docs/comparing.md",
         "docs/concepts.md",
     ],
