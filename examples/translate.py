@@ -30,7 +30,7 @@ from lightning_subnet import Latency, SubnetSampling, SubnetSearch
 from lightning_subnet.supernets import ElasticDecoding, ElasticTransformer
 
 DATA = Path(os.environ.get("LIGHTNING_SUBNET_DATA", "../shared/data")) / "multi30k"
-WHOLE = {"pairs": 29_000, "vocab": 2000, "epochs": 6, "val": 200, "test": 1000, "budget": 60,
+WHOLE = {"pairs": 29_000, "vocab": 2000, "epochs": 5, "val": 200, "test": 1000, "budget": 60,
          "seconds": 0.5}  # fmt: skip
 SMOKE = {"pairs": 500, "vocab": 300, "epochs": 1, "val": 20, "test": 20, "budget": 13,
          "seconds": 0.02}  # fmt: skip

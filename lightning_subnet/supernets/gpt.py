@@ -48,7 +48,9 @@ class GPTConfig:
         context: The most positions; `macs` is for so many.
         embed: Embedding dimensions.
         depths: Numbers of layers.
-        heads: Heads of the queries that a layer may have; each divides every embedding.
+        heads: Heads of the queries that a layer may have.
+        head_dim: Channels of one head, so that fewer heads are a narrower attention. None: the
+            heads divide the embedding among them, so each number of heads divides each embedding.
         kv_heads: Heads of keys and values that a layer may have (grouped queries), each a divisor
             of all `heads`. Empty: as many as of queries, and no choice.
         mlp_ratios: Channels inside a feed-forward part, as multiples of the embedding.
@@ -67,6 +69,7 @@ class GPTConfig:
     embed: tuple[int, ...] = (192, 384, 768)
     depths: tuple[int, ...] = (10, 11, 12)
     heads: tuple[int, ...] = (4, 8, 12)
+    head_dim: int | None = 64
     kv_heads: tuple[int, ...] = ()
     mlp_ratios: tuple[int, ...] = (2, 3, 4)
     bias: tuple[bool, ...] = (False, True)
@@ -76,7 +79,10 @@ class GPTConfig:
     def __post_init__(self) -> None:
         names = ("vocab", "context", "embed", "depths", "heads", "mlp_ratios")
         check_positive(**{name: getattr(self, name) for name in names})
-        check_divides("heads", self.heads, "embed", self.embed)
+        if self.head_dim is None:
+            check_divides("heads", self.heads, "embed", self.embed)
+        else:
+            check_positive(head_dim=self.head_dim)
         if self.kv_heads:
             check_positive(kv_heads=self.kv_heads)
             check_divides("kv_heads", self.kv_heads, "heads", self.heads)
@@ -87,7 +93,8 @@ class GPTConfig:
 
     def layer(self, embed: int, heads: int, kv_heads: int, ratio: int, bias: bool) -> LayerSpec:
         """Return the sizes of a layer; `kv_heads=0`: as many as heads."""
-        return LayerSpec(embed, heads, ratio * embed, embed, kv_heads=kv_heads, bias=bias)
+        qkv = embed if self.head_dim is None else heads * self.head_dim
+        return LayerSpec(embed, heads, ratio * embed, qkv, kv_heads=kv_heads, bias=bias)
 
     def shape(self, values: Mapping[str, Any]) -> GPTShape:
         """Return the sizes of a subnet, from its values by name."""
@@ -108,7 +115,10 @@ class GPTConfig:
     @property
     def whole(self) -> GPTShape:
         """All that subnets are slices of."""
-        embed, heads, kv = max(self.embed), min(self.heads), max(self.kv_heads, default=0)
+        embed, kv = max(self.embed), max(self.kv_heads, default=0)
+        # Channels of keys and values are most where heads are widest, and that of queries where
+        # heads of a width of their own are most.
+        heads = min(self.heads) if self.head_dim is None else max(self.heads)
         layer = self.layer(embed, heads, kv, max(self.mlp_ratios), any(self.bias))
         return GPTShape(embed, (layer,) * max(self.depths))
 
@@ -248,7 +258,13 @@ class ElasticGPT(SubnetMixin, _Trunk):
     def tiny(cls, **changes: Any) -> ElasticGPT:
         """Return a size for the 65 characters of tinyshakespeare, 64 at a time, on a CPU."""
         sizes: dict[str, Any] = {"vocab": 65, "context": 64, "embed": (48, 72, 96)}
-        sizes |= {"depths": (2, 3, 4), "heads": (2, 4), "kv_heads": (1, 2), "mlp_ratios": (1, 2, 4)}
+        sizes |= {
+            "head_dim": None,
+            "depths": (2, 3, 4),
+            "heads": (2, 4),
+            "kv_heads": (1, 2),
+            "mlp_ratios": (1, 2, 4),
+        }
         return cls(GPTConfig(**{**sizes, **changes}))
 
     def search_space(self) -> SearchSpace:
@@ -297,8 +313,12 @@ class ElasticGPT(SubnetMixin, _Trunk):
 
         parts: list[Any] = [(("embed",), ends)]
         for i in range(max(config.depths)):
-            more = (f"heads.{i}", f"kv_heads.{i}") if grouped else ()
-            parts.append((("embed", "bias", f"mlp.{i}", *more), layer))
+            names = ["embed", "bias", f"mlp.{i}"]
+            if grouped or config.head_dim is not None:  # else all heads cost the same
+                names.append(f"heads.{i}")
+            if grouped:
+                names.append(f"kv_heads.{i}")
+            parts.append((names, layer))
         return table_measures(self.search_space(), parts, (0, 0), self)
 
     def extract(self, subnet: Subnet) -> GPT:

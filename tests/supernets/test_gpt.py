@@ -4,6 +4,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from lightning_subnet import extract
 from lightning_subnet.errors import ElasticityError, SpaceError
 from lightning_subnet.supernets.gpt import GPT, ElasticGPT
+from tests.problems import data_file
 from tests.supernets.attention_contract import AttentionContract, shaken
 
 small = partial(ElasticGPT.tiny, vocab=20, context=12, embed=(16, 24), mlp_ratios=(1, 2))
@@ -20,6 +22,7 @@ class TestGPT(AttentionContract):
     SIZES: ClassVar = {
         "grouped": partial(small, depths=(1, 2, 3)),
         "as many": partial(small, kv_heads=(), heads=(1, 2, 4), depths=(2, 3)),
+        "own head dimension": partial(small, head_dim=8, heads=(1, 2, 3), kv_heads=(1,)),
         "no bias": partial(small, bias=(False,), depths=(1, 2)),
     }
     PLAIN = GPT
@@ -47,6 +50,30 @@ def test_the_default_is_the_space_of_hw_gpt_bench() -> None:
         m.evaluate(space, space.indices([space.largest]))[0][0] for m in net.exact_measures()
     )
     assert params == 124_439_808  # GPT-2 small, as it was released
+
+
+def test_parameters_are_those_that_hw_gpt_bench_counted_for_all_10000_subnets() -> None:
+    with np.load(data_file("hwgpt_s.npz")) as data:
+        embed, depth, bias = data["embed_dim"], data["n_layer"], data["bias"]
+        heads, ratio, theirs = data["n_head"], data["mlp_ratio"], data["params"]
+    with torch.device("meta"):
+        net = ElasticGPT()
+    space = net.search_space()
+    X = np.zeros((len(embed), len(space.names)), np.int64)
+    columns = {"embed": embed, "depth": depth, "bias": bias}
+    columns |= {f"heads.{i}": heads[:, i] for i in range(12)}
+    columns |= {f"mlp.{i}": ratio[:, i] for i in range(12)}
+    for name, values in columns.items():
+        allowed = np.array(space.choices[name].values)
+        X[:, space.names.index(name)] = (values[:, None] == allowed).argmax(1)
+    X = space.indices(space.from_indices(X))
+    ours = net.exact_measures()[1].evaluate(space, X)[0]
+    # Theirs has an output layer of its own, 50,254 tokens, no table of positions, and a gated
+    # feed-forward part, that is, a third matrix of embed x (ratio * embed) with its bias.
+    wide = np.where(np.arange(12) < depth[:, None], ratio, 0).sum(1).astype(float) * embed
+    ours += (2 * 50_254 - 50_257 - 1024) * embed.astype(float) + wide * (embed + bias)
+    assert len(ours) == 10_000
+    assert np.array_equal(ours, theirs)
 
 
 def test_generating_with_a_cache_is_generating_without() -> None:
