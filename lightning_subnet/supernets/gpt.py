@@ -145,7 +145,7 @@ class _Trunk(nn.Module):
         self.tokens = kit.embedding(config.vocab, shape.embed)
         self.positions = kit.embedding(config.context, shape.embed)
         for table in (self.tokens, self.positions):
-            nn.init.normal_(table.weight, std=0.02)
+            nn.init.normal_(table.weight, std=shape.embed**-0.5)
         self.layers = nn.ModuleList(TransformerLayer(kit, s, config.style) for s in shape.layers)
         self.norm = kit.norm(shape.embed)
         self.dropout = nn.Dropout(config.dropout)
