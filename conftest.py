@@ -38,6 +38,7 @@ pytest_collect_file = Sybil(
         "docs/training.md",
         "docs/exporting.md",
         "docs/supernets.md",
+        "docs/transformers.md",
         "docs/comparing.md",
         "docs/concepts.md",
         "docs/latency.md",

@@ -149,3 +149,49 @@ def test_a_network_that_nobody_trained_as_a_super_network(tmp_path: Path) -> Non
     skipping = [e for e in result.history if e.subnet != result.history.space.largest]
     assert all(e.values["latency_ms"] < whole["latency_ms"] for e in skipping)
     assert "The whole network: 24 of 24 blocks" in told
+
+
+def test_a_translator_is_searched_for_its_bleu_and_its_latency(tmp_path: Path) -> None:
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("sentencepiece")
+    if not (DATA / "multi30k").is_dir():
+        pytest.skip(f"no Multi30k in {DATA}")
+    told = run(EXAMPLES / "translate.py", "--smoke", cwd=tmp_path)
+    result = SearchResult.load(tmp_path / "translate_output" / "result.json")
+    assert len(result.history) == 13
+    assert all(e.ok for e in result.history)
+    assert all(0 <= e.values["val_bleu"] <= 100 for e in result.history)
+    space = result.history.space
+    smallest = next(e for e in result.history if e.subnet["dec_depth"] == 1)
+    assert result.history[0].subnet == space.largest
+    assert smallest.values["latency_ms"] < result.history[0].values["latency_ms"]
+    assert "BLEU in the search" in told
+    assert (tmp_path / "translate_output" / "front.png").stat().st_size > 10_000
+
+
+def test_a_language_model_is_searched_for_its_perplexity_and_its_macs(tmp_path: Path) -> None:
+    if not (DATA / "tinyshakespeare.txt").is_file():
+        pytest.skip(f"no tinyshakespeare in {DATA}")
+    told = run(EXAMPLES / "language_model.py", "--smoke", cwd=tmp_path)
+    result = SearchResult.load(tmp_path / "language_output" / "result.json")
+    assert len(result.history) == 13
+    assert all(1 < e.values["perplexity"] < 65 for e in result.history)  # 65 characters
+    assert max(e.values["macs"] for e in result.history) == result.history[0].values["macs"]
+    assert "\nROMEO:" in told
+    assert (tmp_path / "language_output" / "front.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["translate", "language_model"])
+def test_without_its_data_an_example_says_so_and_does_nothing(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py", "--smoke"],
+        cwd=tmp_path,
+        env={**os.environ, "LIGHTNING_SUBNET_DATA": str(tmp_path / "nowhere")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "nowhere" in done.stderr
+    assert "set LIGHTNING_SUBNET_DATA. Nothing was done." in done.stderr
+    assert list(tmp_path.iterdir()) == []

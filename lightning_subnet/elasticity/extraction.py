@@ -95,7 +95,10 @@ def plain_state(module: nn.Module, *inputs: Any) -> dict[str, torch.Tensor]:
 
     def remember(layer: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0]
-        width = x.shape[-1] if isinstance(layer, nn.Linear) else x.shape[1]
+        last = isinstance(layer, nn.Linear | nn.LayerNorm)
+        width = x.shape[-1] if last else x.shape[1]
+        if isinstance(layer, nn.Embedding):  # what it looks up has no channels
+            width = 1
         if widths.setdefault(layer, width) != width:
             msg = f"{type(layer).__name__} is used with {widths[layer]} and with {width} channels."
             raise MeasurementError(msg)

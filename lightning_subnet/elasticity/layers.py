@@ -43,6 +43,8 @@ def _at_most(name: str, value: int, limit: int) -> int:
 class ElasticLinear(ElasticLayer, nn.Linear):
     """A linear layer of which the first output features run, on the first input features.
 
+    Its bias, if it has one, runs while `active_bias` is true.
+
     Args:
         in_features: The most input features.
         out_features: The most output features.
@@ -58,11 +60,13 @@ class ElasticLinear(ElasticLayer, nn.Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias=bias)
         self.active_out = out_features
+        self.active_bias = bias
 
     def _sliced(self, n_in: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         out = _at_most("active_out", self.active_out, self.out_features)
         n_in = _at_most("input features", n_in, self.in_features)
-        return self.weight[:out, :n_in], None if self.bias is None else self.bias[:out]
+        rests = self.bias is None or not self.active_bias
+        return self.weight[:out, :n_in], None if rests else self.bias[:out]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Apply the part in force; (..., n_in) to (..., active_out)."""

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The elastic Vision Transformer: depth, and heads and feed-forward channels of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_subnet.choices import Choice
+from lightning_subnet.elasticity.protocol import SubnetMixin
+from lightning_subnet.errors import SpaceError
+from lightning_subnet.measures import Measure
+from lightning_subnet.space import SearchSpace
+from lightning_subnet.subnet import Subnet
+from lightning_subnet.supernets._transformer import (
+    ELASTIC,
+    PLAIN,
+    Costs,
+    Kit,
+    LayerSpec,
+    Style,
+    TransformerLayer,
+    check_positive,
+    existing,
+    layer_params,
+    own_subnet,
+    resize,
+    sliced_into,
+    table_measures,
+)
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """The sizes of an elastic Vision Transformer; the defaults are those of ViT-B/16.
+
+    Args:
+        n_classes: Outputs.
+        in_channels: Channels of the images.
+        image_size: Their height and width in pixels.
+        patch_size: Height and width of a patch, which divides that of the images.
+        embed: The embedding dimension.
+        head_dim: Channels of one head; queries have `head_dim` times as many channels as heads.
+        depths: Numbers of layers.
+        heads: Heads that a layer may have.
+        ffn: Channels inside the feed-forward part that a layer may have.
+        dropout: Of attention weights, of the feed-forward part and of what is added.
+
+    Raises:
+        SpaceError: Sizes that do not fit together.
+    """
+
+    n_classes: int = 1000
+    in_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 16
+    embed: int = 768
+    head_dim: int = 64
+    depths: tuple[int, ...] = (10, 11, 12)
+    heads: tuple[int, ...] = (6, 8, 10, 12)
+    ffn: tuple[int, ...] = (1024, 2048, 3072)
+    dropout: float = 0.0
+    style: Style = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        names = ["n_classes", "in_channels", "image_size", "patch_size", "embed", "head_dim"]
+        names += ["depths", "heads", "ffn"]
+        check_positive(**{name: getattr(self, name) for name in names})
+        if self.image_size % self.patch_size:
+            msg = (
+                f"patch_size={self.patch_size} does not divide image_size={self.image_size}. "
+                "Take a divisor, so that patches cover the image."
+            )
+            raise SpaceError(msg)
+        object.__setattr__(self, "style", Style(dropout=self.dropout))
+
+    @property
+    def tokens(self) -> int:
+        """Patches of an image, and one for the class."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+    def layer(self, heads: int, ffn: int) -> LayerSpec:
+        """Return the sizes of a layer."""
+        return LayerSpec(self.embed, heads, ffn, heads * self.head_dim)
+
+    def shape(self, values: Mapping[str, Any]) -> tuple[LayerSpec, ...]:
+        """Return the layers of a subnet, from its values by name."""
+        return tuple(
+            self.layer(values[f"heads.{i}"], values[f"ffn.{i}"]) for i in range(values["depth"])
+        )
+
+
+class _Trunk(nn.Module):
+    """Patches, elastic or plain layers, and a linear classifier of the first token."""
+
+    def __init__(self, config: ViTConfig, shape: tuple[LayerSpec, ...], kit: Kit) -> None:
+        super().__init__()
+        self.config, self.shape = config, shape
+        patch = config.patch_size
+        self.patches = nn.Conv2d(config.in_channels, config.embed, patch, patch)
+        self.first = nn.Parameter(torch.zeros(1, 1, config.embed))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, config.tokens, config.embed))
+        self.layers = nn.ModuleList(TransformerLayer(kit, s, config.style) for s in shape)
+        self.norm = nn.LayerNorm(config.embed)
+        self.classifier = nn.Linear(config.embed, config.n_classes)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits (n, n_classes) of images (n, in_channels, image_size, image_size)."""
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1) + self.positions
+        x = self.dropout(x)
+        for layer, _ in zip(self.layers, self.shape, strict=False):
+            x = layer(x)
+        logits: torch.Tensor = self.classifier(self.norm(x[:, 0]))
+        return logits
+
+
+class ViT(_Trunk):
+    """One subnet as an ordinary network.
+
+    Args:
+        config: The sizes of the super-network that it comes from.
+        shape: Its layers.
+    """
+
+    def __init__(self, config: ViTConfig, shape: tuple[LayerSpec, ...]) -> None:
+        super().__init__(config, shape, PLAIN)
+
+
+class ElasticViT(SubnetMixin, _Trunk):
+    """The super-network: depth; of every layer the heads and the feed-forward channels.
+
+    The choices are `depth`, and `heads.<i>` and `ffn.<i>` of each layer, which exist only while the
+    network is deep enough. A head keeps its channels, so fewer heads are a narrower attention.
+
+    Args:
+        config: The sizes.
+
+    References:
+        Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021 (ViT-B/16); Sridhar et al.,
+        DyNAS, arXiv:2202.12934 (the space).
+
+    Example:
+        >>> net = ElasticViT.small()
+        >>> net.activate(net.search_space().smallest)
+        >>> net(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    _space: SearchSpace | None = None
+
+    def __init__(self, config: ViTConfig | None = None) -> None:
+        config = config or ViTConfig()
+        whole = (config.layer(max(config.heads), max(config.ffn)),) * max(config.depths)
+        super().__init__(config, whole, ELASTIC)
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> ElasticViT:
+        """Return the size for one-channel images of 8 x 8 pixels."""
+        sizes: dict[str, Any] = {"n_classes": 10, "in_channels": 1, "image_size": 8}
+        sizes |= {"patch_size": 2, "embed": 32, "head_dim": 8, "depths": (1, 2, 3)}
+        sizes |= {"heads": (1, 2, 4), "ffn": (16, 32, 64)}
+        return cls(ViTConfig(**{**sizes, **changes}))
+
+    @classmethod
+    def small(cls, **changes: Any) -> ElasticViT:
+        """Return the size for images of 32 x 32 pixels, in patches of 4 x 4."""
+        sizes: dict[str, Any] = {"n_classes": 10, "image_size": 32, "patch_size": 4, "embed": 128}
+        sizes |= {"head_dim": 32, "depths": (3, 4, 5, 6), "heads": (2, 3, 4)}
+        sizes |= {"ffn": (128, 256, 384), "dropout": 0.1}
+        return cls(ViTConfig(**{**sizes, **changes}))
+
+    def search_space(self) -> SearchSpace:
+        """Return the space: the depth first, as the layers exist under it."""
+        if self._space is None:
+            config = self.config
+            layers = {"heads": config.heads, "ffn": config.ffn}
+            self._space = SearchSpace(
+                {
+                    "depth": Choice(config.depths),
+                    **existing("depth", config.depths, layers),
+                }
+            )
+        return self._space
+
+    def activate(self, subnet: Subnet) -> None:
+        """Put a subnet in force.
+
+        Raises:
+            InvalidSubnetError: A value that the network was not built with; nothing changes then.
+        """
+        self.shape = self.config.shape(own_subnet(self.search_space(), subnet))
+        for layer, spec in zip(self.layers, self.shape, strict=False):
+            resize(layer, spec)
+
+    def exact_measures(self) -> list[Measure]:
+        """Return `macs`, `params` and `size_mb` as tables over layers, for thousands of subnets.
+
+        `macs` is for one image of `image_size`.
+        """
+        config = self.config
+
+        def layer(heads: int, ffn: int) -> Costs:
+            spec = config.layer(heads, ffn)
+            return spec.macs(config.tokens), layer_params(spec)
+
+        patch = config.in_channels * config.patch_size**2 * config.embed
+        classes = config.embed * config.n_classes
+        tokens = (config.tokens + 1) * config.embed  # positions, and the class token
+        macs = (config.tokens - 1) * patch + classes
+        params = patch + config.embed + tokens + 2 * config.embed + classes + config.n_classes
+        parts = [((f"heads.{i}", f"ffn.{i}"), layer) for i in range(max(config.depths))]
+        return table_measures(self.search_space(), parts, (macs, params), self)
+
+    def extract(self, subnet: Subnet) -> ViT:
+        """Return a subnet as an ordinary network with a copy of its weights."""
+        shape = self.config.shape(own_subnet(self.search_space(), subnet))
+        with torch.device("meta"):
+            plain = ViT(self.config, shape)
+        return sliced_into(plain, self)
