@@ -51,7 +51,7 @@ suffixes = pytest.mark.parametrize("suffix", EXPORTERS)
 def net() -> ElasticMobileNetV3:
     torch.manual_seed(0)
     net = ElasticMobileNetV3.tiny(n_classes=10, depths=(1, 2), widths=(8, 12))
-    return lively(net, torch.randn(64, 1, 8, 8))
+    return lively(net, (torch.randn(64, 1, 8, 8),))
 
 
 def small() -> nn.Module:

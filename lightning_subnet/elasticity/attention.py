@@ -6,6 +6,7 @@ As in `layers`, what is in force are the first rows and columns of each weight, 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -215,14 +216,14 @@ class MultiheadAttention(nn.Module):
             v = self._split(self.v(source), self.n_kv_heads)
             if cache is not None:
                 k, v = cache.extend(k, v)
-        n_new, n_keys = q.shape[2], k.shape[2]
+        n_new, n_keys = length_of(q, 2), length_of(k, 2)
         square = causal and n_new > 1 and n_new == n_keys and key_padding_mask is None
         mask = None
         if causal and n_new > 1 and not square:
             seen = torch.ones(n_new, n_keys, dtype=torch.bool, device=q.device)
             mask = seen.tril(n_keys - n_new)
         if key_padding_mask is not None:
-            _check_mask(key_padding_mask, (len(query), n_keys))
+            _check_mask(key_padding_mask, query.shape[0], n_keys)
             real = ~key_padding_mask[:, None, None, :]
             mask = real if mask is None else mask & real
         if self.n_kv_heads < self.n_heads:  # enable_gqa= came with torch 2.5
@@ -380,10 +381,21 @@ def _check_heads(
         raise error(msg)
 
 
-def _check_mask(mask: torch.Tensor, shape: tuple[int, int]) -> None:
-    if mask.dtype != torch.bool or mask.shape != shape:
+def length_of(x: torch.Tensor, dim: int) -> int:
+    """Return a size that is not the batch's, as a number: an exported network keeps it."""
+    if not torch._C._is_tracing():
+        return x.shape[dim]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it keeps it
+        return int(x.shape[dim])
+
+
+def _check_mask(mask: torch.Tensor, n: int, n_keys: int) -> None:
+    if torch._C._is_tracing():
+        return
+    if mask.dtype != torch.bool or mask.shape != (n, n_keys):
         msg = (
-            f"key_padding_mask is {tuple(mask.shape)} {mask.dtype}; it must be {shape} torch.bool, "
-            "true where there is only padding."
+            f"key_padding_mask is {tuple(mask.shape)} {mask.dtype}; it must be {(n, n_keys)} "
+            "torch.bool, true where there is only padding."
         )
         raise ElasticityError(msg)

@@ -22,6 +22,7 @@ from lightning_subnet.elasticity.attention import (
     ElasticMultiheadAttention,
     KeyValueCache,
     MultiheadAttention,
+    length_of,
 )
 from lightning_subnet.elasticity.layers import ElasticLinear
 from lightning_subnet.errors import ElasticityError, SpaceError, did_you_mean, listed
@@ -365,7 +366,7 @@ def check_tokens(tokens: torch.Tensor, longest: int) -> None:
     if tokens.ndim != 2 or tokens.is_floating_point():  # noqa: PLR2004 - rows and positions
         msg = f"Tokens are integers (n, length), not {tuple(tokens.shape)} {tokens.dtype}."
         raise ElasticityError(msg)
-    if tokens.shape[1] > longest:
+    if length_of(tokens, 1) > longest:
         msg = (
             f"{tokens.shape[1]} tokens are more than the {longest} positions of this network. "
             "Cut the sequence, or build the network with more."

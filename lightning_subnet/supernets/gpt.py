@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_subnet.choices import Choice
+from lightning_subnet.elasticity.attention import length_of
 from lightning_subnet.elasticity.protocol import SubnetMixin
 from lightning_subnet.errors import ElasticityError, SpaceError
 from lightning_subnet.measures import Measure
@@ -162,7 +163,7 @@ class _Trunk(nn.Module):
         """
         start = 0 if caches is None else len(caches[0].own)
         check_tokens(tokens, self.config.context - start)
-        at = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        at = torch.arange(start, start + length_of(tokens, 1), device=tokens.device)
         x = self.dropout(self.tokens(tokens) + self.positions(at))
         for i, (layer, _) in enumerate(zip(self.layers, self.shape.layers, strict=False)):
             x = layer(x, causal=True, cache=None if caches is None else caches[i])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_subnet.choices import Choice
+from lightning_subnet.elasticity.attention import length_of
 from lightning_subnet.elasticity.protocol import SubnetMixin
 from lightning_subnet.measures import Measure
 from lightning_subnet.space import SearchSpace
@@ -92,7 +93,7 @@ class _Trunk(nn.Module):
         self, table: nn.Embedding, tokens: torch.Tensor, dim: int, start: int = 0
     ) -> torch.Tensor:
         positions: Any = self.positions
-        end = start + tokens.shape[1]
+        end = start + length_of(tokens, 1)
         x = table(tokens)[..., :dim] * math.sqrt(dim) + positions[start:end, :dim]
         dropped: torch.Tensor = self.dropout(x)
         return dropped

@@ -112,7 +112,7 @@ class _Trunk(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits (n, n_classes) of images (n, in_channels, image_size, image_size)."""
         x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1) + self.positions
+        x = torch.cat([self.first.expand(x.shape[0], -1, -1), x], 1) + self.positions
         x = self.dropout(x)
         for layer, _ in zip(self.layers, self.shape, strict=False):
             x = layer(x)
