@@ -13,10 +13,16 @@ if TYPE_CHECKING:
     from lightning_subnet.budget import Budget
     from lightning_subnet.callbacks import SubnetSampling
     from lightning_subnet.choices import Choice
+    from lightning_subnet.closest import Closest, closest_subnet
     from lightning_subnet.comparing import compare
     from lightning_subnet.comparison import Comparison
+    from lightning_subnet.costs.energy import Energy
     from lightning_subnet.costs.latency import Latency
+    from lightning_subnet.costs.memory import PeakMemory
+    from lightning_subnet.costs.networks import network_measure
+    from lightning_subnet.costs.predicted import LatencyPredictor
     from lightning_subnet.costs.proxies import SynFlow
+    from lightning_subnet.costs.tables import LatencyTable
     from lightning_subnet.elasticity.calibration import recalibrate
     from lightning_subnet.elasticity.checking import check_elastic
     from lightning_subnet.elasticity.extraction import extract
@@ -49,16 +55,21 @@ _HOME = {
     "Budget": "budget",
     "BudgetWarning": "settings",
     "Choice": "choices",
+    "Closest": "closest",
     "Comparison": "comparison",
     "Constraint": "objectives",
+    "Energy": "costs.energy",
     "Evaluation": "history",
     "Evaluator": "evaluators",
     "FunctionEvaluator": "evaluators",
     "History": "history",
     "Latency": "costs.latency",
+    "LatencyPredictor": "costs.predicted",
+    "LatencyTable": "costs.tables",
     "Measure": "measures",
     "NoFeasibleSubnet": "errors",
     "Objective": "objectives",
+    "PeakMemory": "costs.memory",
     "Problem": "problem",
     "Profile": "profiling",
     "Reduction": "strategies.reduction",
@@ -78,10 +89,12 @@ _HOME = {
     "VersionWarning": "studies",
     "activated": "elasticity.protocol",
     "check_elastic": "elasticity.checking",
+    "closest_subnet": "closest",
     "compare": "comparing",
     "elastic": "elasticity.protocol",
     "extract": "elasticity.extraction",
     "measure": "measures",
+    "network_measure": "costs.networks",
     "recalibrate": "elasticity.calibration",
     "reduce_space": "strategies.reduction",
     "specialise": "specialisation",
@@ -91,16 +104,21 @@ __all__ = [
     "Budget",
     "BudgetWarning",
     "Choice",
+    "Closest",
     "Comparison",
     "Constraint",
+    "Energy",
     "Evaluation",
     "Evaluator",
     "FunctionEvaluator",
     "History",
     "Latency",
+    "LatencyPredictor",
+    "LatencyTable",
     "Measure",
     "NoFeasibleSubnet",
     "Objective",
+    "PeakMemory",
     "Problem",
     "Profile",
     "Reduction",
@@ -120,10 +138,12 @@ __all__ = [
     "VersionWarning",
     "activated",
     "check_elastic",
+    "closest_subnet",
     "compare",
     "elastic",
     "extract",
     "measure",
+    "network_measure",
     "recalibrate",
     "reduce_space",
     "specialise",

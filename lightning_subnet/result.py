@@ -308,6 +308,22 @@ class SearchResult:
                     rows[-1][f"{name}_drop"] = worse * (before - now)
         return pd.DataFrame(rows, index=pd.Index([e.number for e in front], name="number"))
 
+    def remeasure(self, measure: Any, **options: Any) -> SearchResult:
+        """Return the front alone with new values of one measure, from here or from elsewhere.
+
+        Args:
+            measure: `Latency(...)` or another measure, a function of a subnet, or a mapping from
+                subnets to values, as they come back from a phone.
+            **options: `model`, `example_input` and `name`; see `remeasuring.remeasured`.
+
+        Raises:
+            SearchError: There is no front, or all of it failed.
+        """
+        from lightning_subnet.remeasuring import remeasured
+
+        problem, history, name = remeasured(self, measure, **options)
+        return SearchResult(problem, history, name=name, extractor=self._extractor)
+
     def save(self, path: str | Path) -> None:
         """Write everything but the code of the measures as JSON; `load` reads it back."""
         data = {

@@ -30,6 +30,7 @@ DOORS = {
     "sklearn": "_sklearn",
     "botorch": "_gp",
     "gpytorch": "_gp",
+    "pynvml": "costs/energy",
 }
 MAX_IMPORT_SECONDS = 0.3
 
