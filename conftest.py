@@ -37,6 +37,7 @@ pytest_collect_file = Sybil(
         "docs/quickstart.md",
         "docs/training.md",
         "docs/comparing.md",
+        "docs/costs.md",
         "docs/concepts.md",
     ],
     setup=_enter,

@@ -36,7 +36,7 @@ def remeasured(
 
     The front, `best` and the constraints of a result of them go by the new values; those before
     stay as `<name>_before`. A subnet that fails is a failed evaluation with its reason. Where a
-    bound is relative to the largest subnet and that was measured, it is among them.
+    bound is relative to the largest subnet, that is measured too.
 
     Args:
         found: What was found; `SearchResult.remeasure` passes itself.
@@ -48,7 +48,8 @@ def remeasured(
         name: What a function or mapping tells: `"latency_ms"`; of a measure it is its own name.
 
     Raises:
-        SearchError: There is no front, or all of it failed.
+        SearchError: There is no front, all of it failed, or the largest did where a bound is
+            relative to it.
         ObjectiveError: No measure, no name, a value that is no number, or no model where it takes
             one.
         MeasurementError: The measure can measure nothing.
@@ -72,17 +73,34 @@ def remeasured(
     if not wanted:
         msg = "There is no front to measure again: nothing feasible was found."
         raise SearchError(msg)
-    largest = found.final.get(space.largest)  # relative bounds refer to it
-    relative = any(c.relative and c.name not in rest for c in problem.constraints)
-    if relative and largest is not None and largest not in wanted:
-        wanted = [*wanted, largest]
     history = History(space)
-    for number, before in enumerate(wanted):
-        history.add(_again(before, number, name, told))
+    for before in wanted:
+        history.add(_again(before, len(history), name, told))
+    if any(c.relative and c.name not in rest for c in problem.constraints):
+        _add_reference(history, found.final.get(space.largest), name, told)
     if not history.ok.any():
         msg = f"All {len(history)} subnets of the front failed, the last with: {history[-1].reason}"
         raise SearchError(msg)
     return problem, history, f"{getattr(found, 'name', '')} remeasured".strip()
+
+
+def _add_reference(history: History, before: Evaluation | None, name: str, told: Told) -> None:
+    """Measure the largest subnet too, to which relative bounds refer."""
+    largest = history.space.largest
+    if largest in history:
+        return
+    known = before or Evaluation(0, largest, {})
+    again = _again(known, len(history), name, told)
+    if name not in again.values:
+        msg = (
+            f"The bound on {name!r} is relative to the largest subnet, of which there is no value "
+            f"({again.reason}). Give its value too: {largest!r:.120}."
+        )
+        raise SearchError(msg)
+    if before is None:
+        reason = "measured only as what relative bounds refer to"
+        again = replace(again, status="failed", reason=reason)
+    history.add(again)
 
 
 def _told(

@@ -101,12 +101,9 @@ class LatencyPredictor:
         n = len(self.subnets)
         self.errors = np.zeros(n) if errors is None else np.asarray(errors, dtype=float)
         self.input: Any = None  # the search gives a sample, which is not needed
-        self._allowed: str | None = device  # values that were given are meant
+        self._allowed: str | None = device  # what is given or measured here is meant
         _check(self.subnets, self.values, self.errors)
-        if predictor not in names():
-            make(predictor if isinstance(predictor, str) else "")  # raises, with the nearest name
-            msg = f"predictor={predictor!r:.60} must be a name, so that it can be kept in a file."
-            raise ObjectiveError(msg)
+        _check_name(predictor)
         self.predictor = predictor
         self._model = make(predictor, space=space)
         with one_thread(), random_state(0):
@@ -145,8 +142,7 @@ class LatencyPredictor:
         if not isinstance(n, int) or n < _FEWEST:
             msg = f"n={n!r:.60} must be a whole number from {_FEWEST}: 25 to 200 are usual."
             raise ObjectiveError(msg)
-        if predictor not in names():
-            make(predictor)
+        _check_name(predictor)
         elastic: Any = elastic_part(model)
         sample = sample_for(model, example_input, latency)
         bound, space = latency.bind(elastic, sample), elastic.search_space()
@@ -177,7 +173,7 @@ class LatencyPredictor:
             conditions=settings_of(latency) | {"input": shown},
             network=_network(elastic, space),
         )
-        made.failed, made._allowed = int((~ok).sum()), None
+        made.failed = int((~ok).sum())
         return made
 
     def predict(self, subnets: Iterable[Subnet], *, return_std: bool = False) -> Any:
@@ -278,6 +274,14 @@ def _network(elastic: Any, space: SearchSpace) -> str:
     with random_state():  # the plain network is initialised first
         state = extract(elastic, space.largest).state_dict()
     return digest([[name, [*x.shape], str(x.dtype)] for name, x in state.items()])
+
+
+def _check_name(predictor: Any) -> None:
+    if not isinstance(predictor, str):
+        msg = f"predictor={predictor!r:.60} must be a name, so that it can be kept in a file."
+        raise ObjectiveError(msg)
+    if predictor not in names():
+        make(predictor)  # raises, with the nearest name
 
 
 def _check(subnets: Sequence[Subnet], values: Floats, errors: Floats) -> None:

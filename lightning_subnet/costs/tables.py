@@ -83,7 +83,7 @@ class LatencyTable:
         ...                            check=4)
         >>> small, large = table.predict([table.space.smallest, table.space.largest])
         >>> bool(0 < small < large), len(table.blocks)
-        (True, 20)
+        (True, 18)
 
     References:
         Cai et al., ProxylessNAS, ICLR 2019, section 3.3.2, and Once-for-All, ICLR 2020, section 3.4
@@ -167,6 +167,7 @@ class LatencyTable:
             space=tracer.space,
             blocks=_timed(tracer, latency),
             places=places,
+            allowed=device,
         )
         table._tracer = tracer
         if calibrate:
