@@ -40,6 +40,7 @@ pytest_collect_file = Sybil(
         "docs/supernets.md",
         "docs/transformers.md",
         "docs/comparing.md",
+        "docs/costs.md",
         "docs/concepts.md",
         "docs/latency.md",
     ],

@@ -13,10 +13,16 @@ if TYPE_CHECKING:
     from lightning_subnet.budget import Budget
     from lightning_subnet.callbacks import SubnetSampling
     from lightning_subnet.choices import Choice
+    from lightning_subnet.closest import Closest, closest_subnet
     from lightning_subnet.comparing import compare
     from lightning_subnet.comparison import Comparison
+    from lightning_subnet.costs.energy import Energy
     from lightning_subnet.costs.latency import Latency, Throughput
+    from lightning_subnet.costs.memory import PeakMemory
+    from lightning_subnet.costs.networks import network_measure
+    from lightning_subnet.costs.predicted import LatencyPredictor
     from lightning_subnet.costs.proxies import SynFlow
+    from lightning_subnet.costs.tables import LatencyTable
     from lightning_subnet.deployed import Deployed, load_exported
     from lightning_subnet.elasticity.adapters import from_hat, from_ofa, from_whittle
     from lightning_subnet.elasticity.calibration import recalibrate
@@ -64,9 +70,11 @@ _HOME = {
     "Budget": "budget",
     "BudgetWarning": "settings",
     "Choice": "choices",
+    "Closest": "closest",
     "Comparison": "comparison",
     "Constraint": "objectives",
     "Deployed": "deployed",
+    "Energy": "costs.energy",
     "Evaluation": "history",
     "Evaluator": "evaluators",
     "ExportError": "errors",
@@ -76,9 +84,12 @@ _HOME = {
     "History": "history",
     "Latency": "costs.latency",
     "Throughput": "costs.latency",
+    "LatencyPredictor": "costs.predicted",
+    "LatencyTable": "costs.tables",
     "Measure": "measures",
     "NoFeasibleSubnet": "errors",
     "Objective": "objectives",
+    "PeakMemory": "costs.memory",
     "Problem": "problem",
     "Profile": "profiling",
     "Reduction": "strategies.reduction",
@@ -98,6 +109,7 @@ _HOME = {
     "VersionWarning": "studies",
     "activated": "elasticity.protocol",
     "check_elastic": "elasticity.checking",
+    "closest_subnet": "closest",
     "compare": "comparing",
     "elastic": "elasticity.protocol",
     "export_onnx": "export",
@@ -109,6 +121,7 @@ _HOME = {
     "from_whittle": "elasticity.adapters",
     "load_exported": "deployed",
     "measure": "measures",
+    "network_measure": "costs.networks",
     "recalibrate": "elasticity.calibration",
     "reduce_space": "strategies.reduction",
     "skippable_blocks": "elasticity.skipping",
@@ -119,9 +132,11 @@ __all__ = [
     "Budget",
     "BudgetWarning",
     "Choice",
+    "Closest",
     "Comparison",
     "Constraint",
     "Deployed",
+    "Energy",
     "Evaluation",
     "Evaluator",
     "ExportError",
@@ -130,9 +145,12 @@ __all__ = [
     "FunctionEvaluator",
     "History",
     "Latency",
+    "LatencyPredictor",
+    "LatencyTable",
     "Measure",
     "NoFeasibleSubnet",
     "Objective",
+    "PeakMemory",
     "Problem",
     "Profile",
     "Reduction",
@@ -153,6 +171,7 @@ __all__ = [
     "VersionWarning",
     "activated",
     "check_elastic",
+    "closest_subnet",
     "compare",
     "elastic",
     "export_onnx",
@@ -164,6 +183,7 @@ __all__ = [
     "from_whittle",
     "load_exported",
     "measure",
+    "network_measure",
     "recalibrate",
     "reduce_space",
     "skippable_blocks",

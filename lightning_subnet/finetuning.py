@@ -37,9 +37,9 @@ def standalone(
     try:
         plain: Any = extractor(subnet) if extractor else extract(model, subnet)
         found: Any = plain if part is model else detached_copy(model, {id(part): plain})
-    except RuntimeError as error:  # such as torch's of a tensor with a graph
+    except (RuntimeError, TypeError) as error:  # of what it holds besides tensors
         msg = f"{type(model).__name__} cannot be copied: {brief(error)}"
-        hint = "Keep no tensors with gradients in its attributes: detach() them."
+        hint = "Keep only what copy.deepcopy takes in its attributes: no locks or open files."
         raise SearchError(f"{msg}\n{hint}") from error
     if hasattr(model, "training_step") and not hasattr(found, "training_step"):
         msg = (

@@ -11,6 +11,7 @@ import numpy as np
 from lightning_subnet.choices import Indices
 from lightning_subnet.errors import SearchError
 from lightning_subnet.members import distinct_rows, row_codes
+from lightning_subnet.nearest import least
 from lightning_subnet.problem import Problem
 from lightning_subnet.subnet import Subnet
 
@@ -18,6 +19,7 @@ _ENUMERATED = 100_000
 _SAMPLED = 20_000
 _TRACED = 100  # where an exact measure takes milliseconds a subnet
 _STEPS = 200
+_STARTS = 64  # of which a search for the least violation begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Profile:
 
     @classmethod
     def of(cls, problem: Problem, *, seed: int = 0) -> Profile:
-        """Return the profile of a problem: small spaces whole, others by sampling and descent.
+        """Return the profile of a problem: small spaces whole, others by sampling and searching.
 
         Example:
             >>> from lightning_subnet import SearchSpace, SubnetSearch, measure
@@ -89,8 +91,11 @@ class Profile:
         at_largest = {name: problem.exact_values(name, ends)[1] for name in problem.exact}
         missed = problem.exact_violation(X)
         best = X[int(np.argmin(missed))]
-        if missed.min() > 0 and not complete:
+        if missed.min() > 0 and not complete and traced:
             best = _descend(problem, best)
+        elif missed.min() > 0 and not complete:
+            near = X[np.argsort(missed, kind="stable")[:_STARTS]]
+            best = least(space, problem.exact_violation, rng=rng, start=near)[0]
         values = {name: float(problem.exact_values(name, best[None])[0]) for name in problem.exact}
         return cls(
             size=space.size,
@@ -117,7 +122,7 @@ class Profile:
         looked = (
             "all of them"
             if self.complete
-            else f"{self.examined:,} of them, and a descent from the best"
+            else f"{self.examined:,} of them, and a search from the best"
         )
         lines = [f"{self.size:,} subnets; looked at {looked}."]
         lines += [

@@ -11,20 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_subnet import pareto
+from lightning_subnet.choosing import best_of, nothing
 from lightning_subnet.errors import (
-    NoFeasibleSubnet,
     ObjectiveError,
     SearchError,
-    did_you_mean,
     listed,
 )
 from lightning_subnet.history import Evaluation, History
 from lightning_subnet.objectives import (
-    Constraint,
     Objective,
     minimised,
     parse_constraints,
-    violation,
 )
 from lightning_subnet.problem import Problem
 from lightning_subnet.subnet import Subnet
@@ -118,7 +115,7 @@ class SearchResult:
         """
         front = self.front
         if not len(front):
-            self._nothing("feasible", front)
+            raise nothing(self, "feasible", None)
         columns = {o.name: front.column(o.name) for o in self.objectives}
         return front[pareto.knee(minimised(self.objectives, columns))]
 
@@ -138,53 +135,7 @@ class SearchResult:
             NoFeasibleSubnet: Nothing satisfies the bounds; the error names the nearest.
             ObjectiveError: A measure that was not recorded.
         """
-        recorded = dict.fromkeys(
-            [*self.problem.names, *(key for e in self.final for key in e.values)]
-        )
-        bounds = parse_constraints(where)
-        for key in [name, *(c.name for c in bounds)]:
-            if key not in recorded and len(self.final):
-                msg = (
-                    f"{key!r} was not recorded.{did_you_mean(key, recorded)} "
-                    f"Recorded: {listed(recorded)}."
-                )
-                raise ObjectiveError(msg)
-        sign = (
-            -1.0 if any(o.name == name and o.direction == "max" for o in self.objectives) else 1.0
-        )
-        extra = [self._absolute(c) for c in bounds]
-        columns = {c.name: self.final.column(c.name) for c in extra}
-        missed = self.problem.scores(self.final)[1] if len(self.final) else np.zeros(0)
-        missed = missed + violation(extra, columns, len(self.final))
-        values = sign * self.final.column(name)
-        usable = (missed <= 0) & np.isfinite(values)
-        if not usable.any():
-            nearest = None
-            if np.isfinite(missed).any():
-                nearest = self.final[int(np.argmin(np.where(np.isfinite(missed), missed, np.inf)))]
-            self._nothing(" and ".join(map(str, (*self.problem.constraints, *bounds))), nearest)
-        equal = np.flatnonzero(usable & (values == values[usable].min()))
-        F = self.minimised()[equal]  # of equally good ones, one that no other dominates
-        return self.final[int(equal[np.argmax(pareto.nondominated(F))])]
-
-    def _absolute(self, constraint: Constraint) -> Constraint:
-        if not constraint.relative:
-            return constraint
-        largest = self.final.get(self.final.space.largest)
-        return constraint.absolute(
-            np.nan if largest is None else largest.values.get(constraint.name, np.nan)
-        )
-
-    def _nothing(self, asked: str, nearest: Any) -> None:
-        failures = [e.reason for e in self.final if not e.ok]
-        if isinstance(nearest, Evaluation):
-            near = f"The nearest: {nearest}."
-        elif failures:
-            near = f"All {len(failures)} evaluations failed, the last with: {failures[-1]}."
-        else:
-            near = "Nothing was measured yet."
-        msg = f"None of {len(self.final)} evaluations is {asked or 'successful'}. {near}"
-        raise NoFeasibleSubnet(msg, nearest if isinstance(nearest, Evaluation) else None)
+        return best_of(self, name, parse_constraints(where))
 
     def minimised(self) -> npt.NDArray[np.float64]:
         """Return all objectives, to be minimised, (n, m); NaN if infeasible or failed."""
@@ -385,6 +336,22 @@ class SearchResult:
         chosen = self.history.space.subnet(chosen)
         own = getattr(self._extractor, "model", None) is model
         return standalone(model, chosen, self._extractor if own else None)
+
+    def remeasure(self, measure: Any, **options: Any) -> SearchResult:
+        """Return the front alone with new values of one measure, from here or from elsewhere.
+
+        Args:
+            measure: `Latency(...)` or another measure, a function of a subnet, or a mapping from
+                subnets to values, as they come back from a phone.
+            **options: `model`, `example_input` and `name`; see `remeasuring.remeasured`.
+
+        Raises:
+            SearchError: There is no front, or all of it failed.
+        """
+        from lightning_subnet.remeasuring import remeasured
+
+        problem, history, name = remeasured(self, measure, **options)
+        return SearchResult(problem, history, name=name, extractor=self._extractor)
 
     def save(self, path: str | Path) -> None:
         """Write everything but the code of the measures as JSON; `load` reads it back."""

@@ -28,7 +28,7 @@ from lightning_subnet.batches import data_fingerprint, hashed
 from lightning_subnet.choices import digest
 from lightning_subnet.codeprint import code_fingerprint
 from lightning_subnet.costs.counts import BUILT_IN as COUNTS
-from lightning_subnet.costs.counts import arguments, traced_measures
+from lightning_subnet.costs.counts import arguments, count_measures
 from lightning_subnet.data import FrozenData, Source, first_input, frozen_data
 from lightning_subnet.elasticity.protocol import elastic_part, evaluating
 from lightning_subnet.errors import MeasurementError, SearchError
@@ -166,14 +166,7 @@ class TrainerEvaluator(Evaluator):
             measure.bind(part, None if _has_input(measure) else self._part_example())
             for measure in loose
         ]
-        tables = getattr(part, "exact_measures", None)
-        exact = {m.name: m for m in tables()} if missing and callable(tables) else {}
-        if any(name not in exact for name in missing):
-            example = self._example() if "macs" in missing and "macs" not in exact else None
-            exact = traced_measures(self._model, part, example) | exact
-        for name in missing:  # an input that does not fit shows before anything is measured
-            exact[name].evaluate(self.space, self.space.indices([self.space.largest]))
-        return [*bound, *(exact[name] for name in missing)]
+        return [*bound, *count_measures(self._model, part, missing, self._example)]
 
     def _example(self) -> Any:
         """Return one sample, as the module's forward takes it."""

@@ -219,7 +219,9 @@ def thinned_front(source: Searched, most: int, *, name: str) -> list[Subnet]:
             "feasible. Finish that search first, or leave it out."
         )
         raise SearchError(msg)
-    F = problem.scores(History(history.space, front))[0]
+    # The front alone may lack the largest subnet, to which bounds refer; all of it is feasible.
+    objectives = Problem(problem.space, problem.objectives)
+    F = objectives.scores(History(history.space, front))[0]
     return [front[i].subnet for i in uncrowded(F, most)]
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -581,10 +582,13 @@ def test_models_in_which_nothing_can_be_replaced(
     with pytest.raises(SearchError, match="no elastic part"):
         result.to_module(LitMobile(nn.Linear(64, 10)), best)
     holding = LitMobile()
-    holding.last = holding(torch.randn(1, 64))
+    holding.last = holding(torch.randn(1, 64))  # a tensor of a graph, which torch does not copy
+    copied: Any = result.to_module(holding, best)
+    assert torch.equal(copied.last, holding.last.detach())
+    holding.last = threading.Lock()
     with pytest.raises(SearchError) as caught:
         result.to_module(holding, best)
-    assert_clear(caught.value, "LitMobile cannot be copied", "detach()")
+    assert_clear(caught.value, "LitMobile cannot be copied", "lock", "no locks or open files")
 
 
 def test_nothing_warns(searched: tuple[LitMobile, SearchResult], tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ DOORS = {
     "onnxscript": "conversion",
     "onnxruntime": "conversion",
     "openvino": "conversion",
+    "pynvml": "costs/energy",
 }
 MAX_IMPORT_SECONDS = 0.3
 

@@ -62,6 +62,16 @@ def test_a_long_front_is_thinned_to_a_fifth_of_the_budget(storage: Storage) -> N
     assert result.history[4].generation == 1
 
 
+def test_a_front_under_a_bound_relative_to_a_subnet_that_is_not_on_it(storage: Storage) -> None:
+    space = grid(4, 5)
+    first = finished(storage, warm_start=[space.largest], constraints={"f0": "<= 60%"})
+    front = [e.subnet for e in first.front]
+    assert front
+    assert space.largest not in front
+    result = finished(storage, name="b", budget=5 * len(front), warm_start="a", seed=1)
+    assert subnets(result)[: len(front)] == front
+
+
 def test_a_study_in_another_database(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/other.db"
     first = finished(url)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -133,7 +133,31 @@ def traced_measures(module: nn.Module, elastic: Elastic, example_input: Any) -> 
         return n_bytes / 1e6
 
     counts = {"macs": (macs, "MAC"), "params": (params, ""), "size_mb": (size_mb, "MB")}
-    return {name: _remembered(name, fn, unit) for name, (fn, unit) in counts.items()}
+    return {name: remembered(name, fn, unit) for name, (fn, unit) in counts.items()}
+
+
+def count_measures(
+    module: nn.Module, elastic: Elastic, names: Sequence[str], example: Callable[[], Any]
+) -> list[Measure]:
+    """Return exact measures by name: the tables that the network has, else traced ones.
+
+    Each has been called on the largest subnet, so an input that does not fit shows here.
+
+    Args:
+        module: The module whose forward pass is counted.
+        elastic: The part of it that activates subnets.
+        names: Built-in ones, or what its `exact_measures()` names.
+        example: Gives one sample, where a traced `macs` needs it.
+    """
+    tables = getattr(elastic, "exact_measures", None)
+    exact = {m.name: m for m in tables()} if names and callable(tables) else {}
+    if any(name not in exact for name in names):
+        sample = example() if "macs" in names and "macs" not in exact else None
+        exact = traced_measures(module, elastic, sample) | exact
+    space = elastic.search_space()
+    for name in names:
+        exact[name].evaluate(space, space.indices([space.largest]))
+    return [exact[name] for name in names]
 
 
 @contextmanager
@@ -159,8 +183,12 @@ def _module(elastic: Elastic) -> nn.Module:
     return elastic
 
 
-def _remembered(name: str, fn: Callable[[Subnet], float], unit: str) -> Measure:
-    """Return an exact measure that traces each subnet once."""
+def remembered(name: str, fn: Callable[[Subnet], float], unit: str = "") -> Measure:
+    """Return an exact measure that calls a function once per subnet.
+
+    A `MeasurementError` of it ends the search while no subnet has worked; later it is a failure of
+    that subnet alone.
+    """
     known: dict[Subnet, float] = {}
 
     def measure(subnets: list[Subnet]) -> list[float]:

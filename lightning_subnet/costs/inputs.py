@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a cost is measured on: one sample, as many times as a batch has, and the words for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_subnet.errors import ObjectiveError
+
+
+def batched(given: Any, n: int = 1, *, who: str = "This measure") -> tuple[Any, ...]:
+    """Return positional arguments in which the first row of each tensor stands n times.
+
+    Args:
+        given: A tensor, or a tuple of positional arguments with at least one tensor (n, ...).
+        n: Rows of the batch.
+        who: The measure that asks, for the message.
+
+    Raises:
+        ObjectiveError: No tensor, or one without rows.
+
+    Example:
+        >>> batched((torch.tensor([[1.0], [2.0]]), "mean"), 3)
+        (tensor([[1.],
+                [1.],
+                [1.]]), 'mean')
+    """
+    inputs = given if isinstance(given, tuple) else (given,)
+    tensors = [x for x in inputs if torch.is_tensor(x)]
+    if not tensors or any(x.ndim == 0 or len(x) == 0 for x in tensors):
+        msg = f"{who}: {described(inputs):.60} is no batch. Give input= a tensor (1, ...)."
+        raise ObjectiveError(msg)
+    firsts = (x.detach()[:1] if torch.is_tensor(x) else x for x in inputs)
+    return tuple(x.repeat_interleave(n, 0) if torch.is_tensor(x) else x for x in firsts)
+
+
+def described(inputs: tuple[Any, ...]) -> str:
+    """Return shapes and types of positional arguments, in words."""
+    parts = (f"{tuple(x.shape)} {x.dtype}" if torch.is_tensor(x) else repr(x) for x in inputs)
+    return ", ".join(parts)
+
+
+def sample_for(model: nn.Module, given: Any, *measures: Any) -> Any:
+    """Return the sample that costs of a model are measured on.
+
+    Args:
+        model: Its `example_input_array` is taken where nothing is given.
+        given: What the caller gave, or None.
+        *measures: Their `input` comes first of all.
+    """
+    own = (getattr(measure, "input", None) for measure in measures)
+    found = next((x for x in own if x is not None), given)
+    return getattr(model, "example_input_array", None) if found is None else found
