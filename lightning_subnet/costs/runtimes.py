@@ -256,7 +256,8 @@ def _compile(net: nn.Module, inputs: tuple[Any, ...], conditions: Conditions) ->
         if hasattr(dynamo.config, name)
     }
     threads = {"cpp.threads": conditions.threads}  # part of the key under which kernels are kept
-    with quiet(), dynamo.config.patch(limits), inductor.patch(threads):
+    # In the mode in which it is timed, as another one is compiled anew.
+    with quiet(), dynamo.config.patch(limits), inductor.patch(threads), torch.inference_mode():
         run()
 
     return Runner(run, functools.partial(reset, code))
