@@ -9,6 +9,8 @@ On the elastic MobileNetV3 for 32 x 32 pixels, one sample, one thread, for each 
   common factor, that of the two references, is taken out, and the z score of the differences by
   the standard errors that the measure gave (1 where those are right).
 - predict: tau of predictors of 25, 50 and 100 other measured subnets on those 50, mean of both.
+- table: error and tau, on the same 50, of a `LatencyTable` that timed each block once and ten whole
+  subnets for its scale.
 - extracted: the time of the extracted subnet relative to that of the super-network with the subnet
   in force, in turns, in eager torch.
 
@@ -29,7 +31,7 @@ import pandas as pd
 import torch
 
 from benchmarks.data import RESULTS
-from lightning_subnet import Latency, extract
+from lightning_subnet import Latency, LatencyTable, extract
 from lightning_subnet.costs.runtimes import RUNTIMES
 from lightning_subnet.elasticity.protocol import activated
 from lightning_subnet.predictors import features, kendall_tau, make
@@ -99,6 +101,22 @@ def predict(measured: Measured) -> Iterator[dict[str, Any]]:
             yield {"samples": n, "predictor": name, "tau": float(tau)}
 
 
+def table(measured: Measured) -> Iterator[dict[str, Any]]:
+    whole = np.mean([rows[:, 0] for rows in measured.passes], axis=0)
+    began = time.perf_counter()
+    built = LatencyTable.build(measured.net, IMAGE, latency=measured.settings)
+    seconds = time.perf_counter() - began
+    measure = built.bind(measured.net, IMAGE)
+    summed = measure.evaluate(measured.space, measured.space.indices(measured.subnets))[0]
+    summed = summed[: measured.n]
+    yield {
+        "tau": float(kendall_tau(summed, whole)[0]),
+        "mape": 100 * float(np.mean(np.abs(summed / whole - 1))),
+        "blocks": len(built.blocks),
+        "seconds": seconds,
+    }
+
+
 def extracted(measured: Measured) -> Iterator[dict[str, Any]]:
     if measured.settings.runtime != "eager":
         return  # the others cannot run a super-network without making a subnet of it first
@@ -116,6 +134,7 @@ def extracted(measured: Measured) -> Iterator[dict[str, Any]]:
 PARTS: dict[str, Callable[[Measured], Iterator[dict[str, Any]]]] = {
     "repeat": repeat,
     "predict": predict,
+    "table": table,
     "extracted": extracted,
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -136,6 +137,28 @@ def test_strategies_are_compared_on_a_trained_network(tmp_path: Path) -> None:
     assert len(made) == 4 * 2 * 25
     assert len(measured) == len(set(made)) < len(made), "no subnet is validated twice"
     assert run(example, cwd=tmp_path) == told, "a second call reads it back"
+
+
+def test_two_settings_are_searched_and_each_front_is_measured_under_the_other(
+    tmp_path: Path,
+) -> None:
+    example = EXAMPLES / "hardware_specialisation.py"
+    told = run(example, "--smoke", cwd=tmp_path)
+    output = tmp_path / "demo_output" / "smoke"
+    assert (output / "hardware_fronts.png").stat().st_size > 10_000
+    table = [line for line in told.splitlines() if re.search(r"\d\.\d{3} \(\d", line)]
+    assert len(table) == 2, told
+    shares = [[float(x) for x in re.findall(r"(\d\.\d{3}) \(", line)] for line in table]
+    assert all(len(row) == 2 and all(0 <= share <= 1 for share in row) for row in shares)
+    assert told.count("of the square\n") == told.count("time at equal accuracy: ") == 2
+    with sqlite3.connect(output / "hardware.db") as connection:
+        studies = connection.execute("SELECT name FROM subnet_study").fetchall()
+        made = connection.execute("SELECT key FROM subnet_evaluation").fetchall()
+        accuracies = connection.execute(
+            "SELECT key FROM subnet_value WHERE fingerprint LIKE 'val_acc%'"
+        ).fetchall()
+    assert len(studies) == 2 * 2, "two seeds, two settings"
+    assert len(accuracies) == len(set(made)) < len(made), "settings and seeds share accuracies"
 
 
 @pytest.mark.skipif(not (DATA / "cifar10_resnet").is_dir(), reason=f"no ResNet-56 in {DATA}")
