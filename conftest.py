@@ -43,6 +43,7 @@ pytest_collect_file = Sybil(
         "docs/costs.md",
         "docs/concepts.md",
         "docs/latency.md",
+        "docs/hardware.md",
     ],
     setup=_enter,
     teardown=_leave,
