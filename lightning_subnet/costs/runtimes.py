@@ -7,6 +7,8 @@ timed. What it runs with is described in words, for the fingerprint of a measure
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import itertools
 import types
@@ -260,7 +262,20 @@ def _compile(net: nn.Module, inputs: tuple[Any, ...], conditions: Conditions) ->
     with quiet(), dynamo.config.patch(limits), inductor.patch(threads), torch.inference_mode():
         run()
 
-    return Runner(run, functools.partial(reset, code))
+    def release() -> None:
+        reset(code)
+        _trim()
+
+    return Runner(run, release)
+
+
+def _trim() -> None:
+    """Give freed memory back to the system, where the C library is glibc.
+
+    What a compiler keeps lies between the weights that it frees, so the heap would grow with each.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _onnxruntime(net: nn.Module, inputs: tuple[Any, ...], conditions: Conditions) -> Runner:
