@@ -150,7 +150,7 @@ def test_two_settings_are_searched_and_each_front_is_measured_under_the_other(
     assert len(table) == 2, told
     shares = [[float(x) for x in re.findall(r"(\d\.\d{3}) \(", line)] for line in table]
     assert all(len(row) == 2 and all(0 <= share <= 1 for share in row) for row in shares)
-    assert told.count("of the square\n") == told.count("time at equal accuracy: ") == 2
+    assert told.count("of the square\n") == told.count("time at equal accuracy (") == 2
     with sqlite3.connect(output / "hardware.db") as connection:
         studies = connection.execute("SELECT name FROM subnet_study").fetchall()
         made = connection.execute("SELECT key FROM subnet_evaluation").fetchall()
