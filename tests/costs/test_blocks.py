@@ -104,7 +104,9 @@ def test_blocks_run_alone_as_they_do_inside() -> None:
         assert torch.equal(alone(*three)[2], inside[0])
 
 
-@pytest.mark.parametrize("changes", [{}, {"depths": (2, 3)}, {"se": (True, False), **SMALL}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"depths": (2, 3), "kernels": (3,)}, {"se": (True, False), "kernels": (5,)}]
+)
 def test_the_lookup_is_the_trace_for_every_subnet(changes: dict[str, Any]) -> None:
     """With parameters in place of milliseconds the sums are those of the exact table."""
     net = ElasticMobileNetV3.tiny(n_classes=3, **{**SMALL, **changes})
@@ -120,14 +122,14 @@ def test_the_lookup_is_the_trace_for_every_subnet(changes: dict[str, Any]) -> No
     total = sum(place.costs(X, sizes, weights) for place in places)
     params = next(m for m in net.exact_measures() if m.name == "params")
     assert np.array_equal(total, params.evaluate(space, X)[0])
-    assert len(tracer._known) < 0.5 * space.size
+    assert changes or len(tracer._known) < 0.25 * space.size
 
 
 def test_a_walk_through_samples_finds_the_blocks_too() -> None:
-    net = ElasticMobileNetV3.tiny(n_classes=3, **SMALL)
+    net = ElasticMobileNetV3.tiny(n_classes=3, **{**SMALL, "kernels": (3,)})
     one, two = Tracer(net, IMAGE), Tracer(net, IMAGE)
     layout(one, rng=np.random.default_rng(0))
-    assert sampled(two, rng=np.random.default_rng(0)) > 30
+    assert 30 < sampled(two, rng=np.random.default_rng(0)) <= net.search_space().size + 2
     assert set(two.kinds) == set(one.kinds)
 
 
