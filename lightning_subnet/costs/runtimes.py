@@ -327,7 +327,7 @@ def _openvino(net: nn.Module, inputs: tuple[Any, ...], conditions: Conditions) -
         "NUM_STREAMS": "1",
         "INFERENCE_PRECISION_HINT": hint,
     }
-    request = library("openvino").Core().compile_model(model, "CPU", options).create_infer_request()
+    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
     for name, array in zip(*_tensors(net, inputs), strict=True):
         request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
     return Runner(lambda: request.infer(share_inputs=True, share_outputs=True))
@@ -337,10 +337,6 @@ def _tensors(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[tuple[str, ...], 
     """Return the names and arrays of the tensors among the inputs."""
     call = Call.of(net, inputs, dynamic_batch=False)
     return call.input_names, [x.cpu().numpy() for x in call.tensors]
-
-
-def _versions(name: str, options: str) -> Callable[[Conditions], str]:
-    return lambda _: f"{name} {library(name).__version__}, {options}"
 
 
 RUNTIMES: dict[str, Runtime] = {
