@@ -8,9 +8,10 @@ On the elastic MobileNetV3 for 32 x 32 pixels, one sample, one thread, for each 
   two (target: at least .95 for eager and onnxruntime), the median relative difference once a
   common factor, that of the two references, is taken out, and the z score of the differences by
   the standard errors that the measure gave (1 where those are right).
-- predict: tau of predictors of 25, 50 and 100 other measured subnets on those 50, mean of both.
-- table: error and tau, on the same 50, of a `LatencyTable` that timed each block once and ten whole
-  subnets for its scale.
+- predict: tau of predictors of 25, 50 and 100 other subnets, measured with the defaults of
+  `Latency`, on those 50, mean of both.
+- table: error and tau, on the same 50, of a `LatencyTable` that timed each block once, with those
+  defaults, and ten whole subnets for its scale.
 - extracted: the time of the extracted subnet relative to that of the super-network with the subnet
   in force, in turns, in eager torch.
 
@@ -54,15 +55,16 @@ class Measured:
         torch.manual_seed(0)
         self.net = ElasticMobileNetV3.small()
         self.settings, self.n = settings, n
+        self.usual = Latency(runtime=settings.runtime)
         self.space = self.net.search_space()
         self.subnets = self.space.sample(n + max(SAMPLES), rng=0)
         self.passes: list[np.ndarray] = []  # (n, 2): values and standard errors, in ms
         self.seconds: list[float] = []
         self.preparing: list[float] = []
 
-    def measure(self, start: int, stop: int) -> np.ndarray:
+    def measure(self, start: int, stop: int, settings: Latency | None = None) -> np.ndarray:
         """Return values and errors (n, 2) of some of the subnets, by a measure of their own."""
-        measure: Any = self.settings.bind(self.net, IMAGE)
+        measure: Any = (settings or self.settings).bind(self.net, IMAGE)
         measure([self.space.largest])  # the reference, once for all
         rows = []
         for subnet in self.subnets[start:stop]:
@@ -92,7 +94,7 @@ def repeat(measured: Measured) -> Iterator[dict[str, Any]]:
 
 def predict(measured: Measured) -> Iterator[dict[str, Any]]:
     unseen = np.mean([rows[:, 0] / np.median(rows[:, 0]) for rows in measured.passes], axis=0)
-    seen = measured.measure(measured.n, measured.n + max(SAMPLES))[:, 0]
+    seen = measured.measure(measured.n, measured.n + max(SAMPLES), measured.usual)[:, 0]
     F = features(measured.space, measured.space.indices(measured.subnets))
     for n in SAMPLES:
         for name in PREDICTORS:
@@ -104,7 +106,7 @@ def predict(measured: Measured) -> Iterator[dict[str, Any]]:
 def table(measured: Measured) -> Iterator[dict[str, Any]]:
     whole = np.mean([rows[:, 0] for rows in measured.passes], axis=0)
     began = time.perf_counter()
-    built = LatencyTable.build(measured.net, IMAGE, latency=measured.settings)
+    built = LatencyTable.build(measured.net, IMAGE, latency=measured.usual)
     seconds = time.perf_counter() - began
     measure = built.bind(measured.net, IMAGE)
     summed = measure.evaluate(measured.space, measured.space.indices(measured.subnets))[0]

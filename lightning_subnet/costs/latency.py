@@ -27,7 +27,7 @@ from lightning_subnet.errors import ObjectiveError
 from lightning_subnet.measures import Measure
 from lightning_subnet.subnet import Subnet
 
-_PROTOCOL = 2  # goes up when values of another version of these files are not to be reused
+_PROTOCOL = 3  # goes up when values of another version of these files are not to be reused
 _SPELLS = 0.005  # of the value: what two runs differ by where contention outlasts a measurement
 _METERS: weakref.WeakValueDictionary[tuple[Any, ...], Meter] = weakref.WeakValueDictionary()
 
@@ -47,7 +47,7 @@ class Latency:
     - `"onnxruntime"`: a session of fixed shapes, sequential, with IO binding (extra `onnx`).
     - `"openvino"`: one stream and request, latency hint (extra `openvino`).
 
-    Subnets take turns with a reference, the largest subnet (r s, s r, r s, ...), so that a drift of
+    Subnets take turns with a reference, the largest subnet (r s r s ...), so that a drift of
     the machine meets both alike. A round is 10 ms of turns, or one; as disturbances only add time,
     the fastest timing of either counts in it, less what the thread waited for a core (Linux). The
     value is the median over rounds of s / r, times the latency of the reference, timed once by

@@ -76,13 +76,14 @@ def settled(calls: Sequence[Call], clock: Clock, effort: Effort) -> Timing:
     n_calls = [math.ceil(_TIMED_MS / ms) for ms in once]
     turns = int(np.clip(_ROUND_MS // np.dot(once, n_calls), 1, _ROUND_TURNS))
     deadline = time.perf_counter() + effort.seconds
-    order, values = list(range(len(calls))), []
+    values: list[float] = []
     while True:
         best = [math.inf for _ in calls]
         for _ in range(turns):
-            for i in order:
-                best[i] = min(best[i], clock(calls[i], n_calls[i]))
-            order.reverse()  # a drift, and what one leaves in the caches, meet both alike
+            # Never the same twice in a row: it would find its weights in the cache, and rounds of
+            # one turn would be of two kinds, between which their median wavers.
+            for i, call in enumerate(calls):
+                best[i] = min(best[i], clock(call, n_calls[i]))
         values.append(best[-1] / best[0] if len(best) > 1 else best[0])
         if len(values) < FEWEST:
             continue
