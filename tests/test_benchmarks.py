@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import benchmarks
 from benchmarks import search_efficiency
 from benchmarks.curves import from_text, to_text
 from benchmarks.data import data_folder
@@ -26,6 +29,13 @@ def has_data() -> bool:
 
 
 needs_data = pytest.mark.skipif(not has_data(), reason="no measured data: LIGHTNING_SUBNET_DATA")
+
+
+def test_every_benchmark_can_be_imported() -> None:
+    names = [f"benchmarks.{m.name}" for m in pkgutil.iter_modules(benchmarks.__path__)]
+    assert len(names) > 10
+    for name in names:
+        importlib.import_module(name)
 
 
 def test_a_curve_survives_its_text() -> None:
