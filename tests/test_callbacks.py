@@ -635,14 +635,19 @@ def test_sorting_before_a_width_phase_changes_nothing_that_was_open() -> None:
             net.activate(opened.smallest)
             with torch.no_grad():
                 self.logits.append(net(x))
-            self.order = module.net.blocks[0].project[0].weight.detach().clone()
+            weight = module.net.blocks[0].project[0].weight
+            self.weight = weight.detach()[..., 0, 0].clone()
+            known = trainer.optimizers[0].state.get(weight, {"exp_avg": weight.detach()})
+            self.momentum = known["exp_avg"][..., 0, 0].clone()
 
     x = torch.randn(4, 1, 8, 8)
     before, after = Look(), Look()
     sampling = SubnetSampling(schedule=SCHEDULES["steps"])
     trainer = quiet_trainer(max_steps=9, callbacks=[before, sampling, after])
     trainer.fit(adam(), loader(72))  # step 8 is the first of the width phase
-    assert not torch.equal(before.order, after.order)
+    order = [(column == before.weight.T).all(1).nonzero().item() for column in after.weight.T]
+    assert order != sorted(order)
+    assert torch.equal(after.momentum, before.momentum[:, order])  # the optimizer's own too
     torch.testing.assert_close(before.logits[8], after.logits[8], rtol=1e-4, atol=1e-5)
 
 
