@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from lightning_subnet.costs.proxies import SynFlow
     from lightning_subnet.costs.tables import LatencyTable
     from lightning_subnet.deployed import Deployed, load_exported
+    from lightning_subnet.distillation import alpha_divergence
     from lightning_subnet.elasticity.adapters import from_hat, from_ofa, from_whittle
     from lightning_subnet.elasticity.calibration import recalibrate
     from lightning_subnet.elasticity.checking import check_elastic
     from lightning_subnet.elasticity.extraction import extract
     from lightning_subnet.elasticity.protocol import SubnetMixin, activated, elastic
     from lightning_subnet.elasticity.skipping import skippable_blocks
+    from lightning_subnet.elasticity.sorting import sort_channels
     from lightning_subnet.errors import (
         ExportError,
         NoFeasibleSubnet,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from lightning_subnet.search import SubnetSearch
     from lightning_subnet.search_callback import SubnetSearchCallback
     from lightning_subnet.settings import BudgetWarning
+    from lightning_subnet.shrinking import ProgressiveShrinking
     from lightning_subnet.space import SearchSpace
     from lightning_subnet.specialisation import specialise
     from lightning_subnet.strategies.base import Strategy
@@ -92,6 +95,7 @@ _HOME = {
     "PeakMemory": "costs.memory",
     "Problem": "problem",
     "Profile": "profiling",
+    "ProgressiveShrinking": "shrinking",
     "Reduction": "strategies.reduction",
     "ReductionWarning": "strategies.reduction",
     "SearchResult": "result",
@@ -108,6 +112,7 @@ _HOME = {
     "TableEvaluator": "evaluators",
     "VersionWarning": "studies",
     "activated": "elasticity.protocol",
+    "alpha_divergence": "distillation",
     "check_elastic": "elasticity.checking",
     "closest_subnet": "closest",
     "compare": "comparing",
@@ -125,6 +130,7 @@ _HOME = {
     "recalibrate": "elasticity.calibration",
     "reduce_space": "strategies.reduction",
     "skippable_blocks": "elasticity.skipping",
+    "sort_channels": "elasticity.sorting",
     "specialise": "specialisation",
 }
 
@@ -153,6 +159,7 @@ __all__ = [
     "PeakMemory",
     "Problem",
     "Profile",
+    "ProgressiveShrinking",
     "Reduction",
     "ReductionWarning",
     "SearchResult",
@@ -170,6 +177,7 @@ __all__ = [
     "Throughput",
     "VersionWarning",
     "activated",
+    "alpha_divergence",
     "check_elastic",
     "closest_subnet",
     "compare",
@@ -187,6 +195,7 @@ __all__ = [
     "recalibrate",
     "reduce_space",
     "skippable_blocks",
+    "sort_channels",
     "specialise",
 ]
 

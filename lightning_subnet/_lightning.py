@@ -307,10 +307,24 @@ def backward(trainer: Trainer, module: LightningModule, loss: torch.Tensor) -> N
     module.backward(loss if scaler is None else scaler.scale(loss))
 
 
-def mean_gradients(trainer: Trainer, module: LightningModule) -> None:
-    """Average the gradients over ranks, unless more batches are to be accumulated."""
+def mean_gradients(trainer: Trainer, module: LightningModule, *, uneven: bool = False) -> None:
+    """Average the gradients over ranks, unless more batches are to be accumulated.
+
+    Args:
+        trainer: The Trainer.
+        module: What is trained.
+        uneven: Whether ranks may have gradients of different parameters; a missing one is zero.
+    """
     if distributed_model(trainer) is None or trainer.fit_loop._should_accumulate():
         return
+    if uneven:
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        has = torch.tensor([p.grad is not None for p in parameters], device=module.device)
+        somewhere = has.int()
+        torch.distributed.all_reduce(somewhere)
+        for p, anywhere in zip(parameters, somewhere.tolist(), strict=True):
+            if anywhere and p.grad is None:
+                p.grad = torch.zeros_like(p)
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     for dtype in dict.fromkeys(g.dtype for g in gradients):
         group = [g for g in gradients if g.dtype == dtype]

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
+import functools
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,11 +17,19 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_subnet import SearchSpace, Subnet, SubnetSampling
-from lightning_subnet.callbacks import soft_cross_entropy
-from lightning_subnet.errors import SearchError
+from lightning_subnet import (
+    Measure,
+    ProgressiveShrinking,
+    SearchSpace,
+    Subnet,
+    SubnetMixin,
+    SubnetSampling,
+    alpha_divergence,
+)
+from lightning_subnet.errors import ObjectiveError, SearchError
+from lightning_subnet.sampling import Strata
 from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3
-from tests.networks import quiet_trainer
+from tests.networks import LitMlp, quiet_trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -241,6 +252,37 @@ def test_two_processes_average_over_their_halves(
     assert_equal_gradients(gradient, expected)
 
 
+def test_ranks_train_one_subnet_each_and_average_once(tmp_path: Path) -> None:
+    accumulated = 2
+    program = [sys.executable, "-m", "tests.programs.ddp_sampling_program"]
+    command = [*program, str(tmp_path), "batchnorm", "ranks", str(accumulated)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f"rank{i}.pt") for i in range(2)]
+    space = lit().net.search_space()
+    seen = [[space.subnet(values) for values in rank["seen"]] for rank in ranks]
+    drawn = [space.sample(1, np.random.default_rng([0, step]))[0] for step in (1, 3)]
+    last = [space.smallest, drawn[0], space.smallest, drawn[1]]
+    assert seen[0] == [space.largest] * 4 * accumulated  # one pass a batch
+    assert seen[1] == [s for s in last for _ in range(accumulated)]
+
+    torch.manual_seed(0)
+    model = LitNet()
+    one, two = (
+        by_hand(model, rank["batches"][:accumulated], [subnet])
+        for rank, subnet in zip(ranks, (space.largest, space.smallest), strict=True)
+    )
+    zero = torch.zeros(())
+    expected = {n: (one.get(n, zero) + two.get(n, zero)) / 2 for n in one | two}
+    assert set(one) != set(two)  # kernels are transformed in the smallest alone
+    for rank in ranks:
+        assert set(rank["gradients"]) == set(expected)
+        assert_equal_gradients(rank["gradients"], expected)
+    weights = [torch.load(tmp_path / f"weights{i}.pt") for i in range(2)]
+    for name, _ in model.named_parameters():  # after steps with gradients of other parameters
+        assert torch.equal(weights[0][name], weights[1][name]), name
+
+
 def test_mixed_precision_adds_up_too() -> None:
     model, keep = lit(), Keep()
     sampling = SubnetSampling(n_random=1)
@@ -329,12 +371,6 @@ def test_distillation_by_the_name_of_a_submodule() -> None:
         quiet_trainer(max_steps=1, callbacks=[SubnetSampling(distill=True)]).fit(Inner(), loader())
 
 
-def test_soft_cross_entropy_is_the_explicit_one() -> None:
-    a, b = torch.randn(5, 7), torch.randn(5, 7)
-    expected = -(b.softmax(1) * a.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(soft_cross_entropy(a, b), expected)
-
-
 def test_bad_input_is_refused_before_training() -> None:
     class Manual(LitNet):
         def __init__(self) -> None:
@@ -347,12 +383,22 @@ def test_bad_input_is_refused_before_training() -> None:
         ({"n_random": 1.5}, "at least one random subnet"),
         ({"space": SearchSpace(a=[1, 2])}, "go together"),
         ({"rule": "random", "distill": True}, "needs rule='sandwich'"),
+        ({"rule": "ranks", "distill": True}, "needs rule='sandwich'"),
+        ({"rule": "ranks", "n_random": 3}, "does not go with rule='ranks'"),
+        ({"distill": True, "distill_loss": "alfa"}, "Did you mean 'alpha'"),
+        ({"distill_loss": "alpha"}, "distill_loss= is for distillation"),
+        ({"schedule": {"ks.*": 2}}, "Give a ProgressiveShrinking"),
+        ({"stratify": 3}, "Give 'macs', 'params' or a Measure"),
     ]:
         with pytest.raises(SearchError, match=message):
             SubnetSampling(**arguments)
+    kernels = ProgressiveShrinking({"k.*": 1, "*": 1})
     for model, sampling, message in [
         (Manual(), SubnetSampling(), "optimises manually"),
         (LitNet(), SubnetSampling(distill="nett"), "Did you mean 'net'"),
+        (LitNet(), SubnetSampling("ranks"), "this training has one process"),
+        (LitNet(), SubnetSampling(schedule=kernels), r"Did you mean 'ks.\*'"),
+        (LitNet(), SubnetSampling(stratify="mac"), "Did you mean 'macs'"),
     ]:
         with pytest.raises(SearchError, match=message):
             quiet_trainer(max_steps=1, callbacks=[sampling]).fit(model, loader())
@@ -369,3 +415,248 @@ def test_an_activate_that_raises_ends_training_clearly() -> None:
     sampling = SubnetSampling(space=SearchSpace(a=[1, 2]), activate=broken)
     with pytest.raises(RuntimeError, match="no such width"):
         quiet_trainer(max_steps=1, callbacks=[sampling]).fit(Plain(), loader())
+
+
+class ElasticItself(SubnetMixin, L.LightningModule):
+    """A LightningModule that is elastic, and computes inside training_step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.width, self.seen = nn.Linear(64, 16), 16, []
+
+    def search_space(self) -> SearchSpace:
+        return SearchSpace(width=[4, 8, 16])
+
+    def activate(self, subnet: Subnet) -> None:
+        self.width = subnet["width"]
+
+    def training_step(self, batch: Any, _: int) -> torch.Tensor:
+        self.seen.append(self.active_subnet)
+        return self.layer(batch[0].flatten(1))[:, : self.width].square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_module_without_logits_is_refused_before_it_learns() -> None:
+    itself = ElasticItself()
+    with pytest.raises(SearchError, match=r"has no forward\(\), so distill=True finds no logits"):
+        quiet_trainer(max_steps=1, callbacks=[SubnetSampling(distill=True)]).fit(itself, loader())
+    assert not itself.seen
+    for source, message in [
+        ("layer", r"gave \(8, 1\) torch.float32"),  # no classes
+        ("wide", r"\(8, 16\) for the largest subnet and \(8, 4\) for another"),
+    ]:
+
+        class NoLogits(ElasticItself):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer, self.wide = nn.Linear(64, 1), nn.Identity()
+
+            def training_step(self, batch: Any, _: int) -> torch.Tensor:
+                x = self.wide(batch[0].flatten(1)[:, : self.width])
+                return self.layer(batch[0].flatten(1)).mean() + x.mean()
+
+        model = NoLogits()
+        weight = model.layer.weight.clone()
+        trainer = quiet_trainer(max_steps=1, callbacks=[SubnetSampling(distill=source)])
+        with pytest.raises(SearchError, match=message):
+            trainer.fit(model, loader())
+        assert trainer.global_step == 0
+        assert torch.equal(model.layer.weight, weight)
+
+
+def test_a_loss_of_ones_own_takes_what_is_no_class() -> None:
+    class Single(ElasticItself):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(16, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.layer(x.flatten(1))[:, : self.width]
+            return F.linear(x, self.head.weight[:, : self.width])[:, 0]
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            return self(batch[0]).square().mean()
+
+    sampling = SubnetSampling(distill=True, distill_loss=F.mse_loss)
+    trainer = quiet_trainer(max_steps=1, callbacks=[sampling])
+    trainer.fit(Single(), loader())
+    assert trainer.global_step == 1
+
+
+def test_alpha_divergence_by_name_is_the_function() -> None:
+    kept = []
+    for loss in ("alpha", alpha_divergence, "soft"):
+        keep = Keep()
+        sampling = SubnetSampling(n_random=1, distill=True, distill_loss=loss)
+        quiet_trainer(max_steps=1, callbacks=[sampling, keep]).fit(lit(), loader())
+        kept.append(keep.kept[0])
+    assert_equal_gradients(kept[0], kept[1])
+    name = "net.classifier.weight"
+    assert not torch.allclose(kept[0][name], kept[2][name])
+
+
+def test_stratified_subnets_are_those_of_the_strata() -> None:
+    model = lit()
+    sampling = SubnetSampling("random", n_random=2, stratify="macs", seed=2)
+    quiet_trainer(max_epochs=1, callbacks=[sampling]).fit(model, loader())
+    space = model.net.search_space()
+    macs = next(m for m in model.net.exact_measures() if m.name == "macs")
+    strata = Strata(space, macs, seed=2)
+    assert model.seen == [s for t in range(3) for s in strata.draw(2, t)]
+    own = Measure("sum", lambda X: X.sum(1), exact=True, takes="indices")
+    again = lit()
+    sampling = SubnetSampling("random", n_random=2, stratify=own, seed=2)
+    quiet_trainer(max_epochs=1, callbacks=[sampling]).fit(again, loader())
+    assert again.seen == [s for t in range(3) for s in Strata(space, own, seed=2).draw(2, t)]
+
+
+def test_a_network_without_tables_is_counted_on_its_example() -> None:
+    def data() -> DataLoader:
+        return DataLoader(TensorDataset(torch.randn(8, 64), torch.arange(8)), batch_size=4)
+
+    model, sampling = LitMlp(), SubnetSampling(stratify="macs")
+    with pytest.raises(SearchError, match="Set example_input_array of LitMlp"):
+        quiet_trainer(max_steps=1, callbacks=[sampling]).fit(model, data())
+    model.example_input_array = torch.zeros(1, 64)
+    quiet_trainer(max_epochs=1, callbacks=[sampling]).fit(model, data())  # 12 subnets are few
+    noisy = Measure("latency_ms", lambda X: X.sum(1), takes="indices")
+    with pytest.raises(ObjectiveError, match="is not exact"):
+        quiet_trainer(max_steps=1, callbacks=[SubnetSampling(stratify=noisy)]).fit(model, data())
+
+
+class LitAdam(LitNet):
+    """With momenta, which the sorting of channels has to take along."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+def adam() -> LitAdam:
+    torch.manual_seed(0)
+    return LitAdam()
+
+
+def same(n_batches: int = 3) -> DataLoader:
+    """Return equal batches, so that it does not matter that a loader begins anew in mid-epoch."""
+    x, y = next(iter(loader(8)))
+    return DataLoader(TensorDataset(x.repeat(n_batches, 1, 1, 1), y.repeat(n_batches)), 8)
+
+
+SCHEDULES = {
+    "steps": ProgressiveShrinking(
+        {"ks.*": 2, "d.*": (2, 3), "e.*": (3, 9)}, unit="steps", warmup=1, sort="e.*"
+    ),
+    "epochs": ProgressiveShrinking({"ks.*": 1, "d.*": (1, 1), "e.*": 2}, sort=("e.*", "ks.*")),
+}
+
+
+def test_a_schedule_trains_what_is_open_and_logs_its_phase() -> None:
+    class Phases(L.Callback):
+        def __init__(self) -> None:
+            self.logged: list[float] = []
+            self.shown: list[float] = []
+
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            self.logged.append(trainer.callback_metrics["shrinking_phase"].item())
+            self.shown.append(trainer.progress_bar_metrics["shrinking_phase"])
+
+    model, phases = adam(), Phases()
+    sampling = SubnetSampling(n_random=2, schedule=SCHEDULES["steps"], stratify="macs")
+    quiet_trainer(max_epochs=5, callbacks=[sampling, phases]).fit(model, loader())
+    expected = [0, 1, 1, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 5]
+    assert phases.logged == phases.shown == expected
+    space = model.net.search_space()
+    by_step = [
+        [s for s, t in zip(model.seen, model.steps, strict=True) if t == step] for step in range(15)
+    ]
+    assert by_step == [sampling.subnets(step) for step in range(15)]
+    assert by_step[0] == [space.largest]
+    for step, phase in enumerate(expected[1:], 1):
+        part = SCHEDULES["steps"].opened(space, SCHEDULES["steps"].phases[phase])
+        assert part is not None
+        assert by_step[step][:2] == [space.largest, part.smallest]
+        assert all(subnet in part for subnet in by_step[step])
+    assert {s["d.1"] for s in by_step[4]} <= {2, 3}
+    assert {s["e.0"] for s in by_step[7]} == {4}
+
+
+@pytest.mark.parametrize("stop", [4, 6, 8, 12])  # within phases 2, 3 and 5; 8: at a sorting
+def test_a_training_resumes_at_any_step_of_a_schedule(stop: int, tmp_path: Path) -> None:
+    straight, schedule = _straight("steps")
+    stopped = adam()
+    trainer = quiet_trainer(max_steps=stop, callbacks=[SubnetSampling(schedule=schedule)])
+    trainer.fit(stopped, same())
+    trainer.save_checkpoint(tmp_path / "part.ckpt")
+    resumed = LitAdam()
+    trainer = quiet_trainer(max_steps=15, callbacks=[SubnetSampling(schedule=schedule)])
+    trainer.fit(resumed, same(), ckpt_path=tmp_path / "part.ckpt", weights_only=False)
+    assert stopped.seen + resumed.seen == straight.seen
+    assert stopped.steps + resumed.steps == straight.steps
+    for name, value in straight.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+def test_a_training_resumes_at_any_epoch_of_a_schedule(stop: int, tmp_path: Path) -> None:
+    straight, schedule = _straight("epochs")
+    stopped = adam()
+    trainer = quiet_trainer(max_epochs=stop, callbacks=[SubnetSampling(schedule=schedule)])
+    trainer.fit(stopped, same())
+    trainer.save_checkpoint(tmp_path / "part.ckpt")
+    resumed = LitAdam()
+    trainer = quiet_trainer(max_epochs=5, callbacks=[SubnetSampling(schedule=schedule)])
+    trainer.fit(resumed, same(), ckpt_path=tmp_path / "part.ckpt", weights_only=False)
+    assert stopped.seen + resumed.seen == straight.seen
+    for name, value in straight.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
+
+
+@functools.cache
+def _straight(unit: str) -> tuple[LitAdam, ProgressiveShrinking]:
+    model, schedule = adam(), SCHEDULES[unit]
+    trainer = quiet_trainer(max_epochs=5, callbacks=[SubnetSampling(schedule=schedule)])
+    trainer.fit(model, same())
+    return model, schedule
+
+
+def test_sorting_before_a_width_phase_changes_nothing_that_was_open() -> None:
+    class Look(L.Callback):
+        """Keeps the logits of the smallest open subnet before each step, and after its start."""
+
+        def __init__(self) -> None:
+            self.logits: list[torch.Tensor] = []
+
+        def on_train_batch_start(self, trainer: Any, module: LitNet, *_: Any) -> None:
+            net, space = copy.deepcopy(module.net).eval(), module.net.search_space()
+            opened = SCHEDULES["steps"].opened(space, SCHEDULES["steps"].phases[3])
+            assert opened is not None
+            net.activate(opened.smallest)
+            with torch.no_grad():
+                self.logits.append(net(x))
+            weight = module.net.blocks[0].project[0].weight
+            self.weight = weight.detach()[..., 0, 0].clone()
+            known = trainer.optimizers[0].state.get(weight, {"exp_avg": weight.detach()})
+            self.momentum = known["exp_avg"][..., 0, 0].clone()
+
+    x = torch.randn(4, 1, 8, 8)
+    before, after = Look(), Look()
+    sampling = SubnetSampling(schedule=SCHEDULES["steps"])
+    trainer = quiet_trainer(max_steps=9, callbacks=[before, sampling, after])
+    trainer.fit(adam(), loader(72))  # step 8 is the first of the width phase
+    order = [(column == before.weight.T).all(1).nonzero().item() for column in after.weight.T]
+    assert order != sorted(order)
+    assert torch.equal(after.momentum, before.momentum[:, order])  # the optimizer's own too
+    torch.testing.assert_close(before.logits[8], after.logits[8], rtol=1e-4, atol=1e-5)
+
+
+def test_a_schedule_that_sorts_needs_a_network_that_can() -> None:
+    def data() -> DataLoader:
+        return DataLoader(TensorDataset(torch.randn(8, 64), torch.arange(8)), batch_size=4)
+
+    schedule = ProgressiveShrinking({"*": 1}, sort="*")
+    with pytest.raises(SearchError, match="ElasticMlp does not say which channels can be sorted"):
+        quiet_trainer(max_steps=1, callbacks=[SubnetSampling(schedule=schedule)]).fit(
+            LitMlp(), data()
+        )

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -113,3 +114,18 @@ def recalibrate(
         msg = "There are no batches to recalibrate BatchNorm with. Give inputs of training data."
         raise MeasurementError(msg)
     return used
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Let BatchNorm normalise by its batch without touching its running statistics."""
+    layers: list[Any] = [*batch_norms(module)]  # those with statistics count their batches
+    before = [(layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, (momentum, tracked) in zip(layers, before, strict=True):
+            layer.momentum = momentum
+            layer.num_batches_tracked.copy_(tracked)

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from lightning_subnet.elasticity.sorting import Channels, inputs, outputs
 from lightning_subnet.supernets._mbconv import Layers
 
 
@@ -61,6 +63,20 @@ class Bottleneck(nn.Module):
         shortcut: torch.Tensor = x if self.downsample is None else self.downsample(x)
         y: torch.Tensor = self.conv3(self.conv2(self.conv1(x)))
         return (y + shortcut).relu()
+
+
+def bottleneck_channels(block: Any, mids: Sequence[int]) -> list[Channels]:
+    """Return the channels behind the first and behind the second convolution of a block.
+
+    Args:
+        block: A `Bottleneck` of elastic layers.
+        mids: Numbers of inner channels of subnets that are to stay as they are.
+    """
+    (first, norm, *_), (second, norm2, *_), third = block.conv1, block.conv2, block.conv3[0]
+    return [
+        Channels([*outputs(first, norm), *inputs(second)], inputs(second), mids),
+        Channels([*outputs(second, norm2), *inputs(third)], inputs(third), mids),
+    ]
 
 
 def halved(size: int, stride: int) -> int:

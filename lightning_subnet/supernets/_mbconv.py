@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from lightning_subnet.elasticity.layers import ElasticBatchNorm2d, ElasticConv2d
+from lightning_subnet.elasticity.sorting import Channels, inputs, outputs
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "h_swish": nn.Hardswish}
 
@@ -115,3 +117,22 @@ class BlockSpec:
     activation: str
     se: bool
     expands: bool = True
+
+
+def mbconv_channels(block: Any, mids: Sequence[int]) -> list[Channels]:
+    """Return the inner channels of a block, and those inside its squeeze and excite.
+
+    Args:
+        block: An `MBConv` of elastic layers.
+        mids: Numbers of inner channels of subnets that are to stay as they are.
+    """
+    (wide, norm, *_), (depthwise, norm2, *_) = block.expand, block.depthwise
+    last = block.project[0]
+    axes, groups = [*outputs(wide, norm, depthwise, norm2), *inputs(last)], []
+    if block.se is not None:
+        reduce, expand = block.se.reduce, block.se.expand
+        axes += [*inputs(reduce), *outputs(expand)]
+        squeezed = [make_divisible(mid // 4) for mid in mids]
+        read = inputs(expand)
+        groups.append(Channels([*outputs(reduce), *read], read, squeezed))
+    return [Channels(axes, inputs(last), mids), *groups]

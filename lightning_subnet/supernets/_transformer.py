@@ -25,6 +25,7 @@ from lightning_subnet.elasticity.attention import (
     length_of,
 )
 from lightning_subnet.elasticity.layers import ElasticLinear
+from lightning_subnet.elasticity.sorting import Channels, inputs, outputs
 from lightning_subnet.errors import ElasticityError, SpaceError, did_you_mean, listed
 from lightning_subnet.measures import Measure
 from lightning_subnet.space import SearchSpace
@@ -222,6 +223,30 @@ def resize(layer: Any, spec: LayerSpec) -> None:
     for linear, width in ((layer.inner, spec.ffn), (layer.outer, spec.dim)):
         linear.active_out = width
         linear.active_bias = spec.bias
+
+
+def feed_channels(layer: Any, widths: Sequence[int]) -> Channels:
+    """Return the channels inside the feed-forward part of a layer, for `sort_channels`.
+
+    Args:
+        layer: A `TransformerLayer` of elastic leaves.
+        widths: Numbers of channels of subnets that are to stay as they are.
+    """
+    read = inputs(layer.outer)
+    return Channels([*outputs(layer.inner), *read], read, widths)
+
+
+def head_channels(layer: Any, head_dim: int, heads: Sequence[int]) -> Channels:
+    """Return the channels of self-attention, of which each head keeps its own.
+
+    Args:
+        layer: A `TransformerLayer` of elastic leaves, with as many keys as queries.
+        head_dim: Channels of a head.
+        heads: Numbers of heads of subnets that are to stay as they are.
+    """
+    own, read = layer.attention, inputs(layer.attention.out)
+    axes = [*outputs(own.q, own.k, own.v), *read]
+    return Channels(axes, read, [n * head_dim for n in heads], unit=head_dim)
 
 
 @cache

@@ -14,6 +14,7 @@ from torch import nn
 from lightning_subnet.choices import Choice
 from lightning_subnet.elasticity.attention import length_of
 from lightning_subnet.elasticity.protocol import SubnetMixin
+from lightning_subnet.elasticity.sorting import Channels, Kept
 from lightning_subnet.errors import ElasticityError, SpaceError
 from lightning_subnet.measures import Measure
 from lightning_subnet.space import SearchSpace
@@ -31,6 +32,8 @@ from lightning_subnet.supernets._transformer import (
     check_positive,
     check_tokens,
     existing,
+    feed_channels,
+    head_channels,
     layer_params,
     own_subnet,
     resize,
@@ -321,6 +324,19 @@ class ElasticGPT(SubnetMixin, _Trunk):
                 names.append(f"kv_heads.{i}")
             parts.append((names, layer))
         return table_measures(self.search_space(), parts, (0, 0), self)
+
+    def sortable_channels(self, kept: Kept) -> list[Channels]:
+        """Return feed-forward channels, and heads if each keeps its own, for `sort_channels`.
+
+        Grouped queries are regrouped when heads change, so that their heads have no order.
+        """
+        values, config, groups = dict[str, Any](kept), self.config, []
+        for i, layer in enumerate(self.layers):
+            widths = [ratio * n for n in values["embed"] for ratio in values[f"mlp.{i}"]]
+            groups.append(feed_channels(layer, widths))
+            if config.head_dim is not None and not config.kv_heads:
+                groups.append(head_channels(layer, config.head_dim, values[f"heads.{i}"]))
+        return groups
 
     def extract(self, subnet: Subnet) -> GPT:
         """Return a subnet as an ordinary network with a copy of its weights."""

@@ -17,6 +17,7 @@ from lightning_subnet.costs.additive import Term, additive_measure
 from lightning_subnet.elasticity.extraction import plain_state
 from lightning_subnet.elasticity.layers import ElasticSequential
 from lightning_subnet.elasticity.protocol import SubnetMixin, activated
+from lightning_subnet.elasticity.sorting import Channels, Kept
 from lightning_subnet.errors import InvalidSubnetError, SpaceError, did_you_mean, listed
 from lightning_subnet.measures import Measure
 from lightning_subnet.space import SearchSpace
@@ -28,6 +29,7 @@ from lightning_subnet.supernets._mbconv import (
     BlockSpec,
     MBConv,
     make_divisible,
+    mbconv_channels,
     plain_conv,
 )
 from lightning_subnet.supernets.checkpoints import from_ofa_mobilenet_v3, load_weights
@@ -347,6 +349,15 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
             )
             for at, (name, unit) in enumerate(units)
         ]
+
+    def sortable_channels(self, kept: Kept) -> list[Channels]:
+        """Return the inner channels of all blocks, for `sort_channels`."""
+        groups = []
+        for i, block in enumerate(self.blocks):
+            ratios: Any = kept[f"e.{i}"]
+            mids = [make_divisible(round(block.c_in * ratio)) for ratio in ratios]
+            groups += mbconv_channels(block, mids)
+        return groups
 
     def extract(self, subnet: Subnet) -> MobileNetV3:
         """Return a subnet as an ordinary network with a copy of its weights."""

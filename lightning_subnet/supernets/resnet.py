@@ -14,11 +14,17 @@ from lightning_subnet.costs.additive import Term, additive_measure
 from lightning_subnet.elasticity.extraction import plain_state
 from lightning_subnet.elasticity.layers import ElasticLinear, ElasticSequential
 from lightning_subnet.elasticity.protocol import SubnetMixin, activated
+from lightning_subnet.elasticity.sorting import Channels, Kept, inputs, outputs
 from lightning_subnet.errors import InvalidSubnetError, listed
 from lightning_subnet.measures import Measure
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
-from lightning_subnet.supernets._bottleneck import Bottleneck, Shortcut, conv_norm_act
+from lightning_subnet.supernets._bottleneck import (
+    Bottleneck,
+    Shortcut,
+    bottleneck_channels,
+    conv_norm_act,
+)
 from lightning_subnet.supernets._mbconv import ELASTIC, PLAIN
 from lightning_subnet.supernets._resnet import (
     ResNetConfig,
@@ -262,6 +268,33 @@ class ElasticResNet(SubnetMixin, _Trunk):
             )
             for at, (name, unit) in enumerate(units)
         ]
+
+    def sortable_channels(self, kept: Kept) -> list[Channels]:
+        """Return all channels but those of images and classes, for `sort_channels`."""
+        config, values = self.config, dict[str, Any](kept)
+        stem: Any = self.stem
+        end: Any = self.stem_end
+        parts: list[Any] = [*self.stages]  # sequences of blocks
+        stages = [[*part] for part in parts]
+        first = [[b[0].conv1[0], b[0].downsample[1]] for b in stages]
+        # What shortcuts add up are the same channels: the layers that write them and that read them
+        streams: list[Any] = [
+            ([*stem[0][:2], *stem[1].body[:2]], [stem[1].body[0], end[0]]),
+            (end[:2], first[0]),
+        ]
+        for blocks, following in zip(stages, [*first[1:], [self.classifier]], strict=True):
+            writes = [*blocks[0].downsample[1:], *(layer for b in blocks for layer in b.conv3)]
+            streams.append((writes, [*(b.conv1[0] for b in blocks[1:]), *following]))
+        groups = []
+        for i, (writes, reads) in enumerate(streams):
+            widths = [config.at(i, w) for w in values[f"w.{i}"]]
+            groups.append(Channels([*outputs(*writes), *inputs(*reads)], inputs(*reads), widths))
+        for s, (numbers, blocks) in enumerate(zip(config.numbers, stages, strict=True)):
+            outs = [config.at(s + 2, w) for w in values[f"w.{s + 2}"]]
+            for i, block in zip(numbers, blocks, strict=True):
+                mids = [config.mid(out, e) for out in outs for e in values[f"e.{i}"]]
+                groups += bottleneck_channels(block, mids)
+        return groups
 
     def extract(self, subnet: Subnet) -> ResNet:
         """Return a subnet as an ordinary network with a copy of its weights."""

@@ -13,6 +13,7 @@ from torch import nn
 from lightning_subnet.choices import Choice
 from lightning_subnet.elasticity.attention import length_of
 from lightning_subnet.elasticity.protocol import SubnetMixin
+from lightning_subnet.elasticity.sorting import Channels, Kept
 from lightning_subnet.measures import Measure
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
@@ -25,6 +26,7 @@ from lightning_subnet.supernets._transformer import (
     TransformerLayer,
     check_tokens,
     existing,
+    feed_channels,
     layer_params,
     own_subnet,
     resize,
@@ -335,6 +337,19 @@ class ElasticTransformer(SubnetMixin, _Trunk):
             for i in range(max(config.dec_depths))
         ]
         return table_measures(self.search_space(), parts, (0, 0), self)
+
+    def sortable_channels(self, kept: Kept) -> list[Channels]:
+        """Return the feed-forward channels of all layers, for `sort_channels`.
+
+        Heads divide the same channels anew, so that these have no order.
+        """
+        values = dict[str, Any](kept)
+        parts = (("enc_ffn", self.encoder), ("dec_ffn", self.decoder))
+        return [
+            feed_channels(layer, values[f"{name}.{i}"])
+            for name, layers in parts
+            for i, layer in enumerate(layers)
+        ]
 
     def extract(self, subnet: Subnet) -> Transformer:
         """Return a subnet as an ordinary network with a copy of its weights."""

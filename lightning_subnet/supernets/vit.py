@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_subnet.choices import Choice
 from lightning_subnet.elasticity.protocol import SubnetMixin
+from lightning_subnet.elasticity.sorting import Channels, Kept
 from lightning_subnet.errors import SpaceError
 from lightning_subnet.measures import Measure
 from lightning_subnet.space import SearchSpace
@@ -26,6 +27,8 @@ from lightning_subnet.supernets._transformer import (
     TransformerLayer,
     check_positive,
     existing,
+    feed_channels,
+    head_channels,
     layer_params,
     own_subnet,
     resize,
@@ -216,6 +219,14 @@ class ElasticViT(SubnetMixin, _Trunk):
         params = patch + config.embed + tokens + 2 * config.embed + classes + config.n_classes
         parts = [((f"heads.{i}", f"ffn.{i}"), layer) for i in range(max(config.depths))]
         return table_measures(self.search_space(), parts, (macs, params), self)
+
+    def sortable_channels(self, kept: Kept) -> list[Channels]:
+        """Return feed-forward channels and heads of all layers, for `sort_channels`."""
+        values, groups = dict[str, Any](kept), []
+        for i, layer in enumerate(self.layers):
+            groups.append(feed_channels(layer, values[f"ffn.{i}"]))
+            groups.append(head_channels(layer, self.config.head_dim, values[f"heads.{i}"]))
+        return groups
 
     def extract(self, subnet: Subnet) -> ViT:
         """Return a subnet as an ordinary network with a copy of its weights."""

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One SubnetSampling step under 2-process gloo DDP; ranks save batches and gradients.
+"""SubnetSampling steps under 2-process gloo DDP; ranks save batches, gradients and subnets.
 
-python -m tests.programs.ddp_sampling_program OUT (batchnorm|plain) (distill|labels) ACCUMULATED
+python -m tests.programs.ddp_sampling_program OUT KIND GOAL ACCUMULATED
+
+KIND is batchnorm or plain; GOAL is distill, labels or ranks. One step; of `ranks` four, and the
+gradients of the first.
 """
 
 from __future__ import annotations
@@ -21,12 +24,18 @@ class Save(Callback):
     def __init__(self, path: str) -> None:
         self.path = path
         self.batches: list[list[torch.Tensor]] = []
+        self.gradients: list[dict[str, torch.Tensor]] = []
 
     def on_train_batch_start(self, _: object, __: object, batch: list, ___: int) -> None:
         self.batches.append(batch)
 
     def on_before_optimizer_step(self, trainer: object, module: LitNet, _: object) -> None:
-        told = {"gradients": gradients(module), "batches": self.batches}
+        self.gradients.append(gradients(module))
+        told = {
+            "gradients": self.gradients[0],
+            "batches": self.batches,
+            "seen": [subnet.to_json() for subnet in module.seen if subnet is not None],
+        }
         torch.save(told, f"{self.path}/rank{module.global_rank}.pt")
 
 
@@ -34,12 +43,16 @@ def main() -> None:
     out, kind, goal, accumulated = sys.argv[1:]
     torch.manual_seed(0)
     model = LitNet() if kind == "batchnorm" else Unnormalised()
+    ranks = goal == "ranks"
+    sampling = (
+        SubnetSampling("ranks") if ranks else SubnetSampling(n_random=2, distill=goal == "distill")
+    )
     trainer = quiet_trainer(
-        max_steps=1,
+        max_steps=4 if ranks else 1,
         devices=2,
         strategy=DDPStrategy(process_group_backend="gloo"),
         accumulate_grad_batches=int(accumulated),
-        callbacks=[SubnetSampling(n_random=2, distill=goal == "distill"), Save(out)],
+        callbacks=[sampling, Save(out)],
     )
     trainer.fit(model, loader(n=32, size=4))
     torch.save(model.state_dict(), f"{out}/weights{trainer.global_rank}.pt")

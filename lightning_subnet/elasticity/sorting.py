@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sorting channels by importance, so that narrow subnets, which have the first, have the best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from lightning_subnet.choices import Value
+from lightning_subnet.elasticity.protocol import elastic_part
+from lightning_subnet.errors import ElasticityError, SearchError
+from lightning_subnet.space import SearchSpace
+
+Axis = tuple[torch.Tensor, int]  # a tensor, and the dimension that the channels are
+Kept = Mapping[str, Sequence[Value]]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Channels of which subnets have the first so many, and where they are.
+
+    Args:
+        axes: Every tensor that has these channels, parameters and buffers, with the dimension. The
+            largest network must be the same function in any order of them.
+        readers: Those of them whose weights read the channels; the importance of a channel is the
+            L1 norm of what reads it.
+        widths: Numbers of first channels that stay the same ones, in another order: of subnets
+            whose function is to stay.
+        unit: So many move together, as the channels of a head do.
+
+    Raises:
+        ElasticityError: Tensors that do not have the same number of channels, or a width or a unit
+            that does not fit it.
+    """
+
+    axes: Sequence[Axis]
+    readers: Sequence[Axis]
+    widths: Sequence[int] = ()
+    unit: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = [tensor.shape[dim] for tensor, dim in (*self.axes, *self.readers)]
+        wrong = [w for w in self.widths if not 0 < w <= sizes[0] or w % self.unit] if sizes else []
+        if not self.readers or len(set(sizes)) != 1 or sizes[0] % self.unit or wrong:
+            msg = (
+                f"Channels have sizes {sorted(set(sizes))}, widths {sorted(set(self.widths))} and "
+                f"{len(self.readers)} readers. All tensors need one size, which the widths do not "
+                f"exceed, all multiples of unit={self.unit}, and one reader or more."
+            )
+            raise ElasticityError(msg)
+
+    @property
+    def n(self) -> int:
+        """How many channels there are."""
+        tensor, dim = self.readers[0]
+        return tensor.shape[dim]
+
+    def order(self) -> torch.Tensor:
+        """Return the channels, the most important first, within the bounds that `widths` set."""
+        # In double precision and on the CPU, where all ranks add up alike.
+        score = torch.zeros(self.n // self.unit, dtype=torch.float64)
+        for tensor, dim in self.readers:
+            rows = tensor.detach().cpu().double().abs().movedim(dim, 0)
+            score += rows.reshape(len(score), -1).sum(1)
+        ends = sorted({width // self.unit for width in self.widths} | {0, len(score)})
+        bands = [torch.arange(a, b) for a, b in pairwise(ends)]
+        order = torch.cat(
+            [band[score[band].argsort(descending=True, stable=True)] for band in bands]
+        )
+        return (order[:, None] * self.unit + torch.arange(self.unit)).flatten()
+
+
+@runtime_checkable
+class Sortable(Protocol):
+    """A network that says which of its channels may be sorted."""
+
+    def sortable_channels(self, kept: Kept) -> Iterable[Channels]:
+        """Return its groups of channels.
+
+        Args:
+            kept: By choice, the values whose subnets are to stay the same function; the widths of
+                those subnets are the `Channels.widths`.
+        """
+
+
+def sort_channels(
+    net: nn.Module,
+    *,
+    keep: SearchSpace | None = None,
+    optimizers: Iterable[torch.optim.Optimizer] = (),
+) -> int:
+    """Sort channels by importance, in place; the largest network stays the same function.
+
+    Subnets have the first channels of each layer. Before widths are trained those are no better
+    than any others; sorted, a narrow subnet begins with the channels that matter. The importance is
+    the L1 norm of the weights that read a channel, as in the original.
+
+    Args:
+        net: A super-network with `sortable_channels` (see `Sortable`), or a module with one such
+            part. Those of this package have it: for the expansion of `ElasticMobileNetV3`, the
+            expansion and the width of `ElasticResNet`, the feed-forward channels of Transformers,
+            and heads where each keeps its channels.
+        keep: All subnets of this part of its space stay the same functions, so channels are sorted
+            between its widths only; None: the largest alone.
+        optimizers: What they know of each weight (momenta) is sorted with it, as gradients are.
+
+    Returns:
+        How many groups of channels came into another order.
+
+    Raises:
+        SearchError: The network does not say what can be sorted.
+        ElasticityError: What it says does not fit together.
+
+    References:
+        Cai et al., Once-for-All, ICLR 2020, section 3.3 (channel sorting for elastic width).
+
+    Example:
+        >>> from lightning_subnet.supernets import ElasticViT
+        >>> net, images = ElasticViT.tiny().eval(), torch.randn(2, 1, 8, 8)
+        >>> before = net(images)
+        >>> sort_channels(net)
+        6
+        >>> torch.allclose(net(images), before, atol=1e-5)
+        True
+    """
+    part = sortable_part(net)
+    space: SearchSpace = part.search_space()
+    kept = {name: (space.largest[name],) for name in space.names} if keep is None else keep.values
+    states = [optimizer.state for optimizer in optimizers]
+    n_moved = 0
+    with torch.no_grad():
+        for channels in part.sortable_channels(kept):
+            order = channels.order()
+            if torch.equal(order, torch.arange(channels.n)):
+                continue
+            n_moved += 1
+            for tensor, dim in channels.axes:
+                known = [x for state in states for x in state.get(tensor, {}).values()]
+                for x in (tensor, tensor.grad, *known):
+                    if isinstance(x, torch.Tensor) and x.shape == tensor.shape:
+                        x.copy_(x.index_select(dim, order.to(x.device)))
+    return n_moved
+
+
+def sortable_part(net: nn.Module) -> Any:
+    """Return the elastic part of a module, which says what can be sorted.
+
+    Raises:
+        SearchError: It does not.
+    """
+    part = elastic_part(net)
+    if not isinstance(part, Sortable):
+        msg = (
+            f"{type(part).__name__} does not say which channels can be sorted. Give it a method "
+            "sortable_channels(kept) that returns a list of elasticity.sorting.Channels."
+        )
+        raise SearchError(msg)
+    return part
+
+
+def outputs(*layers: Any) -> list[Axis]:
+    """Return where the output channels of convolutions, linear and normalising layers are."""
+    own = [
+        tensor
+        for layer in layers
+        for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
+    ]
+    return [(tensor, 0) for tensor in own if tensor.ndim]
+
+
+def inputs(*layers: Any) -> list[Axis]:
+    """Return where the input channels of convolutions and linear layers are."""
+    return [(layer.weight, 1) for layer in layers]
