@@ -51,11 +51,14 @@ class Latency:
     the machine meets both alike. A round is 10 ms of turns, or one; as disturbances only add time,
     the fastest timing of either counts in it, less what the thread waited for a core (Linux). The
     value is the median over rounds of s / r, times the latency of the reference, timed once by
-    itself. The standard error is 1.2533 sigma / sqrt(rounds), sigma = interquartile range / 1.349,
-    and 0.5 % of the value for contention that outlasts a measurement; the error of the reference,
-    which scales all values alike, is not in it. Threads, garbage collector, gradient mode, random
-    states and environment variables are as before afterwards. On a GPU each pass is timed between
-    two events, from an idle device to its end; weights that fit in its L2 cache stay there.
+    itself. Several subnets that are measured at once, such as a front that is measured again, take
+    turns with each other too: ten visits each, so that spells of contention meet all of them, and
+    the value is the mean of the middle six. The standard error is 1.2533 sigma / sqrt(rounds),
+    sigma = interquartile range / 1.349, at least what the visits differ by, and 0.5 % of the value
+    for contention that outlasts a measurement; the error of the reference, which scales all values
+    alike, is not in it. Threads, garbage collector, gradient mode, random states and environment
+    variables are as before afterwards. On a GPU each pass is timed between two events, from an idle
+    device to its end; weights that fit in its L2 cache stay there.
 
     Args:
         batch_size: Samples of one forward pass.
@@ -193,7 +196,8 @@ class Latency:
                 for each in nets:
                     make = partial(_copied, each)
                     runners.append(bench.ready(make, type(each).__name__))
-                return bench.timed(*runners)
+                reference_runner = None if reference is None else runners[0]
+                return bench.timed(runners[-1:], reference_runner)[0]
             finally:
                 for runner in runners:
                     runner.release()

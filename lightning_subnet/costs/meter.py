@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lightning_subnet.costs.latency import Latency
 
 _log = logging.getLogger(__name__)
+_MOST, _HELD = 64, 1 << 30  # subnets that take turns, and bytes that they may have
 
 
 class Bench:
@@ -87,15 +88,17 @@ class Bench:
             raise MeasurementError(msg)
         return replace(runner, seconds=seconds)
 
-    def timed(self, *runners: Runner) -> Timing:
-        """Return ms of a runner, or of the second relative to the first."""
+    def timed(self, runners: Sequence[Runner], reference: Runner | None = None) -> list[Timing]:
+        """Return ms of each runner, or relative to the reference; all of them take turns."""
+        groups = [[r.run] if reference is None else [reference.run, r.run] for r in runners]
         with (
             undisturbed(),
             torch.inference_mode(),
             clock_of(self.device) as clock,
         ):
-            timing = settled([runner.run for runner in runners], clock, self.settings)
-        return replace(timing, preparing=runners[-1].seconds)
+            timings = settled(groups, clock, self.settings)
+        pairs = zip(timings, runners, strict=True)
+        return [replace(timing, preparing=runner.seconds) for timing, runner in pairs]
 
     def _failure(self, what: str, error: Exception) -> str:
         name, kind = self.settings.runtime, self._kind
@@ -133,30 +136,40 @@ class Meter:
         return self.elastic is elastic and kind not in self.kinds and all(same)
 
     def relative(self, subnets: Sequence[Subnet], kind: type) -> list[Timing]:
-        """Return the times of subnets relative to the largest.
+        """Return the times of subnets relative to the largest; they take turns with each other.
 
         What one kind of measure took last, another kind gets once; then it is measured anew.
         """
         known = {} if kind is self._recent_kind else self._recent
-        found = [known.pop(subnet, None) for subnet in subnets]
-        if any(timing is None for timing in found):
-            found = [t or self._measured(s) for s, t in zip(subnets, found, strict=True)]
-            self._recent_kind = kind
-            self._recent = {s: t for s, t in zip(subnets, found, strict=True) if t is not None}
-        return [timing for timing in found if timing is not None]
+        found = {subnet: known.pop(subnet, None) for subnet in subnets}
+        if missing := [subnet for subnet, timing in found.items() if timing is None]:
+            found |= self._measured(missing)
+            self._recent_kind, self._recent = kind, {s: t for s, t in found.items() if t}
+        return [timing for subnet in subnets if (timing := found[subnet])]
 
-    def _measured(self, subnet: Subnet) -> Timing:
+    def _measured(self, subnets: Sequence[Subnet]) -> dict[Subnet, Timing]:
+        timings: dict[Subnet, Timing] = {}
         with conditions(self.bench.conditions.threads):
-            self._reference = self._reference or self._ready(self.largest)
-            self.alone = self.alone or self.bench.timed(self._reference)
-            if subnet == self.largest:
-                own = self.alone
+            reference = self._reference = self._reference or self._ready(self.largest)
+            own = self.alone = self.alone or self.bench.timed([reference])[0]
+            if self.largest in subnets:
                 error, low, high = (x / own.value for x in (own.error, own.low, own.high))
-                return replace(own, value=1.0, error=error, low=low, high=high)
-            runner = self._ready(subnet)
-            try:
-                return self.bench.timed(self._reference, runner)
-            finally:
+                timings[self.largest] = replace(own, value=1.0, error=error, low=low, high=high)
+            others = [subnet for subnet in subnets if subnet != self.largest]
+            tensors = [*self.elastic.parameters(), *self.elastic.buffers()]
+            size = 2 * sum(t.nelement() * t.element_size() for t in tensors)
+            n = max(1, min(_MOST, _HELD // max(size, 1)))
+            for start in range(0, len(others), n):
+                timings |= self._together(others[start : start + n], reference)
+        return timings
+
+    def _together(self, subnets: Sequence[Subnet], reference: Runner) -> dict[Subnet, Timing]:
+        runners: list[Runner] = []
+        try:
+            runners.extend(self._ready(subnet) for subnet in subnets)
+            return dict(zip(subnets, self.bench.timed(runners, reference), strict=True))
+        finally:
+            for runner in runners:
                 runner.release()
 
     def _ready(self, subnet: Subnet) -> Runner:

@@ -52,14 +52,14 @@ def two() -> list[Any]:
 
 def test_a_drift_and_disturbances_cancel() -> None:
     machine = Machine(drift=0.005, noise=0.002, disturbed=0.2)
-    timing = settled(two(), machine, Effort())
+    timing = settled([two()], machine, Effort())[0]
     assert 1 + machine.drift * machine.calls > 1.5
     assert timing.value == pytest.approx(0.5, rel=0.01)
     assert timing.low <= timing.value <= timing.high
 
 
 def test_the_standard_error_is_that_of_the_median_over_repetitions() -> None:
-    found = [settled(two(), machine, Effort()) for machine in machines(40, noise=0.05)]
+    found = [settled([two()], machine, Effort())[0] for machine in machines(40, noise=0.05)]
     spread = np.std([t.value for t in found])
     claimed = np.mean([t.error for t in found])
     assert 0.6 < claimed / spread < 1.6
@@ -73,15 +73,33 @@ def machines(n: int, **settings: float) -> list[Machine]:
 
 
 def test_rounds_end_by_tolerance_by_repeats_or_by_time() -> None:
-    assert settled(two(), Machine(), Effort()).rounds == 15  # no noise, so no error
+    assert settled([two()], Machine(), Effort())[0].rounds == 15  # no noise, so no error
     noisy = Effort(repeats=40)
-    assert settled(two(), Machine(noise=0.1), noisy).rounds == 40
-    assert settled(two(), Machine(noise=0.1), Effort(seconds=0)).rounds == 15
-    assert settled(two(), Machine(noise=0.1), Effort(tolerance=0.1)).rounds < 40
+    assert settled([two()], Machine(noise=0.1), noisy)[0].rounds == 40
+    assert settled([two()], Machine(noise=0.1), Effort(seconds=0))[0].rounds == 15
+    assert settled([two()], Machine(noise=0.1), Effort(tolerance=0.1))[0].rounds < 40
+
+
+def test_a_spell_meets_all_that_take_turns_alike() -> None:
+    machine = Machine(noise=0.002)
+
+    def spell(call: Any, n: int) -> float:  # of the second half, by 10 %, of one of the two only
+        slow = call() == 4 and machine.calls > 420
+        return (1.1 if slow else 1) * machine(call, n)
+
+    effort = Effort(repeats=200)
+    first, second = settled([two()], spell, effort)[0], settled([two()], spell, effort)[0]
+    assert second.value / first.value > 1.05
+    machine.calls = 0
+    first, second = settled([two(), two()], spell, effort)
+    assert machine.calls > 800
+    assert second.value == pytest.approx(first.value, rel=0.01)
+    assert 0.5 < first.value < 0.55
+    assert first.error > 0.005  # what its visits differ by
 
 
 def test_one_thing_alone_is_in_ms() -> None:
-    assert settled(two()[:1], Machine(), Effort()).value == 8
+    assert settled([two()[:1]], Machine(), Effort())[0].value == 8
 
 
 def test_what_the_thread_waited_for_a_core_is_no_part_of_a_timing() -> None:
