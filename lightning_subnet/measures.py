@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -11,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_subnet.choices import Indices
-from lightning_subnet.errors import ObjectiveError
+from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
 
+_log = logging.getLogger(__name__)
 Takes = Literal["subnets", "indices"]
 
 
@@ -35,6 +37,7 @@ class Measure:
             Values of equal fingerprint are reused between studies of one storage; None: never.
         on_reference: Called with the largest subnet of the search and its recorded value, where
             that was measured earlier, for measures that are relative to one another.
+        comparing: What is asked for at once is measured in turns and compares best, as of times.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Measure:
     takes: Takes = "subnets"
     fingerprint: str | None = None
     on_reference: Callable[[Subnet, float], None] | None = None
+    comparing: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -89,6 +93,35 @@ class Measure:
             "Return one number, or one pair (value, standard error), for each."
         )
         raise ObjectiveError(msg)
+
+    def evaluate_each(
+        self, space: SearchSpace, X: Indices
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], dict[int, Exception]]:
+        """Return values and errors of index rows, NaN where a subnet fails, and why by row.
+
+        One by one, unless the measure is `comparing` and none fails.
+
+        Raises:
+            ObjectiveError: As `evaluate` does.
+            MeasurementError: No subnet can be measured.
+        """
+        if self.comparing and len(X) > 1:
+            try:
+                return *self.evaluate(space, X), {}
+            except (ObjectiveError, MeasurementError):
+                raise
+            except Exception:
+                _log.debug("%s: one of %d subnets fails", self.name, len(X), exc_info=True)
+        values, errors = np.full(len(X), np.nan), np.zeros(len(X))
+        failures: dict[int, Exception] = {}
+        for i in range(len(X)):
+            try:
+                (values[i],), (errors[i],) = self.evaluate(space, X[i : i + 1])
+            except (ObjectiveError, MeasurementError):
+                raise
+            except Exception as error:
+                failures[i] = error
+        return values, errors, failures
 
 
 @runtime_checkable

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,16 +66,16 @@ def remeasured(
         [(4, 5.0), (2, 1.0)]
     """
     space = found.problem.space
-    name, told = _told(measure, space, model, example_input, name)
+    wanted = found.problem.front(found.final)
+    name, told = _told(measure, space, [e.subnet for e in wanted], model, example_input, name)
     rest = {key: value for key, value in found.problem.exact.items() if key != name}
     problem = replace(found.problem, exact=rest)
-    wanted = found.problem.front(found.final)
     if not wanted:
         msg = "There is no front to measure again: nothing feasible was found."
         raise SearchError(msg)
-    history = History(space)
-    for before in wanted:
-        history.add(_again(before, len(history), name, told))
+    again = [_again(before, i, name, told) for i, before in enumerate(wanted)]
+    seconds = sum(e.seconds for e in again) / len(again)  # some are measured at once
+    history = History(space, (replace(e, seconds=seconds) for e in again))
     if any(c.relative and c.name not in rest for c in problem.constraints):
         _add_reference(history, found.final.get(space.largest), name, told)
     if not history.ok.any():
@@ -103,8 +103,32 @@ def _add_reference(history: History, before: Evaluation | None, name: str, told:
     history.add(again)
 
 
+def _asked(measure: Measure, space: SearchSpace, subnets: Sequence[Subnet]) -> Told:
+    """Return the values of some subnets, which are measured at once, or of any other."""
+    pairs: dict[Subnet, Any] = {}
+
+    def add(several: Sequence[Subnet]) -> None:
+        values, errors, failures = measure.evaluate_each(space, space.indices(several))
+        pairs.update(zip(several, zip(values.tolist(), errors.tolist(), strict=True), strict=True))
+        pairs.update({several[i]: why for i, why in failures.items()})
+
+    def asked(subnet: Subnet) -> Any:
+        if subnet not in pairs:
+            add(subnets if subnet in subnets else [subnet])
+        if isinstance(pairs[subnet], Exception):
+            raise pairs[subnet]
+        return pairs[subnet]
+
+    return asked
+
+
 def _told(
-    measure: Any, space: SearchSpace, model: Any, example_input: Any, name: str | None
+    measure: Any,
+    space: SearchSpace,
+    subnets: Sequence[Subnet],
+    model: Any,
+    example_input: Any,
+    name: str | None,
 ) -> tuple[str, Told]:
     """Return the name of a measure, and what gives its value, or a pair, of a subnet."""
     if isinstance(measure, NetworkMeasure) and not isinstance(measure, (Measure, type)):
@@ -115,13 +139,7 @@ def _told(
         assert isinstance(part, nn.Module), "the elastic part of a module is a module"
         measure = measure.bind(part, sample_for(model, example_input, measure))
     if isinstance(measure, Measure):
-        bound = measure
-
-        def asked(subnet: Subnet) -> Any:
-            value, error = bound.evaluate(space, space.indices([subnet]))
-            return float(value[0]), float(error[0])
-
-        return name or measure.name, asked
+        return name or measure.name, _asked(measure, space, subnets)
     if not isinstance(name, str) or not name:
         msg = f"What does {measure!r:.60} tell? Write remeasure(..., name='latency_ms'), say."
         raise ObjectiveError(msg)

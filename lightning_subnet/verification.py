@@ -8,13 +8,11 @@ anything: it stands beside the first in the study, and decides the front.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.history import Evaluation, History
 from lightning_subnet.session import Session
 from lightning_subnet.subnet import Subnet
@@ -96,31 +94,26 @@ def verify_front(session: Session) -> dict[str, list[float]]:
         unseen = [e for e in front if e.subnet.key not in verified and e.subnet not in tried]
         if not unseen:
             break
-        for evaluation in unseen:
-            tried.add(evaluation.subnet)
-            for name in names:
-                value = _measured_again(session, evaluation, name)
-                if value is not None and evaluation.values[name]:
-                    changes[name].append(value / evaluation.values[name] - 1)
+        tried |= {e.subnet for e in unseen}
+        for name in names:
+            changes[name] += _measured_again(session, unseen, name)
     return {name: values for name, values in changes.items() if values}
 
 
-def _measured_again(session: Session, evaluation: Evaluation, name: str) -> float | None:
-    space = session.problem.space
-    try:
-        values, errors = session.measures[name].evaluate(space, space.indices([evaluation.subnet]))
-    except (ObjectiveError, MeasurementError):
-        raise
-    except Exception:
-        _log.warning("%s of %s could not be measured again.", name, evaluation, exc_info=True)
-        return None
-    if not np.isfinite(values[0]):
-        return None
-    value, error = float(values[0]), float(errors[0])
-    session.study.storage.keep_value(
-        _fingerprint(session.study, name), evaluation.subnet, value, error
-    )
-    return value
+def _measured_again(session: Session, evaluations: Sequence[Evaluation], name: str) -> list[float]:
+    """Store second values and return the relative changes, of those that have one."""
+    space, changes = session.problem.space, []
+    X = space.indices([e.subnet for e in evaluations])
+    values, errors, failures = session.measures[name].evaluate_each(space, X)
+    for i, why in failures.items():
+        _log.warning("%s of %s could not be measured again.", name, evaluations[i], exc_info=why)
+    fingerprint = _fingerprint(session.study, name)
+    for evaluation, value, error in zip(evaluations, values.tolist(), errors.tolist(), strict=True):
+        if math.isfinite(value):
+            session.study.storage.keep_value(fingerprint, evaluation.subnet, value, error)
+            if before := evaluation.values[name]:
+                changes.append(value / before - 1)
+    return changes
 
 
 def _fingerprint(study: Study, name: str) -> str:

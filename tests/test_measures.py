@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_subnet import Measure, Subnet, measure
+from lightning_subnet import Measure, SearchSpace, Subnet, measure
 from lightning_subnet.errors import ObjectiveError
 from lightning_subnet.measures import by_name
 from tests.spaces import by_depth, error_of, flat
@@ -133,3 +133,24 @@ def test_bad_measures(make: Callable[[], object], parts: list[str]) -> None:
 def test_measures_by_name_keep_their_order() -> None:
     assert list(by_name([weights_in_bulk, weights])) == ["weights_in_bulk", "weights"]
     assert by_name([]) == {}
+
+
+@pytest.mark.parametrize("comparing", [True, False])
+def test_each_subnet_fails_by_itself(comparing: bool) -> None:
+    space, asked = SearchSpace(depth=range(4)), []
+
+    def ms(subnets: list[Subnet]) -> list[tuple[float, float]]:
+        asked.append(len(subnets))
+        if any(s["depth"] == 2 and broken for s in subnets):
+            raise OSError("no cable")
+        return [(float(s["depth"]), 0.5) for s in subnets]
+
+    measure, X = Measure("ms", ms, comparing=comparing), space.indices(list(space))
+    broken = False
+    values, errors, failures = measure.evaluate_each(space, X)
+    assert (values.tolist(), errors.tolist(), failures) == ([0, 1, 2, 3], [0.5] * 4, {})
+    assert asked == ([4] if comparing else [1, 1, 1, 1])
+    broken = True
+    values, _, failures = measure.evaluate_each(space, X)
+    assert np.isnan(values).tolist() == [False, False, True, False]
+    assert {i: str(why) for i, why in failures.items()} == {2: "no cable"}

@@ -143,7 +143,7 @@ class Latency:
         bound = _Bound(self, self._meter(bench, elastic, told))
         return Measure(
             self.name, bound, self._unit,
-            fingerprint=f"{self.name}: {told}", on_reference=bound.on_reference,
+            fingerprint=f"{self.name}: {told}", on_reference=bound.on_reference, comparing=True,
         )  # fmt: skip
 
     def _meter(self, bench: Bench, elastic: nn.Module, told: str) -> Meter:

@@ -147,15 +147,9 @@ class LatencyPredictor:
         sample = sample_for(model, example_input, latency)
         bound, space = latency.bind(elastic, sample), elastic.search_space()
         X = _drawn(space, n, np.random.default_rng(seed))
-        values, errors = np.full(len(X), np.nan), np.zeros(len(X))
-        for i in range(len(X)):
-            try:
-                value, error = bound.evaluate(space, X[i : i + 1])
-                values[i], errors[i] = value[0], error[0]
-            except (ObjectiveError, MeasurementError):
-                raise
-            except Exception as reason:
-                _log.warning("%s of a subnet failed and is left out: %s", latency.name, reason)
+        values, errors, failures = bound.evaluate_each(space, X)
+        for reason in failures.values():
+            _log.warning("%s of a subnet failed and is left out: %s", latency.name, reason)
         ok = np.isfinite(values)
         if ok.sum() < _FEWEST:
             msg = f"Only {ok.sum()} of {len(X)} subnets could be measured; {_FEWEST} are needed."
