@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_subnet import SearchSpace, SubnetSampling, SubnetValidation
+from lightning_subnet import SearchSpace, SubnetSampling, SubnetValidation, elastic
 from lightning_subnet.data import Source
 from lightning_subnet.errors import InvalidSubnetError, SearchError
 from lightning_subnet.restore import module_state, untouched
@@ -56,6 +56,18 @@ class Adam(InForce):
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
+class Drawing(Digits):
+    """Whose hooks draw random numbers, as a random_split in them does."""
+
+    def train_dataloader(self) -> DataLoader:
+        torch.rand(1)
+        return super().train_dataloader()
+
+    def val_dataloader(self) -> DataLoader:
+        np.random.rand()  # noqa: NPY002 - as users' code does
+        return super().val_dataloader()
+
+
 class Watched(L.Callback):
     """What a callback behind sees at the end of each validation, and the gradients then."""
 
@@ -84,7 +96,7 @@ def trained(folder: Path, callbacks: list[Any], **options: Any) -> dict[str, Any
     watched = Watched()
     writer = ModelCheckpoint(folder, monitor="val_acc", mode="max", save_top_k=2)
     stopping = EarlyStopping("val_acc", mode="max", patience=10)
-    model, data = Adam(), Digits()
+    model, data = Adam(), Drawing()
     trainer = quiet_trainer(
         **{
             "max_epochs": 2,
@@ -147,14 +159,15 @@ def evaluated(model: Any, data: Any, subnets: list[Any], images: int, **loaders:
         return [evaluator.evaluate(subnet) for subnet in subnets]
 
 
-def test_the_values_are_those_of_a_search(tmp_path: Path) -> None:
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_the_values_are_those_of_a_search(tmp_path: Path, epochs: int) -> None:
     model = LitMlp()
     space = model.net.search_space()
     phone = space.subnet(width=8, sharpen=2)
     callback = SubnetValidation(named={"phone": phone, "tv": dict(phone)}, calibration_images=100)
     logger = CSVLogger(tmp_path)
     L.seed_everything(0, verbose=False)
-    trainer = quiet_trainer(max_epochs=2, callbacks=[callback], logger=logger)
+    trainer = quiet_trainer(max_epochs=epochs, callbacks=[callback], logger=logger)
     g = torch.Generator().manual_seed(0)
     train = DataLoader(digits(), 100, shuffle=True, generator=g)
     val = DataLoader(torch.utils.data.Subset(digits(), range(300)), 64)
@@ -173,7 +186,7 @@ def test_the_values_are_those_of_a_search(tmp_path: Path) -> None:
     rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").open()))
     ours, normal = ([r for r in rows if r[k]] for k in ("val_acc/smallest", "val_acc"))
     assert [(r["epoch"], r["step"]) for r in ours] == [(r["epoch"], r["step"]) for r in normal]
-    assert len(ours) == 2
+    assert len(ours) == epochs
     for name, value in logged.items():
         assert float(ours[-1][name]) == pytest.approx(value, abs=1e-6)
 
@@ -316,6 +329,35 @@ def test_where_nothing_is_in_force_the_largest_is_from_the_start() -> None:
     quiet_trainer(max_epochs=2, callbacks=[callback]).fit(model, loader, loader)
     assert model.net.active_subnet == model.net.search_space().largest
     assert {sharpen for training, sharpen in seen if training} == {3}
+
+
+def test_what_activate_makes_can_be_trained_on() -> None:
+    """A tensor made in inference mode, as Lightning validates, could not be."""
+
+    def activate(net: nn.Linear, subnet: Any) -> None:
+        net.mask = (torch.arange(64) < subnet["width"]).float()
+
+    class Masked(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            net = nn.Linear(64, 64)
+            self.net = elastic(net, space=SearchSpace(width=[8, 64]), activate=activate)
+            self.net.activate(self.net.search_space().largest)
+            self.last = nn.Linear(64, 10)
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            return F.cross_entropy(self.last(self.net(batch[0]) * self.net.mask), batch[1])
+
+        def validation_step(self, batch: Any, i: int) -> None:
+            self.log("val_loss", self.training_step(batch, i))
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    callback, loader = SubnetValidation(), DataLoader(digits(), 600)
+    quiet_trainer(max_epochs=3, callbacks=[callback]).fit(Masked(), loader, loader)
+    losses = [callback.latest[name]["val_loss"] for name in ("smallest", "largest")]
+    assert losses[0] > losses[1]
 
 
 def test_other_stages_are_left_alone() -> None:
