@@ -87,11 +87,10 @@ class BufferState:
                 owner._buffers[name] = buffer
                 if buffer is None or value is None:  # made on first use
                     continue
-                with torch.inference_mode(buffer.is_inference()):  # those only change inside it
-                    if buffer.shape != value.shape:
-                        buffer.resize_(value.shape)
-                    if not torch.equal(buffer, value):
-                        buffer.copy_(value)
+                if buffer.shape != value.shape:
+                    buffer.resize_(value.shape)
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
     def restore_values(self) -> None:
         """Give the present buffers their first values, where they still have that form."""

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
-import torch
-
 from lightning_subnet._lightning import (
     Callback,
     LightningModule,
@@ -172,8 +170,6 @@ class SubnetValidation(Callback):
         if self._validations % self.every_n_validations:
             return
         with ExitStack() as stack:
-            # As outside of `fit`, where a search runs: what it makes must not be marked for good.
-            stack.enter_context(torch.inference_mode(False))
             stack.enter_context(random_state(0))
             stack.enter_context(untouched(pl_module))
             stack.enter_context(validated_weights(trainer, pl_module))

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_subnet import SearchSpace, SubnetSampling, SubnetValidation, elastic
+from lightning_subnet import SearchSpace, SubnetSampling, SubnetValidation
 from lightning_subnet.data import Source
 from lightning_subnet.errors import InvalidSubnetError, SearchError
 from lightning_subnet.restore import module_state, untouched
@@ -329,35 +329,6 @@ def test_where_nothing_is_in_force_the_largest_is_from_the_start() -> None:
     quiet_trainer(max_epochs=2, callbacks=[callback]).fit(model, loader, loader)
     assert model.net.active_subnet == model.net.search_space().largest
     assert {sharpen for training, sharpen in seen if training} == {3}
-
-
-def test_what_activate_makes_can_be_trained_on() -> None:
-    """A tensor made in inference mode, as Lightning validates, could not be."""
-
-    def activate(net: nn.Linear, subnet: Any) -> None:
-        net.mask = (torch.arange(64) < subnet["width"]).float()
-
-    class Masked(L.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            net = nn.Linear(64, 64)
-            self.net = elastic(net, space=SearchSpace(width=[8, 64]), activate=activate)
-            self.net.activate(self.net.search_space().largest)
-            self.last = nn.Linear(64, 10)
-
-        def training_step(self, batch: Any, _: int) -> torch.Tensor:
-            return F.cross_entropy(self.last(self.net(batch[0]) * self.net.mask), batch[1])
-
-        def validation_step(self, batch: Any, i: int) -> None:
-            self.log("val_loss", self.training_step(batch, i))
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    callback, loader = SubnetValidation(), DataLoader(digits(), 600)
-    quiet_trainer(max_epochs=3, callbacks=[callback]).fit(Masked(), loader, loader)
-    losses = [callback.latest[name]["val_loss"] for name in ("smallest", "largest")]
-    assert losses[0] > losses[1]
 
 
 def test_other_stages_are_left_alone() -> None:
