@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from lightning_subnet.result import SearchResult
     from lightning_subnet.search import SubnetSearch
     from lightning_subnet.search_callback import SubnetSearchCallback
+    from lightning_subnet.sensitivity_report import ElasticityReport, elasticity_report
     from lightning_subnet.settings import BudgetWarning
     from lightning_subnet.shrinking import ProgressiveShrinking
     from lightning_subnet.space import SearchSpace
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     )
     from lightning_subnet.studies import VersionWarning
     from lightning_subnet.subnet import Subnet
+    from lightning_subnet.subnet_validation import SubnetValidation
 
 __version__ = "0.1.0"
 
@@ -77,6 +79,7 @@ _HOME = {
     "Comparison": "comparison",
     "Constraint": "objectives",
     "Deployed": "deployed",
+    "ElasticityReport": "sensitivity_report",
     "Energy": "costs.energy",
     "Evaluation": "history",
     "Evaluator": "evaluators",
@@ -108,6 +111,7 @@ _HOME = {
     "SubnetSampling": "callbacks",
     "SubnetSearch": "search",
     "SubnetSearchCallback": "search_callback",
+    "SubnetValidation": "subnet_validation",
     "SynFlow": "costs.proxies",
     "TableEvaluator": "evaluators",
     "VersionWarning": "studies",
@@ -117,6 +121,7 @@ _HOME = {
     "closest_subnet": "closest",
     "compare": "comparing",
     "elastic": "elasticity.protocol",
+    "elasticity_report": "sensitivity_report",
     "export_onnx": "export",
     "export_openvino": "export",
     "export_torch": "export",
@@ -142,6 +147,7 @@ __all__ = [
     "Comparison",
     "Constraint",
     "Deployed",
+    "ElasticityReport",
     "Energy",
     "Evaluation",
     "Evaluator",
@@ -172,6 +178,7 @@ __all__ = [
     "SubnetSampling",
     "SubnetSearch",
     "SubnetSearchCallback",
+    "SubnetValidation",
     "SynFlow",
     "TableEvaluator",
     "Throughput",
@@ -182,6 +189,7 @@ __all__ = [
     "closest_subnet",
     "compare",
     "elastic",
+    "elasticity_report",
     "export_onnx",
     "export_openvino",
     "export_torch",

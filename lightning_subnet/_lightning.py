@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import callbacks as pytorch_callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -259,6 +261,41 @@ def attached_trainer(module: LightningModule) -> Trainer | None:
     """Return the Trainer of a module, or None; `module.trainer` raises where there is none."""
     trainer: Trainer | None = module._trainer
     return trainer
+
+
+# Subnets validated during training
+
+
+def validated_in_fit(trainer: Trainer) -> bool:
+    """Return whether the validation that is ending is one of `fit`, and no sanity check."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+
+@contextmanager
+def validated_weights(trainer: Trainer, model: LightningModule) -> Iterator[None]:
+    """Give a module the weights that `fit` has just validated: the averages, where it averages.
+
+    Lightning's WeightAveraging swaps them in for the validation and out before it has ended.
+    """
+    kind = getattr(pytorch_callbacks, "WeightAveraging", ())  # from Lightning 2.6 on
+    dynamic: Any = trainer  # a connector sets `callbacks`, which the class does not declare
+    averaging = [callback for callback in dynamic.callbacks if isinstance(callback, kind)]
+    for callback in averaging:
+        callback.on_validation_epoch_start(trainer, model)
+    try:
+        yield
+    finally:
+        for callback in reversed(averaging):
+            callback.on_validation_epoch_end(trainer, model)
+
+
+def log_with_validation(trainer: Trainer, row: Mapping[str, float]) -> None:
+    """Log values as those of the validation that is ending, and let callbacks monitor them."""
+    device = trainer.strategy.root_device
+    metrics: dict[str, Any] = {k: torch.tensor(v, device=device) for k, v in row.items()}
+    trainer.callback_metrics.update(metrics)
+    trainer.logged_metrics.update(metrics)
+    trainer._logger_connector.log_metrics(dict(metrics))
 
 
 # Training with several subnets per step

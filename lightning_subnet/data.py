@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_subnet._lightning import (
@@ -125,7 +127,7 @@ def frozen_data(model: LightningModule, source: Source, trainer: Trainer) -> Ite
         loaders = loaders if loaders is not None else getattr(owner, hook)()
         data = _frozen(loaders, owner, hook, trainer)
         data.images = source.calibration_images
-        data.calibration = trainer.strategy.broadcast(_calibration(model, source, owner))
+        data.calibration = trainer.strategy.broadcast(calibration_batches(model, source, owner))
         if datamodule is not None:
             stack.enter_context(_shadowed(datamodule, "val_dataloader", lambda: data.given))
         yield data
@@ -225,6 +227,24 @@ def _own_generators(loader: Any) -> Iterator[None]:
             generator.set_state(state)
 
 
+def with_own_workers(loaders: Any) -> Any:
+    """Return loaders of the same data that leave the workers of these ones alone.
+
+    A loader that keeps its workers has one iterator, which starts anew wherever it is iterated.
+    """
+
+    def alone(loader: Any) -> Any:
+        if not getattr(loader, "persistent_workers", False):
+            return loader
+        loader = copy.copy(loader)
+        loader._iterator = None
+        return loader
+
+    if isinstance(loaders, CombinedLoader):
+        return like_combined(loaders, [alone(loader) for loader in loaders.flattened])
+    return tree_map(alone, loaders)
+
+
 class _Every:
     """Each n-th item of an iterable, from the r-th on."""
 
@@ -258,8 +278,14 @@ def _share(loader: Any, rank: int, world: int) -> Any:
     )
 
 
-def _calibration(model: LightningModule, source: Source, owner: Any) -> list[Any]:
-    """Return fixed batches of training data, as many as hold the wanted samples."""
+def calibration_batches(model: LightningModule, source: Source, owner: Any) -> list[Any]:
+    """Return fixed batches of training data, as many as hold the wanted samples.
+
+    Args:
+        model: The LightningModule; without BatchNorm it needs none.
+        source: Its data, and how many samples are wanted.
+        owner: What has the `train_dataloader`, where the source has none itself.
+    """
     wanted = source.calibration_images
     if not wanted or not batch_norms(model):
         return []

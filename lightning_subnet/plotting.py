@@ -250,6 +250,44 @@ def draw_attainment(
     return figure, ax
 
 
+def draw_bars(
+    labels: Sequence[str],
+    bars: Mapping[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
+    *,
+    xlabel: str,
+    title: str,
+    ax: Any = None,
+) -> tuple[Any, Any]:
+    """Draw bars along x with their errors, the first label on top, one colour per series.
+
+    Args:
+        labels: What the bars are of.
+        bars: By series, values and errors, each (len(labels),).
+        xlabel: What the values are.
+        title: Above the picture.
+        ax: Matplotlib axes to draw on.
+    """
+    own = ax is None
+    figure, ax = axes(ax)
+    if own:
+        figure.set_figheight(max(3.0, 1.2 + 0.2 * len(labels) * (len(bars) + 0.5)))
+    height = 0.8 / len(bars)
+    places = np.arange(len(labels))
+    for k, ((name, (values, errors)), look) in enumerate(zip(bars.items(), _looks(), strict=False)):
+        at = places + (k - (len(bars) - 1) / 2) * height
+        ax.barh(at, values, height, color=look["color"], label=name)
+        some = errors > 0
+        ax.errorbar(
+            values[some], at[some], xerr=errors[some], fmt="none", ecolor="black", elinewidth=1,
+            capsize=2,
+        )  # fmt: skip
+    ax.set_yticks(places, labels)
+    ax.invert_yaxis()
+    _decorate(ax, xlabel, "", title)
+    ax.legend(loc="best", frameon=False)
+    return figure, ax
+
+
 def _looks() -> Iterator[dict[str, str]]:
     """Yield colours that people with any colour vision tell apart, then the same lines dashed."""
     for style in itertools.cycle(["-", "--", ":", "-."]):

@@ -42,7 +42,12 @@ def module_state(module: LightningModule, datamodule: Any = None) -> Iterator[Bu
         stack.callback(buffers.restore)
         for child in module.modules():
             stack.callback(setattr, child, "training", child.training)
+            # Where modules of Lightning and metrics believe to be, and in which type.
+            told = {k: v for k, v in vars(child).items() if k in ("_device", "_dtype")}
+            stack.callback(vars(child).update, told)
         for p in module.parameters():
+            if p.grad is not None:  # half of an accumulation
+                stack.callback(_restore_gradient, p, p.grad, p.grad.data)
             stack.callback(_restore_parameter, p, p.data, p.device, p.requires_grad)
         yield buffers
 
@@ -54,6 +59,15 @@ def _restore_parameter(
     if parameter.data_ptr() != data.data_ptr() or parameter.dtype != data.dtype:
         parameter.data = data.to(device)
     parameter.requires_grad_(requires_grad)
+
+
+def _restore_gradient(
+    parameter: torch.nn.Parameter, gradient: torch.Tensor, data: torch.Tensor
+) -> None:
+    """Give a parameter the gradients back that it has gathered so far."""
+    if gradient.data_ptr() != data.data_ptr() or gradient.dtype != data.dtype:
+        gradient.data = data
+    parameter.grad = gradient
 
 
 class BufferState:
@@ -111,3 +125,49 @@ class StepState:
         for child in self._module.modules():
             if isinstance(child, Metric):
                 child.reset()
+
+
+@contextmanager
+def untouched(module: LightningModule) -> Iterator[None]:
+    """Empty the metrics of a module, and restore on leaving what a validation gathers in it.
+
+    That is the states of the metrics and the attributes of the LightningModule itself; lists, dicts
+    and sets get their items back in place.
+    """
+    internal = vars(LightningModule()).keys()
+    before = {name: value for name, value in vars(module).items() if name not in internal}
+    items = {
+        name: copy.copy(value)
+        for name, value in before.items()
+        if isinstance(value, (list, dict, set))
+    }
+    states = [
+        (
+            metric,
+            {
+                # A reset gives it other tensors, but empties the lists that it has.
+                name: copy.copy(value) if isinstance(value, list) else value
+                for name, value in vars(metric).items()
+                if name in metric._defaults or name in _COUNTED
+            },
+        )
+        for metric in module.modules()
+        if isinstance(metric, Metric)
+    ]
+    try:
+        for metric, _ in states:
+            metric.reset()
+        yield
+    finally:
+        for name in vars(module).keys() - internal - before.keys():
+            delattr(module, name)
+        vars(module).update(before)
+        for name, kept in items.items():
+            value = before[name]
+            value.clear()
+            (value.extend if isinstance(value, list) else value.update)(kept)
+        for metric, state in states:
+            vars(metric).update(state)
+
+
+_COUNTED = ("_update_count", "_computed", "_forward_cache")  # of a torchmetrics Metric

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lightning_subnet.export import Exported
+    from lightning_subnet.sensitivity_report import ElasticityReport
     from lightning_subnet.session import Session
 
 _Module = TypeVar("_Module")
@@ -185,6 +186,20 @@ class SearchResult:
         from lightning_subnet.plotting import draw_front
 
         return draw_front(self, x=x, y=y, ax=ax)
+
+    def elasticity(self, **options: Any) -> ElasticityReport:
+        """Tell which choices the measures of this search depend on; see `elasticity_report`.
+
+        Args:
+            **options: `metrics`, `predictor` and `seed`; `measures`, by default the exact ones.
+
+        Raises:
+            SearchError: Too few evaluations, or an unknown metric.
+        """
+        from lightning_subnet.sensitivity_report import elasticity_report
+
+        options.setdefault("measures", list(self.problem.exact.values()))
+        return elasticity_report(self.history.space, result=self, **options)
 
     def extract(self, subnet: Evaluation | Subnet) -> Any:
         """Return a subnet as a module of its own, with its own BatchNorm statistics.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights from elsewhere: the checkpoints of the `ofa` package, and loading with clear messages."""
+"""What comes from elsewhere and may not fit: `ofa` checkpoints, weights, subnets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from lightning_subnet.errors import SpaceError, listed
+from lightning_subnet.errors import InvalidSubnetError, SpaceError, listed
+from lightning_subnet.space import SearchSpace
+from lightning_subnet.subnet import Subnet
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(?:conv|mobile_inverted_conv)\.(.+)")
 _PARTS = {
@@ -148,3 +150,24 @@ def load_weights(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         )
         raise SpaceError(msg)
     module.load_state_dict(dict(state))
+
+
+def check_names(network: str, space: SearchSpace, subnet: Subnet) -> None:
+    """Refuse a subnet without the choices of a network, before anything of it is put in force.
+
+    Raises:
+        InvalidSubnetError: A choice is missing: the subnet is of another size or kind.
+
+    Example:
+        >>> one, other = SearchSpace(d=[1, 2]), SearchSpace(d=[1, 2], w=[8, 16])
+        >>> check_names("Net", other, one.largest)
+        Traceback (most recent call last):
+        ...
+        lightning_subnet.errors.InvalidSubnetError: Net has the choice 'w', which Subnet(d=2) is ...
+    """
+    if missing := [name for name in space.names if name not in subnet]:
+        msg = (
+            f"{network} has the choice {missing[0]!r}, which {subnet!r:.80} is without: it is of "
+            "another space. Take a subnet of this network's search_space()."
+        )
+        raise InvalidSubnetError(msg)

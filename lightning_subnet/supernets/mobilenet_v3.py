@@ -32,7 +32,11 @@ from lightning_subnet.supernets._mbconv import (
     mbconv_channels,
     plain_conv,
 )
-from lightning_subnet.supernets.checkpoints import from_ofa_mobilenet_v3, load_weights
+from lightning_subnet.supernets.checkpoints import (
+    check_names,
+    from_ofa_mobilenet_v3,
+    load_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -295,6 +299,7 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
     def _check(self, subnet: Subnet) -> None:
         """Refuse what the network was not built with, of the blocks that exist."""
         config, most = self.config, max(self.config.depths)
+        check_names(type(self).__name__, self.search_space(), subnet)
 
         def check(name: str, allowed: Sequence[float]) -> None:
             if subnet[name] not in allowed:

@@ -32,7 +32,7 @@ from lightning_subnet.supernets._resnet import (
     resnet_choices,
     resnet_tables,
 )
-from lightning_subnet.supernets.checkpoints import from_ofa_resnets, load_weights
+from lightning_subnet.supernets.checkpoints import check_names, from_ofa_resnets, load_weights
 
 
 class _Trunk(nn.Module):
@@ -227,6 +227,7 @@ class ElasticResNet(SubnetMixin, _Trunk):
     def _check(self, subnet: Subnet) -> None:
         """Refuse what the network was not built with, of the blocks that exist."""
         config = self.config
+        check_names(type(self).__name__, self.search_space(), subnet)
 
         def check(name: str, allowed: Sequence[float]) -> None:
             if subnet[name] not in allowed:

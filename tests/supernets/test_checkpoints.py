@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +10,11 @@ from torch import nn
 
 from lightning_subnet.errors import SpaceError
 from lightning_subnet.supernets import (
+    ElasticGPT,
     ElasticMobileNetV3,
     ElasticResNet,
+    ElasticTransformer,
+    ElasticViT,
     MobileNetV3Config,
     ResNetConfig,
 )
@@ -156,3 +160,46 @@ def test_a_resnet_checkpoint_of_another_size() -> None:
         load_weights(net, more.state_dict())
     with pytest.raises(SpaceError, match=r"missing 'stem\.0\.0\.weight'"):
         net.load_ofa({"classifier.linear.linear.bias": torch.zeros(1000)})
+
+
+OTHER_SIZES = {
+    "MobileNetV3": (ElasticMobileNetV3.tiny, {"n_classes": 7}, "'classifier.weight' is (7, "),
+    "ResNet": (ElasticResNet.tiny, {"n_classes": 7}, "'classifier.weight' is (7, "),
+    "Transformer": (ElasticTransformer.tiny, {"vocab": 21}, "is (21, "),
+    "GPT": (partial(ElasticGPT.tiny, vocab=20), {"embed": (16, 40)}, ", 40) in the state and ("),
+    "ViT": (ElasticViT.tiny, {"patch_size": 4}, ") in the state and ("),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SIZES)
+def test_weights_of_another_size_of_each_super_network(name: str) -> None:
+    make, changes, told = OTHER_SIZES[name]
+    torch.manual_seed(0)
+    net, other = make(), make(**changes)
+    text = message(net, other.state_dict())
+    assert_clear(text, f"do not fit Elastic{name}", told, "Build the network in the size")
+    shapes = {k: tuple(v.shape) for k, v in net.state_dict().items()}
+    theirs = {k: tuple(v.shape) for k, v in other.state_dict().items()}
+    first = next(k for k, v in shapes.items() if theirs.get(k, v) != v)
+    assert f"{first!r} is {theirs[first]} in the state and {shapes[first]} here" in text
+    same = make()
+    load_weights(net, same.state_dict())
+    assert all(torch.equal(v, same.state_dict()[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["mobilenet", "resnet"])
+def test_checkpoints_of_the_original_in_another_size(kind: str) -> None:
+    """Names as the released checkpoints have them; the shapes are those of another width."""
+    with torch.device("meta"):
+        if kind == "mobilenet":
+            net, wide = ElasticMobileNetV3(), ElasticMobileNetV3(MobileNetV3Config(width_mult=1.2))
+            ours, theirs = "stem.0.weight", "first_conv.conv.weight"
+        else:
+            net = ElasticResNet()
+            wide = ElasticResNet(ResNetConfig(width_mults=(0.65, 1.2)))
+            ours, theirs = "stem.0.0.weight", "input_stem.0.conv.weight"
+    state = {theirs: wide.state_dict()[ours]}
+    with pytest.raises(SpaceError) as caught:
+        net.load_ofa(state)
+    shape, own = (tuple(n.state_dict()[ours].shape) for n in (wide, net))
+    assert_clear(caught.value, f"{ours!r} is {shape} in the state and {own} here")

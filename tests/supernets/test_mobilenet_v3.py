@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_subnet import Subnet
+from lightning_subnet import SearchSpace, Subnet
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.layers import ElasticBatchNorm2d, ElasticConv2d
 from lightning_subnet.errors import InvalidSubnetError, SpaceError
@@ -19,7 +19,7 @@ from lightning_subnet.supernets.mobilenet_v3 import (
     MobileNetV3Config,
     make_divisible,
 )
-from tests.problems import data_file
+from tests.problems import assert_clear, data_file
 from tests.supernets.contract import SupernetContract, megabytes, shaken, untouched
 
 SIZES = {"tiny": 8, "small": 32, "full": 64}  # pixels
@@ -196,8 +196,13 @@ def test_only_blocks_of_the_stages_are_elastic() -> None:
 
 def test_a_subnet_of_another_space_is_refused_with_the_choice() -> None:
     tiny, small = build("tiny"), build("small")
-    with pytest.raises(KeyError, match=r"'ks\.6' is not a choice of this subnet"):
-        small.activate(tiny.search_space().largest)
+    small.activate(small.search_space().smallest)
+    for own in (tiny.search_space().largest, SearchSpace(a=[1, 2]).largest):
+        with pytest.raises(InvalidSubnetError) as caught:
+            small.activate(own)
+        assert_clear(caught.value, "ElasticMobileNetV3 has the choice", "another space")
+        assert small.active_subnet == small.search_space().smallest
+        assert small.stages[0].active_depth == min(small.config.depths)  # nothing was changed
     subnet = tiny.search_space().smallest
     tiny.activate(subnet)
     for changes, message in [

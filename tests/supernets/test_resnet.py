@@ -193,8 +193,12 @@ def test_a_subnet_of_another_space_is_refused_with_the_choice() -> None:
     tiny = ElasticResNet.tiny()
     subnet = tiny.search_space().smallest
     tiny.activate(subnet)
-    with pytest.raises(KeyError, match=r"'d\.3' is not a choice of this subnet"):
-        ElasticResNet.small().activate(subnet)
+    small = ElasticResNet.small()
+    small.activate(small.search_space().smallest)
+    with pytest.raises(InvalidSubnetError) as caught:
+        small.activate(subnet)
+    assert_clear(caught.value, "ElasticResNet has the choice 'd.3'", "search_space()")
+    assert small.active_subnet == small.search_space().smallest
     for changes, message in [
         ({"depths": (1, 3)}, r"d\.0=3 is not one of 0, 1, 2, what this network was built with"),
         ({"expansions": (0.25, 0.75)}, r"e\.0=0\.75 is not one of 0\.25, 0\.5, 1\.0"),
