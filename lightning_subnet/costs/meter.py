@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,7 +91,7 @@ class Bench:
 
     def timed(self, runners: Sequence[Runner], reference: Runner | None = None) -> list[Timing]:
         """Return ms of each runner, or relative to the reference; all of them take turns."""
-        groups = [[r.run] if reference is None else [reference.run, r.run] for r in runners]
+        groups = [partial(_visited, _places(runner), reference) for runner in runners]
         with (
             undisturbed(),
             torch.inference_mode(),
@@ -177,6 +178,20 @@ class Meter:
             return extract(self.elastic, subnet)
 
         return self.bench.ready(make, repr(subnet), must=subnet == self.largest)
+
+
+def _places(runner: Runner) -> Iterator[Runner]:
+    """Yield a runner for one visit after the other, each elsewhere in memory if it can be."""
+    held = runner
+    while True:
+        yield held
+        if runner.again is not None:
+            held = runner.again()  # before the last is freed, so not in its place
+
+
+def _visited(places: Iterator[Runner], reference: Runner | None) -> list[Callable[[], Any]]:
+    before = [] if reference is None else [reference.run]
+    return [*before, next(places).run]
 
 
 def described(inputs: tuple[Any, ...]) -> str:

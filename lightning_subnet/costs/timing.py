@@ -22,10 +22,11 @@ FEWEST = 15  # least rounds, for a standard error
 _WARM = 20  # most calls of a warm-up
 _ROUND_MS, _ROUND_TURNS = 10.0, 5  # a round: the turns that fit in, from 1 to 5
 _TIMED_MS = 0.5  # one timing: as many calls as last so long
-_VISITS, _FEWEST_OF_VISIT = 10, 3  # of each of several groups, and the least rounds of one
+_VISITS = 5
 
 Call = Callable[[], Any]
 Clock = Callable[[Call, int], float]
+Group = Callable[[], Sequence[Call]]
 
 
 class Effort(Protocol):
@@ -49,9 +50,9 @@ class Timing:
     """What was measured, in ms, or relative to a reference that took turns.
 
     Args:
-        value: The median over rounds; of several visits the mean of the medians of the middle six.
-        error: Its standard error, 1.2533 sigma / sqrt(rounds), sigma from the quartiles; of several
-            visits at least sigma / sqrt(visits), sigma from the quartiles of their medians.
+        value: The mean of the middle three of five visits, each the median over its rounds.
+        error: Its standard error: 1.2533 sigma / sqrt(rounds), sigma from the quartiles of the
+            rounds, and at least sigma / sqrt(visits), sigma from those of the visits.
         low: The first quartile of the rounds.
         high: The third.
         rounds: How many there were.
@@ -66,21 +67,20 @@ class Timing:
     preparing: float = 0.0
 
 
-def settled(groups: Sequence[Sequence[Call]], clock: Clock, effort: Effort) -> list[Timing]:
+def settled(groups: Sequence[Group], clock: Clock, effort: Effort) -> list[Timing]:
     """Let the one or two things of a group take turns; return ms of the one, or last / first.
 
-    Several groups take turns as well: each is visited ten times for a tenth of the effort, and its
-    value is the mean of the middle six visits. So a spell of contention meets all groups alike,
-    and the error is at least what the visits of a group differ by.
+    Each group is visited five times for a fifth of the effort, in turns with the other groups, and
+    its value is the mean of the middle three visits. So a spell of contention meets all groups
+    alike, and where in memory a thing lies differs by visit, if the group makes a new one.
 
     Args:
-        groups: What is timed; the first of two is the reference.
+        groups: Each returns at every visit what is timed; the first of two is the reference.
         clock: Returns what one of some calls takes, in ms.
         effort: How long to measure each group.
     """
-    visits = 1 if len(groups) == 1 else _VISITS
-    all_turns = [_Turns(calls, clock, effort, visits) for calls in groups]
-    for _ in range(visits):
+    all_turns = [_Turns(group, clock, effort) for group in groups]
+    for _ in range(_VISITS):
         for turns in all_turns:
             turns.visit()
     return [turns.timing() for turns in all_turns]
@@ -89,51 +89,47 @@ def settled(groups: Sequence[Sequence[Call]], clock: Clock, effort: Effort) -> l
 class _Turns:
     """One group, and the rounds of its visits until now."""
 
-    def __init__(self, calls: Sequence[Call], clock: Clock, effort: Effort, of_visits: int) -> None:
-        self._calls, self._clock, self._effort, self._of = calls, clock, effort, of_visits
-        once = [_warm(call, clock) for call in calls]
-        self._n_calls = [math.ceil(_TIMED_MS / ms) for ms in once]
-        turns = _ROUND_MS // np.dot(once, self._n_calls)
-        self._turns = int(np.clip(turns, 1, _ROUND_TURNS))
+    def __init__(self, group: Group, clock: Clock, effort: Effort) -> None:
+        self._group, self._clock, self._effort = group, clock, effort
         self._visits: list[list[float]] = []
+        self._counts: tuple[int, list[int]] | None = None
 
     def visit(self) -> None:
         """Add rounds until their share of the effort is spent, or they are precise enough."""
-        effort, values = self._effort, list[float]()
+        effort, values, calls = self._effort, list[float](), self._group()
         self._visits.append(values)
-        fewest = max(_FEWEST_OF_VISIT, FEWEST // self._of)
-        deadline = time.perf_counter() + effort.seconds / self._of
-        for call in self._calls if len(self._visits) > 1 else ():
-            self._clock(call, 1)  # others have been here since
+        once = [_warm(call, self._clock) for call in calls]
+        if self._counts is None:
+            n_calls = [math.ceil(_TIMED_MS / ms) for ms in once]
+            turns = int(np.clip(_ROUND_MS // np.dot(once, n_calls), 1, _ROUND_TURNS))
+            self._counts = turns, n_calls
+        turns, n_calls = self._counts
+        deadline = time.perf_counter() + effort.seconds / _VISITS
         while True:
-            values.append(self._round())
-            if len(values) < fewest:
+            values.append(self._round(calls, turns, n_calls))
+            if len(values) < FEWEST // _VISITS:
                 continue
-            precise = _error(values) <= effort.tolerance * math.sqrt(self._of) * np.median(values)
-            spent = (len(values) + 1) * self._turns > effort.repeats / self._of
+            precise = _error(values) <= effort.tolerance * math.sqrt(_VISITS) * np.median(values)
+            spent = (len(values) + 1) * turns > effort.repeats / _VISITS
             if spent or precise or time.perf_counter() >= deadline:
                 return
 
-    def _round(self) -> float:
-        best = [math.inf for _ in self._calls]
-        for _ in range(self._turns):
+    def _round(self, calls: Sequence[Call], turns: int, n_calls: Sequence[int]) -> float:
+        best = [math.inf for _ in calls]
+        for _ in range(turns):
             # Never the same twice in a row: it would find its weights in the cache, and rounds of
             # one turn would be of two kinds, between which their median wavers.
-            for i, call in enumerate(self._calls):
-                best[i] = min(best[i], self._clock(call, self._n_calls[i]))
+            for i, call in enumerate(calls):
+                best[i] = min(best[i], self._clock(call, n_calls[i]))
         return best[-1] / best[0] if len(best) > 1 else best[0]
 
     def timing(self) -> Timing:
         """Return what the visits come to."""
         rounds = [value for values in self._visits for value in values]
-        low, value, high = np.percentile(rounds, [25, 50, 75]).tolist()
-        error = _error(rounds)
-        if self._of > 1:
-            medians = sorted(float(np.median(values)) for values in self._visits)
-            middle = medians[len(medians) // 5 : -(len(medians) // 5)]
-            value = float(np.mean(middle))
-            error = max(error, _error(medians) / 1.2533)  # about as good as a mean
-        return Timing(value, error, low, high, len(rounds))
+        medians = sorted(float(np.median(values)) for values in self._visits)
+        low, high = np.percentile(rounds, [25, 75]).tolist()
+        error = max(_error(rounds), _error(medians) / 1.2533)  # a trimmed mean's, about a mean's
+        return Timing(float(np.mean(medians[1:-1])), error, low, high, len(rounds))
 
 
 def _error(values: Sequence[float]) -> float:
