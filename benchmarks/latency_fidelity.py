@@ -146,7 +146,7 @@ def main() -> None:
         "--runtimes", nargs="+", default=["eager", "onnxruntime", "openvino"], choices=RUNTIMES
     )
     parser.add_argument("--subnets", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=5.0, help="as in Latency")
+    parser.add_argument("--seconds", type=float, default=4.0, help="as in Latency")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--out", type=Path, default=RESULTS / "latency_fidelity.csv")
     args = parser.parse_args()

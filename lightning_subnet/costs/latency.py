@@ -27,7 +27,7 @@ from lightning_subnet.errors import ObjectiveError
 from lightning_subnet.measures import Measure
 from lightning_subnet.subnet import Subnet
 
-_PROTOCOL = 4  # goes up when values of another version of these files are not to be reused
+_PROTOCOL = 5  # goes up when values of another version of these files are not to be reused
 _SPELLS = 0.005  # of the value: what two runs differ by where contention outlasts a measurement
 _METERS: weakref.WeakValueDictionary[tuple[Any, ...], Meter] = weakref.WeakValueDictionary()
 
@@ -50,17 +50,17 @@ class Latency:
     Subnets take turns with a reference, the largest subnet (r s r s ...), so that a drift of the
     machine meets both alike. A round is 10 ms of turns, or one; as disturbances only add time, the
     fastest timing of either counts in it, less what the thread waited for a core (Linux). Rounds
-    are made in five visits, with a new copy of the subnet in each (not of what is compiled), as its
-    time depends on where in memory it lies; several subnets that are measured at once, such as a
-    front that is measured again, are visited in turns, so that spells of contention meet all of
-    them. The value is the mean of the middle three visits, each the median of s / r, times the
-    latency of the reference, timed once by itself. The standard error is 1.2533 sigma /
-    sqrt(rounds), sigma = interquartile range / 1.349, at least what the visits differ by, and 0.5 %
-    of the value for contention that outlasts a measurement; the error of the reference, which
-    scales all values
-    alike, is not in it. Threads, garbage collector, gradient mode, random states and environment
-    variables are as before afterwards. On a GPU each pass is timed between two events, from an idle
-    device to its end; weights that fit in its L2 cache stay there.
+    are made in visits of a quarter of a second, at least five, with a new copy of the subnet in
+    each (not of what is compiled), as its time depends on where in memory it lies; several subnets
+    that are measured at once, such as a front that is measured again, are visited in turns, so that
+    spells of contention meet all of them. The value is the mean of the middle three fifths of the
+    visits, each the median of s / r, times the latency of the reference, timed once by itself. The
+    standard error is 1.2533 sigma / sqrt(rounds), sigma = interquartile range / 1.349, at least
+    what the visits differ by, and 0.5 % of the value for contention that outlasts a measurement;
+    the error of the reference, which scales all values alike, is not in it. Threads, garbage
+    collector, gradient mode, random states and environment variables are as before afterwards. On a
+    GPU each pass is timed between two events, from an idle device to its end; weights that fit in
+    its L2 cache stay there.
 
     Args:
         batch_size: Samples of one forward pass.
@@ -74,8 +74,8 @@ class Latency:
         input: A tensor or a tuple of positional arguments; the first row of each tensor is repeated
             `batch_size` times. None: `fit` takes `example_input_array` or a validation sample.
         name: The measure's name; two latencies in one search need two.
-        repeats: Most turns per subnet, beyond 15 rounds.
-        seconds: Most time per subnet, beyond 15 rounds, and beyond what it takes to convert it.
+        repeats: Most turns per subnet, beyond three rounds a visit.
+        seconds: Most time per subnet, beyond three rounds a visit, and what it takes to convert it.
         tolerance: Enough is a standard error of this share of the value, without the 0.5 %.
         cuda_graph: Replay each subnet as a CUDA graph, which launches all its kernels at once.
         compile_seconds: The search ends where preparing the largest subnet, converting or

@@ -22,7 +22,7 @@ FEWEST = 15  # least rounds, for a standard error
 _WARM = 20  # most calls of a warm-up
 _ROUND_MS, _ROUND_TURNS = 10.0, 5  # a round: the turns that fit in, from 1 to 5
 _TIMED_MS = 0.5  # one timing: as many calls as last so long
-_VISITS = 5
+_VISIT_SECONDS, _VISITS = 0.25, (5, 25)  # so long a visit, but at least and at most so many
 
 Call = Callable[[], Any]
 Clock = Callable[[Call, int], float]
@@ -50,7 +50,7 @@ class Timing:
     """What was measured, in ms, or relative to a reference that took turns.
 
     Args:
-        value: The mean of the middle three of five visits, each the median over its rounds.
+        value: The mean of the middle three fifths of the visits, each the median over its rounds.
         error: Its standard error: 1.2533 sigma / sqrt(rounds), sigma from the quartiles of the
             rounds, and at least sigma / sqrt(visits), sigma from those of the visits.
         low: The first quartile of the rounds.
@@ -70,17 +70,19 @@ class Timing:
 def settled(groups: Sequence[Group], clock: Clock, effort: Effort) -> list[Timing]:
     """Let the one or two things of a group take turns; return ms of the one, or last / first.
 
-    Each group is visited five times for a fifth of the effort, in turns with the other groups, and
-    its value is the mean of the middle three visits. So a spell of contention meets all groups
-    alike, and where in memory a thing lies differs by visit, if the group makes a new one.
+    Each group is visited 5 to 25 times for a quarter of a second, in turns with the other groups,
+    and its value is the mean of the middle three fifths of the visits. So a spell of contention
+    meets all groups alike, and where in memory a thing lies differs by visit, if the group makes a
+    new one.
 
     Args:
         groups: Each returns at every visit what is timed; the first of two is the reference.
         clock: Returns what one of some calls takes, in ms.
         effort: How long to measure each group.
     """
-    all_turns = [_Turns(group, clock, effort) for group in groups]
-    for _ in range(_VISITS):
+    visits = int(np.clip(effort.seconds / _VISIT_SECONDS, *_VISITS))
+    all_turns = [_Turns(group, clock, effort, visits) for group in groups]
+    for _ in range(visits):
         for turns in all_turns:
             turns.visit()
     return [turns.timing() for turns in all_turns]
@@ -89,8 +91,8 @@ def settled(groups: Sequence[Group], clock: Clock, effort: Effort) -> list[Timin
 class _Turns:
     """One group, and the rounds of its visits until now."""
 
-    def __init__(self, group: Group, clock: Clock, effort: Effort) -> None:
-        self._group, self._clock, self._effort = group, clock, effort
+    def __init__(self, group: Group, clock: Clock, effort: Effort, of_visits: int) -> None:
+        self._group, self._clock, self._effort, self._of = group, clock, effort, of_visits
         self._visits: list[list[float]] = []
         self._counts: tuple[int, list[int]] | None = None
 
@@ -98,19 +100,22 @@ class _Turns:
         """Add rounds until their share of the effort is spent, or they are precise enough."""
         effort, values, calls = self._effort, list[float](), self._group()
         self._visits.append(values)
-        once = [_warm(call, self._clock) for call in calls]
         if self._counts is None:
+            once = [_warm(call, self._clock) for call in calls]
             n_calls = [math.ceil(_TIMED_MS / ms) for ms in once]
             turns = int(np.clip(_ROUND_MS // np.dot(once, n_calls), 1, _ROUND_TURNS))
             self._counts = turns, n_calls
+        else:
+            for call in calls:
+                call()
         turns, n_calls = self._counts
-        deadline = time.perf_counter() + effort.seconds / _VISITS
+        deadline = time.perf_counter() + effort.seconds / self._of
         while True:
             values.append(self._round(calls, turns, n_calls))
-            if len(values) < FEWEST // _VISITS:
+            if len(values) < FEWEST // _VISITS[0]:
                 continue
-            precise = _error(values) <= effort.tolerance * math.sqrt(_VISITS) * np.median(values)
-            spent = (len(values) + 1) * turns > effort.repeats / _VISITS
+            precise = _error(values) <= effort.tolerance * math.sqrt(self._of) * np.median(values)
+            spent = (len(values) + 1) * turns > effort.repeats / self._of
             if spent or precise or time.perf_counter() >= deadline:
                 return
 
@@ -129,7 +134,8 @@ class _Turns:
         medians = sorted(float(np.median(values)) for values in self._visits)
         low, high = np.percentile(rounds, [25, 75]).tolist()
         error = max(_error(rounds), _error(medians) / 1.2533)  # a trimmed mean's, about a mean's
-        return Timing(float(np.mean(medians[1:-1])), error, low, high, len(rounds))
+        value = float(np.mean(medians[self._of // 5 : -(self._of // 5)]))
+        return Timing(value, error, low, high, len(rounds))
 
 
 def _error(values: Sequence[float]) -> float:

@@ -160,9 +160,10 @@ def test_rounds_go_from_15_to_repeats() -> None:
         return len(net.met)
 
     fewest = rounds(tolerance=0, seconds=0)
-    assert 15 + 5 <= fewest <= 15 + 21  # one to see that it runs, and 4 to 20 to warm up
+    # One to see that it runs, 4 to 20 to warm up, and one at each of four more visits.
+    assert 15 + 5 <= fewest <= 15 + 25
     assert rounds(tolerance=0, repeats=40, seconds=60) >= 40 + 5
-    assert rounds(tolerance=100, repeats=40, seconds=60) <= 15 + 21
+    assert rounds(tolerance=100, repeats=40, seconds=1) <= 15 + 25
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -29,7 +29,7 @@ LINUX = os.path.exists("/proc/thread-self/schedstat")
 @dataclass
 class Effort:
     repeats: int = 100
-    seconds: float = 60.0
+    seconds: float = 1.0
     tolerance: float = 0.0
 
 
