@@ -41,6 +41,7 @@ from benchmarks.training import DISTILLED, QUIET, accuracy, rules, three_sizes
 from lightning_subnet import Evaluation, SubnetSearch, extract
 
 IMAGES, EPOCHS, SEEDS, BUDGET, FEW = 64, 6, 3, 60, 5
+VALIDATED = 1000  # and as many test
 RULES, ALONE = RESULTS / "supernets_rules.csv", RESULTS / "supernets_alone.csv"
 FOLDER = SCRATCH / "supernets"
 KEYS = {RULES: ["train", "epochs", "training", "seed"], ALONE: ["train", "epochs", "seed", "place"]}
@@ -61,7 +62,7 @@ def example() -> Any:
 def parts(train: int) -> tuple[TensorDataset, ...]:
     """Return images to train on, to validate and to test, and a thousand to recalibrate with."""
     path = data_folder() / "cifar10_small.npz"
-    whole, val, test = example().photographs(train, 1000, path)
+    whole, val, test = example().photographs(train, VALIDATED, path)
     calibration = TensorDataset(*whole[:: max(1, train // 1000)])
     return whole, val, test, calibration
 
@@ -142,7 +143,7 @@ def alone(seed: int, epochs: int, train: int, budget: int) -> None:
         row |= {"macs": f"{e.values['macs']:.0f}", "searched": round(e.values["val_acc"], 5)}
         row["shared"] = round(accuracy(model, calibration, test, e.subnet), 5)
         L.seed_everything(seed, verbose=False)
-        plain = extract(model, e.subnet)
+        plain = extract(model, e.subnet).train()
         for module in plain.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()

@@ -28,7 +28,7 @@ from lightning_subnet import Latency, SubnetSampling, SubnetSearch
 from lightning_subnet.supernets import ElasticResNet
 
 IMAGES = Path(os.environ.get("LIGHTNING_SUBNET_DATA", "../shared/data")) / "cifar10_small.npz"
-WHOLE = {"train": 10_000, "val": 1000, "epochs": 30, "budget": 80, "seconds": 0.2}
+WHOLE = {"train": 10_000, "val": 1000, "epochs": 32, "budget": 80, "seconds": 0.2}
 SMOKE = {"train": 500, "val": 100, "epochs": 1, "budget": 13, "seconds": 0.02}
 
 
