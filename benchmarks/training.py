@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
-import resource
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -230,9 +230,15 @@ def resident(distill: bool | None) -> int:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water()
     _two_steps(distill)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return _high_water() - before
+
+
+def _high_water() -> int:
+    """Return the KiB of this process at their peak (Linux); ru_maxrss is also of its parent."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
 
 
 def _two_steps(distill: bool | None) -> None:
