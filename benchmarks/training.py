@@ -1,25 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training a super-network with SubnetSampling: what a step costs, and what the sandwich is worth.
 
-    python -m benchmarks.training [--seeds 3] [--epochs 40]
+    python -m benchmarks.training [--seeds 3] [--epochs 40] [--cost]
 
-Cost: seconds and peak memory of a sandwich step with k subnets, divided by plain training steps of
-the same k subnets, one after the other, in the same process (median of blocks, interleaved); and
-the time to activate a subnet of the full MobileNetV3.
+Cost: seconds of a sandwich step with k subnets, divided by those of plain training steps of the
+same k subnets, one after the other, in the same process (processor time of one thread; median of
+interleaved blocks); memory at its peak, of all that is allocated and of the whole process, divided
+by that of plain steps of the largest subnet; and the time to activate a subnet of the full
+MobileNetV3.
 Quality: a small elastic MobileNetV3 on scikit-learn's digits, trained with the sandwich rule, with
 or without in-place distillation, or with independent random subnets, for the same number of samples
 passed forward and backward; accuracy of the smallest, the median (mean of nine around the median
 MACs) and the largest subnet after recalibration. Two comparisons have equal optimizer steps too:
 four subnets per step of 64 images (sandwich or random), and one random subnet per step of 64 images
-against a sandwich of four on 16 images.
+against a sandwich of four on 16 images. `benchmarks.supernets` does the same on photographs.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
+import re
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +50,7 @@ QUIET: dict[str, Any] = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
+DISTILLED = "sandwich + distillation"
 
 
 class LitDigits(L.LightningModule):
@@ -74,80 +82,76 @@ def digits(seed: int) -> tuple[TensorDataset, TensorDataset]:
     return train, test
 
 
-def accuracy(model: LitDigits, subnet: Subnet, train: TensorDataset, test: TensorDataset) -> float:
-    model.net.activate(subnet)
+# What is shared with benchmarks.supernets
+
+
+def rules(seed: int, images: int, epochs: int) -> dict[str, tuple[SubnetSampling, int, int]]:
+    """Return by label: the callback, the images per optimizer step, and the epochs.
+
+    All pass 4 * epochs times the training data forward and backward.
+    """
+    fewer = images // 4
+    return {
+        DISTILLED: (SubnetSampling(distill=True, seed=seed), images, epochs),
+        "sandwich": (SubnetSampling(seed=seed), images, epochs),
+        "four random": (SubnetSampling("random", n_random=4, seed=seed), images, epochs),
+        f"{DISTILLED}, {fewer} images": (SubnetSampling(distill=True, seed=seed), fewer, epochs),
+        "one random": (SubnetSampling("random", n_random=1, seed=seed), images, 4 * epochs),
+    }
+
+
+def accuracy(
+    model: Any, train: TensorDataset, test: TensorDataset, subnet: Subnet | None = None
+) -> float:
+    """Recalibrate on the first 1,024 training images, and return the accuracy of a subnet."""
+    if subnet is not None:
+        model.net.activate(subnet)
     recalibrate(model.net, train.tensors[0][:1024].split(128))
     model.eval()
+    x, y = test.tensors
     with torch.no_grad():
-        right = model(test.tensors[0]).argmax(1) == test.tensors[1]
+        right = torch.cat([model(part) for part in x.split(1000)]).argmax(1) == y
     return right.float().mean().item()
 
 
+def macs_of(net: Any) -> Any:
+    """Return the table of exact MACs of a network."""
+    return {m.name: m for m in net.exact_measures()}["macs"]
+
+
+def three_sizes(net: Any, value: Callable[[Subnet], float]) -> dict[str, float]:
+    """Return a value of the smallest, of nine subnets around the median MACs, of the largest."""
+    space = net.search_space()
+    X = space.sample_indices(1001, 0)
+    middle = space.from_indices(X[np.argsort(macs_of(net)(X))[460:541:10]])
+    return {
+        "smallest": value(space.smallest),
+        "median": float(np.mean([value(s) for s in middle])),
+        "largest": value(space.largest),
+    }
+
+
 def quality(seeds: int, epochs: int) -> pd.DataFrame:
-    """Train with each rule; every run passes `4 * epochs` times the training data."""
+    """Train with each rule."""
     rows = []
     for seed in range(seeds):
         train, test = digits(seed)
-        rules = {  # callback, images per step, epochs
-            "sandwich + distillation": (SubnetSampling(distill=True, seed=seed), 64, epochs),
-            "sandwich": (SubnetSampling(seed=seed), 64, epochs),
-            "four random": (SubnetSampling("random", n_random=4, seed=seed), 64, epochs),
-            "sandwich + distillation, 16 images": (
-                SubnetSampling(distill=True, seed=seed),
-                16,
-                epochs,
-            ),
-            "one random": (SubnetSampling("random", n_random=1, seed=seed), 64, 4 * epochs),
-        }
-        for label, (sampling, images, times) in rules.items():
+        for label, (sampling, images, times) in rules(seed, 64, epochs).items():
             L.seed_everything(seed, verbose=False)
             loader = DataLoader(train, batch_size=images, shuffle=True)
             model = LitDigits(steps=len(loader) * times)
             start = time.perf_counter()
             L.Trainer(max_epochs=times, callbacks=[sampling], **QUIET).fit(model, loader)
             seconds = time.perf_counter() - start
-            space = model.net.search_space()
-            macs = {m.name: m for m in model.net.exact_measures()}["macs"]
-            X = space.sample_indices(1001, 0)
-            middle = space.from_indices(X[np.argsort(macs(X))[460:541:10]])
             row = {"training": label, "seed": seed, "steps": len(loader) * times}
             row["seconds"] = round(seconds, 1)
-            row["smallest"] = accuracy(model, space.smallest, train, test)
-            row["median"] = float(np.mean([accuracy(model, s, train, test) for s in middle]))
-            row["largest"] = accuracy(model, space.largest, train, test)
+            row |= three_sizes(model.net, partial(accuracy, model, train, test))
             rows.append(row)
             print(row, flush=True)
     return pd.DataFrame(rows)
 
 
-def cost(blocks: int = 7, steps: int = 6) -> dict[str, float]:
-    """Return the ratio of a sandwich step to plain steps of the same subnets, and of the memory."""
-    torch.manual_seed(0)
-    net = ElasticMobileNetV3.small()
-    x, y = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
-    data = DataLoader(TensorDataset(x, y), batch_size=32)
-    ratios = []
-    for block in range(blocks + 1):
-        sampling = SubnetSampling(n_random=2, seed=block)
-        sampling._part = net
-        subnets = [sampling.subnets(t) for t in range(steps)]
-        shared = LitDigits(steps, net)
-        seconds = {}
-        for label in ("sandwich", "plain") if block % 2 else ("plain", "sandwich"):
-            start = time.perf_counter()
-            if label == "sandwich":
-                trainer = L.Trainer(max_epochs=steps, callbacks=[sampling], **QUIET)
-                trainer.fit(shared, data)
-            else:
-                flat = [s for step in subnets for s in step]
-                plain = Activate(flat)
-                model = LitDigits(len(flat), net)
-                L.Trainer(max_epochs=len(flat), callbacks=[plain], **QUIET).fit(model, data)
-            seconds[label] = time.perf_counter() - start
-        if block:  # the first warms up
-            ratios.append(seconds["sandwich"] / seconds["plain"])
-    low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-    return {"sandwich / plain, time": median, "lower quartile": low, "upper quartile": high}
+# Cost
 
 
 class Activate(L.Callback):
@@ -160,42 +164,103 @@ class Activate(L.Callback):
         module.net.activate(self.subnets[trainer.global_step])
 
 
-class SavedBytes:
-    """Bytes that autograd keeps for backward passes: the most alive at one time."""
+class Stopwatch(L.Callback):
+    """Processor seconds from the first step to the last."""
 
-    def __init__(self) -> None:
-        self.alive = self.peak = 0
+    def on_train_start(self, *_: Any) -> None:
+        self.start = time.process_time()
 
-    def pack(self, tensor: torch.Tensor) -> Any:
-        size = tensor.nbytes
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        return Kept(tensor, size, self)
+    def on_train_end(self, *_: Any) -> None:
+        self.seconds = time.process_time() - self.start
 
 
-class Kept:
-    def __init__(self, tensor: torch.Tensor, size: int, count: SavedBytes) -> None:
-        self.tensor, self.size, self.count = tensor, size, count
+def one_epoch(net: ElasticMobileNetV3, steps: int, callback: L.Callback | None) -> float:
+    """Train for some steps on one batch of 32 images; return the seconds of the steps."""
+    images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    batch = (images, torch.arange(32) % 10)
+    watch = Stopwatch()
+    callbacks = [watch] if callback is None else [watch, callback]
+    trainer = L.Trainer(max_epochs=1, callbacks=callbacks, **QUIET)
+    trainer.fit(LitDigits(steps, net), DataLoader([batch] * steps, batch_size=None))
+    return watch.seconds
 
-    def __del__(self) -> None:
-        self.count.alive -= self.size
+
+def cost(blocks: int = 9, steps: int = 2) -> dict[str, float]:
+    """Return the ratio of sandwich steps to plain steps of the same subnets."""
+    torch.manual_seed(0)
+    net = ElasticMobileNetV3.small()
+    ratios: dict[bool, list[float]] = {False: [], True: []}
+    for block in range(blocks + 1):
+        seconds: dict[Any, float] = {}
+        labels = [False, True, "plain"]  # without distillation, with it
+        for label in labels if block % 2 else labels[::-1]:
+            sampling = SubnetSampling(n_random=2, distill=label is True, seed=block)
+            sampling._part = net
+            subnets = [s for t in range(steps) for s in sampling.subnets(t)]
+            if label == "plain":
+                seconds[label] = one_epoch(net, len(subnets), Activate(subnets))
+            else:
+                seconds[label] = one_epoch(net, steps, sampling)
+        for distilled, found in ratios.items():
+            if block:  # the first warms up
+                found.append(seconds[distilled] / seconds["plain"])
+    row = {}
+    for distilled, found in ratios.items():
+        low, median, high = np.quantile(found, [0.25, 0.5, 0.75])
+        label = f"{DISTILLED if distilled else 'sandwich'} / plain, time"
+        row |= {label: median, f"{label}, lower quartile": low, f"{label}, upper quartile": high}
+    return row
+
+
+def allocated(distill: bool | None) -> int:
+    """Return the bytes at the peak of two steps, by the allocator; None: plain, of the largest.
+
+    So weights, gradients, the states of the optimizer, activations and whatever else there is.
+    """
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        _two_steps(distill)
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
+def resident(distill: bool | None) -> int:
+    """Return the KiB by which two steps raise the peak of the process; for a new one."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    before = _high_water()
+    _two_steps(distill)
+    return _high_water() - before
+
+
+def _high_water() -> int:
+    """Return the KiB of this process at their peak (Linux); ru_maxrss is also of its parent."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
+
+
+def _two_steps(distill: bool | None) -> None:
+    torch.manual_seed(0)
+    net = ElasticMobileNetV3.small()
+    one_epoch(net, 2, None if distill is None else SubnetSampling(distill=distill))
 
 
 def memory() -> dict[str, float]:
-    """Return the activations kept by a sandwich step over those of a plain step of the largest."""
-    torch.manual_seed(0)
-    data = DataLoader(
-        TensorDataset(torch.randn(32, 3, 32, 32), torch.randint(10, (32,))), batch_size=32
-    )
-    peaks = {}
-    for label in ("plain", "sandwich"):
-        net = ElasticMobileNetV3.small()
-        calls = [SubnetSampling(n_random=2, distill=True)] if label == "sandwich" else []
-        counter = SavedBytes()
-        with torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda kept: kept.tensor):
-            L.Trainer(max_steps=2, callbacks=calls, **QUIET).fit(LitDigits(2, net), data)
-        peaks[label] = counter.peak
-    return {"sandwich / largest alone, activations": peaks["sandwich"] / peaks["plain"]}
+    """Return the peak of training with the callback over that of training the largest subnet."""
+    row, context = {}, multiprocessing.get_context("spawn")
+    for label, peak in (("allocated", allocated), ("resident", resident)):
+        peaks = {}
+        for distill in (None, False, True):
+            if peak is allocated:
+                peaks[distill] = peak(distill)
+                continue
+            with context.Pool(1) as pool:
+                peaks[distill] = pool.apply(peak, (distill,))
+        for distill, name in ((False, "sandwich"), (True, DISTILLED)):
+            row[f"{name} / largest alone, memory {label}"] = peaks[distill] / peaks[None]
+    return row
 
 
 def activation() -> dict[str, float]:
@@ -213,6 +278,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--cost", action="store_true", help="nothing but the cost")
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -221,9 +287,11 @@ def main() -> None:
     out.mkdir(exist_ok=True)
     figures = {**cost(), **memory(), **activation()}
     print(pd.Series(figures).to_string(float_format="{:.3f}".format))
+    pd.Series(figures, name="value").to_csv(out / "training_cost.csv")
+    if args.cost:
+        return
     frame = quality(args.seeds, args.epochs)
     frame.to_csv(out / "training_quality.csv", index=False)
-    pd.Series(figures, name="value").to_csv(out / "training_cost.csv")
     means = frame.groupby("training", sort=False)[
         ["steps", "smallest", "median", "largest", "seconds"]
     ]

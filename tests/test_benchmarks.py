@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import benchmarks
-from benchmarks import search_efficiency
+from benchmarks import search_efficiency, supernets, training
 from benchmarks.curves import from_text, to_text
 from benchmarks.data import data_folder
 from benchmarks.problems import in_square
@@ -99,3 +99,47 @@ def test_settings_are_part_of_a_run() -> None:
     assert settings_hash(strategy_of("linas", "macro")) != settings_hash(
         type(strategy_of("linas", "macro"))(population=20)
     )
+
+
+def test_the_rules_of_training_pass_equally_many_samples() -> None:
+    found = training.rules(0, 64, 5)
+    for sampling, images, epochs in found.values():
+        per_step = sampling.n_random + 2 * (sampling.rule == "sandwich")
+        assert per_step * epochs == 4 * 5  # passes through the training data
+        assert images / epochs in {64 / 5, 16 / 5, 64 / 20}
+    steps = {label: epochs / images for label, (_, images, epochs) in found.items()}
+    assert steps["sandwich + distillation"] == steps["four random"]
+    assert steps["sandwich + distillation, 16 images"] == steps["one random"]
+
+
+@needs_data
+@pytest.mark.filterwarnings("error:Found .* in eval mode", "ignore:.*LeafSpec")
+def test_super_networks_are_compared_with_their_subnets_and_nothing_is_made_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(supernets, "FOLDER", tmp_path / "kept")
+    monkeypatch.setattr(supernets, "ALONE", alone := tmp_path / "alone.csv")
+    monkeypatch.setattr(supernets, "RULES", rules := tmp_path / "rules.csv")
+    keys = {alone: ["train", "epochs", "seed", "place"], rules: ["train", "epochs", "training"]}
+    monkeypatch.setattr(supernets, "KEYS", keys)
+    monkeypatch.setattr(search_efficiency, "SCRATCH", tmp_path)
+    monkeypatch.setattr(supernets, "VALIDATED", 100)
+    supernets.alone(0, 1, 200, 13)
+    whole = alone.read_text()
+    frame = pd.read_csv(alone)
+    assert frame.place.tolist() == [0, 1, 2, 3, 4]
+    assert frame.macs.is_monotonic_increasing
+    assert frame.searched.is_monotonic_increasing, "a front"
+    assert frame[["shared", "alone"]].apply(lambda c: c.between(0, 1)).all(axis=None)
+    assert pd.read_csv(rules).training.tolist() == ["sandwich + distillation"]
+
+    lines = whole.splitlines(keepends=True)
+    alone.write_text("".join([*lines[:2], *lines[3:]]))  # one row is lost, and made again
+    supernets.alone(0, 1, 200, 13)
+    again = pd.read_csv(alone)
+    same = ["place", "macs", "searched", "shared", "alone"]
+    pd.testing.assert_frame_equal(again[same], frame[same])
+    supernets.report(200, 1)
+    told = capsys.readouterr().out
+    assert "shared - alone" in told
+    assert "Accuracy by rule" in told

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import re
@@ -163,15 +164,74 @@ def test_two_settings_are_searched_and_each_front_is_measured_under_the_other(
 
 @pytest.mark.skipif(not (DATA / "cifar10_resnet").is_dir(), reason=f"no ResNet-56 in {DATA}")
 def test_a_network_that_nobody_trained_as_a_super_network(tmp_path: Path) -> None:
-    told = run(EXAMPLES / "bring_your_own.py", "--budget", 4, "--images", 100, cwd=tmp_path)
+    told = run(EXAMPLES / "bring_your_own.py", "--smoke", cwd=tmp_path)
     result = SearchResult.load(tmp_path / "byo_output" / "result.json")
-    assert len(result.history) == 4
+    assert len(result.history) == 13
     assert result.history.space.size == 2**24
     whole = result.history[0].values
     assert whole["val_acc"] > 0.88  # 93.39 % on all of the test images
     skipping = [e for e in result.history if e.subnet != result.history.space.largest]
     assert all(e.values["latency_ms"] < whole["latency_ms"] for e in skipping)
     assert "The whole network: 24 of 24 blocks" in told
+
+    # The winner, trained on: of images that the search did not see.
+    assert "Of 1900 images that the search did not see" in told
+    shares = dict(re.findall(r"  (the w.*): (\d+\.\d)%", told))
+    whole_, winner, after = (float(shares[name]) for name in (
+        "the whole network", "the winner", "the winner after fine-tuning"
+    ))  # fmt: skip
+    assert whole_ > 90
+    assert after > winner > 50
+    kept = int(re.findall(r"latency: (\d+) of 24 blocks", told)[0])
+    state = torch.load(tmp_path / "byo_output" / "best.pt", weights_only=True)
+    assert len({name.split(".conv")[0] for name in state if ".conv" in name}) == 3 + kept < 27
+
+
+@pytest.mark.skipif(not (DATA / "cifar10_small.npz").is_file(), reason=f"no CIFAR-10 in {DATA}")
+def test_an_image_classifier_is_searched_for_its_accuracy_and_its_macs(tmp_path: Path) -> None:
+    told = run(EXAMPLES / "images.py", "--smoke", cwd=tmp_path)
+    output = tmp_path / "images_output" / "smoke"
+    result = SearchResult.load(output / "result.json")
+    assert len(result.history) == 13
+    assert all(e.ok for e in result.history)
+    assert all(0 <= e.values["val_acc"] <= 1 for e in result.history)
+    macs = [e.values["macs"] for e in result.history]
+    assert max(macs) == macs[0]
+    smallest = result.history[macs.index(min(macs))]
+    assert smallest.values["latency_ms"] < result.history[0].values["latency_ms"]
+    plain = torch.load(output / "best.pt", weights_only=False)
+    assert plain(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert len(re.findall(r"in the search, \d+\.\d% of 100 other images", told)) == 2
+    assert (output / "front.png").stat().st_size > 10_000
+    again = run(EXAMPLES / "images.py", "--smoke", cwd=tmp_path)
+    assert "goes on after 13 evaluations" in again
+    assert again[again.index("\nLargest") :] == told[told.index("\nLargest") :]
+
+
+def test_images_are_shifted_and_mirrored_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    augmented = importlib.import_module("images").augmented
+    torch.manual_seed(0)
+    x, y = torch.rand(200, 3, 32, 32), torch.arange(200)
+    changed, classes = augmented(list(zip(x, y, strict=True)))
+    assert torch.equal(classes, y)
+    padded = torch.nn.functional.pad(x, (4, 4, 4, 4))
+    seen = set()
+    for i in range(200):
+        fits = [
+            (down, right, mirrored)
+            for down in range(9)
+            for right in range(9)
+            for mirrored in (False, True)
+            if torch.equal(
+                changed[i].flip(-1) if mirrored else changed[i],
+                padded[i, :, down : down + 32, right : right + 32],
+            )
+        ]
+        assert len(fits) == 1
+        seen |= set(fits)
+    assert len({(down, right) for down, right, _ in seen}) > 60  # of 81
+    assert {mirrored for *_, mirrored in seen} == {False, True}
 
 
 def test_a_translator_is_searched_for_its_bleu_and_its_latency(tmp_path: Path) -> None:
@@ -204,7 +264,7 @@ def test_a_language_model_is_searched_for_its_perplexity_and_its_macs(tmp_path: 
     assert (tmp_path / "language_output" / "front.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("name", ["translate", "language_model"])
+@pytest.mark.parametrize("name", ["bring_your_own", "images", "language_model", "translate"])
 def test_without_its_data_an_example_says_so_and_does_nothing(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, EXAMPLES / f"{name}.py", "--smoke"],

@@ -256,6 +256,106 @@ def test_networks_and_blocks_that_cannot_be_skipped(
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
+class TimmBlock(nn.Module):
+    """BasicBlock or Bottleneck in the layout of timm 1.0 (`timm/models/resnet.py`).
+
+    Unlike torchvision's it adds in place, may squeeze and excite, and may start from zero.
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int, inner: int, se: bool) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(c_in, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
+        self.bn2, self.drop_block = nn.BatchNorm2d(inner), nn.Identity()
+        self.act2, self.aa = nn.ReLU(inplace=True), nn.Identity()
+        self.conv3, self.bn3 = nn.Conv2d(inner, c_out, 1, bias=False), nn.BatchNorm2d(c_out)
+        self.se = Gate(c_out) if se else None
+        self.act3 = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride > 1 or c_in != c_out:  # the "d" variants: pool, then convolve
+            pool = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
+            conv, norm = nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out)
+            self.downsample = nn.Sequential(pool if stride > 1 else nn.Identity(), conv, norm)
+        nn.init.zeros_(self.bn3.weight)  # zero_init_last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = x
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(x)))))
+        x = self.bn3(self.conv3(x))
+        if self.se is not None:
+            x = self.se(x)
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        x += shortcut
+        return self.act3(x)
+
+
+class Gate(nn.Module):
+    """Squeeze and excite as timm does."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1, self.bn = nn.Conv2d(channels, 2, 1), nn.Identity()
+        self.act, self.fc2 = nn.ReLU(inplace=True), nn.Conv2d(2, channels, 1)
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.gate(self.fc2(self.act(self.bn(self.fc1(x.mean((2, 3), keepdim=True))))))
+
+
+class TimmResNet(nn.Module):
+    def __init__(self, se: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 7, 2, 3, bias=False)
+        self.bn1, self.act1 = nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        for s, (c_in, c_out) in enumerate([(8, 16), (16, 16), (16, 32)], 1):
+            first = TimmBlock(c_in, c_out, 1 if s == 1 else 2, 4, se)
+            rest = [TimmBlock(c_out, c_out, 1, 4, se) for _ in range(2)]
+            setattr(self, f"layer{s}", nn.Sequential(first, *rest))
+        self.global_pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(self.global_pool(x).flatten(1))
+
+
+@pytest.mark.parametrize("se", [False, True])
+def test_residual_networks_in_the_layout_of_timm(se: bool) -> None:
+    torch.manual_seed(0)
+    plain, x = TimmResNet(se).eval(), torch.randn(4, 3, 32, 32)
+    names = [f"layer{s}.{b}" for s in (1, 2, 3) for b in (1, 2)]
+    net = skippable_blocks(copy.deepcopy(plain), x[:1])  # even while all of them add zero
+    assert net.search_space().size == 2**6
+    for one, other in zip(plain.parameters(), net.parameters(), strict=True):
+        with torch.no_grad():
+            one.add_(0.1 * torch.randn_like(one))
+            other.copy_(one)
+    for subnet in [net.search_space().largest, *net.search_space().sample(6, 0)]:
+        by_hand = copy.deepcopy(plain)
+        for name, keep in zip(names, subnet.values(), strict=True):
+            stage, number = name.split(".")
+            if not keep:
+                getattr(by_hand, stage)[int(number)] = nn.Identity()
+        net.activate(subnet)
+        with torch.no_grad():
+            assert torch.equal(net.eval()(x), by_hand(x)), subnet
+            assert torch.equal(extract(net, subnet)(x), by_hand(x)), subnet
+        net.zero_grad()
+        net.train()(x).square().sum().backward()  # nothing in place spoils the gradients
+        gone = tuple(
+            f"{name}." for name, keep in zip(names, subnet.values(), strict=True) if not keep
+        )
+        for name, p in net.named_parameters():
+            assert (p.grad is None) == (bool(gone) and name.startswith(gone)), name
+        for module, original in zip(net.modules(), plain.modules(), strict=True):
+            if isinstance(module, nn.BatchNorm2d):  # training moved its statistics
+                module.load_state_dict(original.state_dict())
+
+
 def test_a_lightning_module_is_a_network_too() -> None:
     class Lit(L.LightningModule):
         def __init__(self) -> None:

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a super-network is worth: against other ways to train one, and its subnets alone.
+
+    python -m benchmarks.supernets [--parts rules alone] [--seeds 3] [--epochs 6]
+    python -m benchmarks.supernets --report
+
+The elastic ResNet, the images and the recipe of examples/images.py, on one thread and for fewer
+epochs; a row is written as soon as it is finished, and what is there is not made again.
+Rules: the sandwich rule with in-place distillation, and independent random subnets, for the same
+number of samples passed forward and backward; accuracy of the smallest, the median (mean of nine
+around the median MACs) and the largest subnet after recalibration, on 2,000 test images. Both
+comparisons have equal optimizer steps too: four subnets per step of 64 images (sandwich or random),
+and one random subnet per step of 64 images against a sandwich of four on 16 images.
+Alone: the super-network that was trained by the sandwich rule with distillation is searched
+(accuracy of 1,000 images against MACs), and five subnets spread over the front are trained from
+scratch with the same recipe for the same epochs; accuracy of both on the other 1,000 images, and
+the seconds of both ways (of the search: of its evaluations). About 40 minutes of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+import warnings
+from functools import cache, partial
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.data import RESULTS, ROOT, SCRATCH, data_folder
+from benchmarks.search_efficiency import commit, write
+from benchmarks.training import DISTILLED, QUIET, accuracy, rules, three_sizes
+from lightning_subnet import Evaluation, SubnetSearch, extract
+
+IMAGES, EPOCHS, SEEDS, BUDGET, FEW = 64, 6, 3, 60, 5
+VALIDATED = 1000  # and as many test
+RULES, ALONE = RESULTS / "supernets_rules.csv", RESULTS / "supernets_alone.csv"
+FOLDER = SCRATCH / "supernets"
+KEYS = {RULES: ["train", "epochs", "training", "seed"], ALONE: ["train", "epochs", "seed", "place"]}
+SIZES = ["smallest", "median", "largest"]
+
+
+@cache
+def example() -> Any:
+    """Return examples/images.py."""
+    os.environ.setdefault("LIGHTNING_SUBNET_DATA", str(data_folder()))
+    sys.path.insert(0, str(ROOT / "examples"))
+    import images
+
+    return images
+
+
+@cache
+def parts(train: int) -> tuple[TensorDataset, ...]:
+    """Return images to train on, to validate and to test, and a thousand to recalibrate with."""
+    path = data_folder() / "cifar10_small.npz"
+    whole, val, test = example().photographs(train, VALIDATED, path)
+    calibration = TensorDataset(*whole[:: max(1, train // 1000)])
+    return whole, val, test, calibration
+
+
+def trained(
+    net: nn.Module, images: TensorDataset, batch: int, epochs: int, callbacks: list[L.Callback]
+) -> tuple[Any, int, float]:
+    """Train a network by the recipe of the example; return the module, its steps and seconds."""
+    model = example().LitImages(net)
+    loader = DataLoader(images, batch, shuffle=True, collate_fn=example().augmented, drop_last=True)
+    start = time.perf_counter()
+    trainer = L.Trainer(max_epochs=epochs, limit_val_batches=0, callbacks=callbacks, **QUIET)
+    trainer.fit(model, loader)
+    return model, trainer.global_step, time.perf_counter() - start
+
+
+def done(path: Any, row: dict[str, Any]) -> bool:
+    """Return whether a row of these keys is there."""
+    if not path.exists():
+        return False
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return any(all(r[k] == str(row[k]) for k in row) for r in frame.to_dict("records"))
+
+
+def by_rule(label: str, seed: int, epochs: int, train: int) -> Any:
+    """Train a super-network by a rule; keep it, and write its row."""
+    sampling, batch, times = rules(seed, IMAGES, epochs)[label]
+    images, val, test, calibration = parts(train)
+    both = TensorDataset(*(torch.cat(pair) for pair in zip(val.tensors, test.tensors, strict=True)))
+    L.seed_everything(seed, verbose=False)
+    model, steps, seconds = trained(example().network(), images, batch, times, [sampling])
+    row = {"train": train, "epochs": epochs, "training": label, "seed": seed, "steps": steps}
+    sizes = three_sizes(model.net, partial(accuracy, model, calibration, both))
+    row |= {size: round(value, 5) for size, value in sizes.items()}
+    row |= {"seconds": round(seconds, 1), "commit": commit()}
+    path = kept(label, seed, epochs, train)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"weights": model.state_dict(), "seconds": seconds}, path)
+    write(RULES, pd.DataFrame([row]), KEYS[RULES])
+    print(row, file=sys.stderr, flush=True)
+
+
+def kept(label: str, seed: int, epochs: int, train: int) -> Any:
+    """Return where the weights of a super-network are."""
+    return FOLDER / f"{label.replace(' ', '')}-{seed}-{epochs}-{train}.pt"
+
+
+def labels() -> list[str]:
+    return [label for label in rules(0, IMAGES, 1) if label != "sandwich"]
+
+
+def compare_rules(seeds: int, epochs: int, train: int) -> None:
+    for seed in range(seeds):
+        for label in labels():
+            row = {"train": train, "epochs": epochs, "training": label, "seed": seed}
+            if not done(RULES, row):
+                by_rule(label, seed, epochs, train)
+
+
+def alone(seed: int, epochs: int, train: int, budget: int) -> None:
+    """Search a super-network, and train five subnets of its front from scratch."""
+    keys = {"train": train, "epochs": epochs, "seed": seed}
+    if all(done(ALONE, {**keys, "place": place}) for place in range(FEW)):
+        return
+    path = kept(DISTILLED, seed, epochs, train)
+    if not path.exists():
+        by_rule(DISTILLED, seed, epochs, train)
+    images, val, test, calibration = parts(train)
+    found = torch.load(path)
+    model = example().LitImages(example().network())
+    model.load_state_dict(found["weights"])
+    front, searched = front_of(model, val, calibration, path.stem, budget)
+    chosen = [front[i] for i in np.linspace(0, len(front) - 1, FEW).round().astype(int)]
+    for place, e in enumerate(chosen):
+        row: dict[str, Any] = {**keys, "place": place}
+        if done(ALONE, row):
+            continue
+        row |= {"macs": f"{e.values['macs']:.0f}", "searched": round(e.values["val_acc"], 5)}
+        row["shared"] = round(accuracy(model, calibration, test, e.subnet), 5)
+        L.seed_everything(seed, verbose=False)
+        plain = extract(model, e.subnet).train()
+        for module in plain.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        own, _, seconds = trained(plain, images, IMAGES, epochs, [])
+        row["alone"] = round(accuracy(own, calibration, test), 5)
+        row |= {"seconds_alone": round(seconds, 1), "seconds_shared": round(found["seconds"], 1)}
+        row |= {"seconds_searched": round(searched, 1), "commit": commit()}
+        write(ALONE, pd.DataFrame([row]), KEYS[ALONE])
+        print(row, file=sys.stderr, flush=True)
+
+
+def front_of(
+    model: Any, val: TensorDataset, calibration: TensorDataset, name: str, budget: int
+) -> tuple[list[Evaluation], float]:
+    """Return the front of accuracy against MACs, smallest first, and the seconds of the search."""
+    search = SubnetSearch(
+        objectives={"val_acc": "max", "macs": "min"},
+        budget=budget,
+        storage=f"sqlite:///{FOLDER}/search.db",
+        name=f"{name}-{budget}",
+        trainer=L.Trainer(**QUIET),
+    )
+    result = search.fit(
+        model,
+        dataloaders=DataLoader(val, 250),
+        train_dataloaders=DataLoader(calibration, 128),
+        progress=False,
+    )
+    front = sorted(result.front, key=lambda e: e.values["macs"])
+    return front, sum(e.seconds for e in result.history)
+
+
+def report(train: int, epochs: int) -> None:
+    """Print what is there for these epochs."""
+    for path, title in ((RULES, "Accuracy by rule, %"), (ALONE, "The front, shared and alone, %")):
+        if not path.exists():
+            continue
+        frame = pd.read_csv(path)
+        frame = frame[(frame.train == train) & (frame.epochs == epochs)]
+        if frame.empty:
+            continue
+        print(f"\n{title} ({epochs} epochs of {train:,} images, seeds {sorted(set(frame.seed))})")
+        if path == RULES:
+            frame[SIZES] *= 100
+            table = frame.groupby("training")[[*SIZES, "steps", "seconds"]].agg(["mean", "std"])
+            order = [label for label in labels() if label in table.index]
+            print(table.loc[order].drop(columns=[("steps", "std")]).round(1).to_string())
+            continue
+        shown = ["searched", "shared", "alone"]
+        frame[shown] *= 100
+        frame["gap"] = frame.shared - frame.alone
+        frame["M MACs"] = frame.macs / 1e6
+        print(frame[["seed", "M MACs", *shown, "gap", "seconds_alone"]].round(1).to_string())
+        for seed, rows in frame.groupby("seed"):
+            print(
+                f"seed {seed}: shared - alone {rows.gap.mean():+.1f} points on average "
+                f"({rows.gap.min():+.1f} to {rows.gap.max():+.1f}); the super-network took "
+                f"{rows.seconds_shared.iloc[0]:.0f} s and its search "
+                f"{rows.seconds_searched.iloc[0]:.0f} s, "
+                f"{len(rows)} trainings alone {rows.seconds_alone.sum():.0f} s"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", default=["rules", "alone"])
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of the rules; one alone")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--train", type=int, default=10_000, help="images to train on")
+    parser.add_argument("--budget", type=int, default=BUDGET, help="evaluations of the search")
+    parser.add_argument("--report", action="store_true", help="print what is there, run nothing")
+    args = parser.parse_args()
+    if unknown := set(args.parts) - {"rules", "alone"}:
+        parser.error(f"--parts: {', '.join(unknown)}; there are rules and alone")
+    pd.set_option("display.width", 200)
+    if not args.report:
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore")
+        torch.set_num_threads(1)
+        if "rules" in args.parts:
+            compare_rules(args.seeds, args.epochs, args.train)
+        if "alone" in args.parts:
+            alone(0, args.epochs, args.train, args.budget)
+    report(args.train, args.epochs)
+
+
+if __name__ == "__main__":
+    main()
