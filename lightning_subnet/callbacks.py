@@ -26,6 +26,7 @@ from lightning_subnet.elasticity.sorting import sort_channels, sortable_part
 from lightning_subnet.errors import SearchError, did_you_mean, listed
 from lightning_subnet.measures import Measure
 from lightning_subnet.sampling import Draw, Rule, Strata, check_rule, step_subnets, uniform
+from lightning_subnet.shadowing import shadowed
 from lightning_subnet.shrinking import Phase, ProgressiveShrinking
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
@@ -313,9 +314,8 @@ class SubnetSampling(Callback):
 @contextmanager
 def muted(module: LightningModule) -> Iterator[None]:
     """Drop what the module logs."""
-    shadowed: Any = module
-    shadowed.log = shadowed.log_dict = lambda *_args, **_kwargs: None
-    try:
+
+    def dropped(*_args: Any, **_kwargs: Any) -> None: ...
+
+    with shadowed(module, "log", dropped), shadowed(module, "log_dict", dropped):
         yield
-    finally:
-        del shadowed.log, shadowed.log_dict

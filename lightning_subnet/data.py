@@ -26,6 +26,7 @@ from lightning_subnet._lightning import (
 from lightning_subnet.batches import cloned, leaves
 from lightning_subnet.elasticity.calibration import batch_norms, n_samples
 from lightning_subnet.errors import SearchError
+from lightning_subnet.shadowing import shadowed
 
 _RESIDENT_BYTES = 2**31
 
@@ -121,15 +122,15 @@ def frozen_data(model: LightningModule, source: Source, trainer: Trainer) -> Ite
                 stack.callback(part.teardown, stages[id(part)])
         for part in parts:
             for name in ("prepare_data", "setup", "teardown"):
-                stack.enter_context(_shadowed(part, name, lambda *_args, **_kwargs: None))
-        stack.enter_context(_shadowed(model, "configure_callbacks", list))
+                stack.enter_context(shadowed(part, name, lambda *_args, **_kwargs: None))
+        stack.enter_context(shadowed(model, "configure_callbacks", list))
         loaders = source.dataloaders
         loaders = loaders if loaders is not None else getattr(owner, hook)()
         data = _frozen(loaders, owner, hook, trainer)
         data.images = source.calibration_images
         data.calibration = trainer.strategy.broadcast(calibration_batches(model, source, owner))
         if datamodule is not None:
-            stack.enter_context(_shadowed(datamodule, "val_dataloader", lambda: data.given))
+            stack.enter_context(shadowed(datamodule, "val_dataloader", lambda: data.given))
         yield data
 
 
@@ -150,20 +151,6 @@ def _set_up(parts: list[Any], stages: Mapping[int, str], source: Source, trainer
         for name, value in weights.items():  # a setup may initialise; searched is what came
             if name in now and now[name].shape == value.shape:
                 now[name].copy_(value)
-
-
-@contextmanager
-def _shadowed(owner: Any, name: str, shadow: Any) -> Iterator[None]:
-    """Replace a method on an instance; what the instance had under that name comes back."""
-    # LightningDataModule.from_datasets keeps its dataloaders as attributes of the instance.
-    own = vars(owner).get(name)
-    setattr(owner, name, shadow)
-    try:
-        yield
-    finally:
-        delattr(owner, name)
-        if own is not None:
-            setattr(owner, name, own)
 
 
 def _frozen(given: Any, owner: Any, hook: str, trainer: Trainer) -> FrozenData:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_subnet.errors import SearchError, did_you_mean, listed
+from lightning_subnet.shadowing import shadowed
 
 DistillLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -154,31 +155,27 @@ class Logits:
     def watched(self) -> Iterator[None]:
         """Keep the output of each forward pass."""
         self._seen, self._teacher = [], None
-        if self._source is not None:
-            hook = self._source.register_forward_hook(lambda _m, _i, out: self._seen.append(out))
-            try:
+        try:
+            with self._watching():
                 yield
-            finally:
-                hook.remove()
-                self._seen, self._teacher = [], None
+        finally:
+            self._seen, self._teacher = [], None
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        if self._source is not None:
+            with self._source.register_forward_hook(lambda _m, _i, out: self._seen.append(out)):
+                yield
             return
-        shadowed: Any = self._module
-        own, forward = vars(shadowed).get("forward"), shadowed.forward
+        forward = self._module.forward
 
         def remembered(*args: Any, **kwargs: Any) -> Any:
             out = forward(*args, **kwargs)
             self._seen.append(out)
             return out
 
-        shadowed.forward = remembered
-        try:
+        with shadowed(self._module, "forward", remembered):
             yield
-        finally:
-            if own is None:
-                vars(shadowed).pop("forward", None)
-            else:
-                shadowed.forward = own
-            self._seen, self._teacher = [], None
 
     def teacher(self) -> torch.Tensor:
         """Return the logits of the pass of the largest subnet, without its graph.

@@ -105,18 +105,18 @@ def _add_reference(history: History, before: Evaluation | None, name: str, told:
 
 def _asked(measure: Measure, space: SearchSpace, subnets: Sequence[Subnet]) -> Told:
     """Return the values of some subnets, which are measured at once, or of any other."""
-    pairs: dict[Subnet, Any] = {}
+    pairs: dict[Subnet, tuple[float, float]] = {}
+    failed: dict[Subnet, Exception] = {}
 
-    def add(several: Sequence[Subnet]) -> None:
-        values, errors, failures = measure.evaluate_each(space, space.indices(several))
-        pairs.update(zip(several, zip(values.tolist(), errors.tolist(), strict=True), strict=True))
-        pairs.update({several[i]: why for i, why in failures.items()})
-
-    def asked(subnet: Subnet) -> Any:
+    def asked(subnet: Subnet) -> tuple[float, float]:
         if subnet not in pairs:
-            add(subnets if subnet in subnets else [subnet])
-        if isinstance(pairs[subnet], Exception):
-            raise pairs[subnet]
+            several = subnets if subnet in subnets else [subnet]
+            values, errors, failures = measure.evaluate_each(space, space.indices(several))
+            both = zip(values.tolist(), errors.tolist(), strict=True)
+            pairs.update(zip(several, both, strict=True))
+            failed.update((several[i], why) for i, why in failures.items())
+        if subnet in failed:
+            raise failed[subnet]
         return pairs[subnet]
 
     return asked

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -190,7 +191,7 @@ class Study:
         """Return the sensitivity of an exact measure of index rows, without a predictor."""
         X, complete = self.uniform(ENUMERATED, SAMPLED)
         y, _ = measure.evaluate(self.space, X)
-        rows, _ = self.rows()
+        rows, _ = self.rows
         below = Below(*measure.evaluate(self.space, rows))
         basis = f"{'all' if complete else 'a sample of'} {len(X):,} subnets"
         return self._directly(measure.name, measure.unit, X, y, below, complete, basis)
@@ -202,7 +203,7 @@ class Study:
         are all.
         """
         X, complete = self.uniform(n, n)
-        rows, _ = self.rows()
+        rows, _ = self.rows
         values, errors = measure.evaluate(self.space, np.concatenate([rows, X]))
         below = Below(values[: len(rows)], errors[: len(rows)])
         y = values[len(rows) :]
@@ -239,7 +240,7 @@ class Study:
         if complete:
             if below is None:
                 place = dict(zip(row_codes(X), y, strict=True))
-                at = [place.get(code, np.nan) for code in row_codes(self.rows()[0])]
+                at = [place.get(code, np.nan) for code in row_codes(self.rows[0])]
                 below = Below(np.array(at), np.zeros(len(at)))
             basis = f"all {len(X):,} subnets, measured"
             return self._directly(name, unit, X, y, below, True, basis)
@@ -257,8 +258,9 @@ class Study:
             return np.concatenate(list(self.space.index_blocks())), True
         return self.space.sample_indices(sampled, np.random.default_rng(self.seed)), False
 
+    @cached_property
     def rows(self) -> tuple[Indices, list[slice]]:
-        """Return the largest subnet and what is below it, and where each dimension's rows are."""
+        """The largest subnet and what is below it, and where each dimension's rows are."""
         below = [turned_down(self.space, part) for part in self.parts]
         ends = np.cumsum([1, *map(len, below)])
         X = np.concatenate([self.space.indices([self.space.largest]), *below])
@@ -281,7 +283,7 @@ class Study:
     ) -> Sensitivity:
         _check(name, y)
         wide, complete = self.uniform(SAMPLED, SAMPLED)
-        rows, _ = self.rows()
+        rows, _ = self.rows
         F, everywhere, beneath = (features(self.space, part) for part in (X, wide, rows))
 
         def of(used: npt.NDArray[np.bool_]) -> tuple[_Parts, Any]:
@@ -312,7 +314,7 @@ class Study:
         below: Below | None,
     ) -> Sensitivity:  # fmt: skip
         """Return the figures by dimension, with the errors that the folds tell."""
-        _, places = self.rows()
+        _, places = self.rows
         moved = [_farthest(whole.at, place) for place in places]
 
         def change(parts: _Parts) -> Floats:

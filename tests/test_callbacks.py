@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -582,15 +581,25 @@ def test_a_schedule_trains_what_is_open_and_logs_its_phase() -> None:
     assert {s["e.0"] for s in by_step[7]} == {4}
 
 
-@pytest.mark.parametrize("stop", [4, 6, 8, 12])  # within phases 2, 3 and 5; 8: at a sorting
-def test_a_training_resumes_at_any_step_of_a_schedule(stop: int, tmp_path: Path) -> None:
-    straight, schedule = _straight("steps")
+@pytest.mark.parametrize(
+    ("unit", "stop", "end"),
+    [
+        *[("steps", stop, 15) for stop in (4, 6, 8, 12)],  # within phases 2, 3, 5; 8: at a sorting
+        *[("epochs", stop, 5) for stop in (2, 3)],
+    ],
+)
+def test_a_training_resumes_anywhere_in_a_schedule(
+    unit: str, stop: int, end: int, tmp_path: Path
+) -> None:
+    straight, schedule = _straight(unit)
     stopped = adam()
-    trainer = quiet_trainer(max_steps=stop, callbacks=[SubnetSampling(schedule=schedule)])
+    callback = [SubnetSampling(schedule=schedule)]
+    trainer = quiet_trainer(**{f"max_{unit}": stop}, callbacks=callback)
     trainer.fit(stopped, same())
     trainer.save_checkpoint(tmp_path / "part.ckpt")
     resumed = LitAdam()
-    trainer = quiet_trainer(max_steps=15, callbacks=[SubnetSampling(schedule=schedule)])
+    callback = [SubnetSampling(schedule=schedule)]
+    trainer = quiet_trainer(**{f"max_{unit}": end}, callbacks=callback)
     trainer.fit(resumed, same(), ckpt_path=tmp_path / "part.ckpt", weights_only=False)
     assert stopped.seen + resumed.seen == straight.seen
     assert stopped.steps + resumed.steps == straight.steps
@@ -598,22 +607,6 @@ def test_a_training_resumes_at_any_step_of_a_schedule(stop: int, tmp_path: Path)
         torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
 
 
-@pytest.mark.parametrize("stop", [2, 3])
-def test_a_training_resumes_at_any_epoch_of_a_schedule(stop: int, tmp_path: Path) -> None:
-    straight, schedule = _straight("epochs")
-    stopped = adam()
-    trainer = quiet_trainer(max_epochs=stop, callbacks=[SubnetSampling(schedule=schedule)])
-    trainer.fit(stopped, same())
-    trainer.save_checkpoint(tmp_path / "part.ckpt")
-    resumed = LitAdam()
-    trainer = quiet_trainer(max_epochs=5, callbacks=[SubnetSampling(schedule=schedule)])
-    trainer.fit(resumed, same(), ckpt_path=tmp_path / "part.ckpt", weights_only=False)
-    assert stopped.seen + resumed.seen == straight.seen
-    for name, value in straight.state_dict().items():
-        torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
-
-
-@functools.cache
 def _straight(unit: str) -> tuple[LitAdam, ProgressiveShrinking]:
     model, schedule = adam(), SCHEDULES[unit]
     trainer = quiet_trainer(max_epochs=5, callbacks=[SubnetSampling(schedule=schedule)])

@@ -142,11 +142,11 @@ class Meter:
         What one kind of measure took last, another kind gets once; then it is measured anew.
         """
         known = {} if kind is self._recent_kind else self._recent
-        found = {subnet: known.pop(subnet, None) for subnet in subnets}
-        if missing := [subnet for subnet, timing in found.items() if timing is None]:
+        found = {s: known.pop(s) for s in dict.fromkeys(subnets) if s in known}
+        if missing := [s for s in dict.fromkeys(subnets) if s not in found]:
             found |= self._measured(missing)
-            self._recent_kind, self._recent = kind, {s: t for s, t in found.items() if t}
-        return [timing for subnet in subnets if (timing := found[subnet])]
+            self._recent_kind, self._recent = kind, dict(found)
+        return [found[subnet] for subnet in subnets]
 
     def _measured(self, subnets: Sequence[Subnet]) -> dict[Subnet, Timing]:
         timings: dict[Subnet, Timing] = {}

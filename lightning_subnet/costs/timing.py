@@ -18,11 +18,12 @@ import torch
 
 from lightning_subnet.randomness import random_state
 
-FEWEST = 15  # least rounds, for a standard error
 _WARM = 20  # most calls of a warm-up
 _ROUND_MS, _ROUND_TURNS = 10.0, 5  # a round: the turns that fit in, from 1 to 5
 _TIMED_MS = 0.5  # one timing: as many calls as last so long
 _VISIT_SECONDS, _VISITS = 0.25, (5, 25)  # so long a visit, but at least and at most so many
+_VISIT_ROUNDS = 3  # least rounds of a visit
+FEWEST = _VISITS[0] * _VISIT_ROUNDS  # least rounds in all, for a standard error
 
 Call = Callable[[], Any]
 Clock = Callable[[Call, int], float]
@@ -112,7 +113,7 @@ class _Turns:
         deadline = time.perf_counter() + effort.seconds / self._of
         while True:
             values.append(self._round(calls, turns, n_calls))
-            if len(values) < FEWEST // _VISITS[0]:
+            if len(values) < _VISIT_ROUNDS:
                 continue
             precise = _error(values) <= effort.tolerance * math.sqrt(self._of) * np.median(values)
             spent = (len(values) + 1) * turns > effort.repeats / self._of
@@ -133,15 +134,20 @@ class _Turns:
         rounds = [value for values in self._visits for value in values]
         medians = sorted(float(np.median(values)) for values in self._visits)
         low, high = np.percentile(rounds, [25, 75]).tolist()
-        error = max(_error(rounds), _error(medians) / 1.2533)  # a trimmed mean's, about a mean's
+        # That of a trimmed mean is about that of a mean.
+        error = max(_error(rounds), _sigma(medians) / math.sqrt(self._of))
         value = float(np.mean(medians[self._of // 5 : -(self._of // 5)]))
         return Timing(value, error, low, high, len(rounds))
 
 
 def _error(values: Sequence[float]) -> float:
     """Return the standard error of a median."""
+    return 1.2533 * _sigma(values) / math.sqrt(len(values))
+
+
+def _sigma(values: Sequence[float]) -> float:
     low, high = np.percentile(values, [25, 75])
-    return float(1.2533 * (high - low) / 1.349 / math.sqrt(len(values)))
+    return float(high - low) / 1.349
 
 
 def _warm(call: Call, clock: Clock) -> float:
