@@ -20,8 +20,8 @@ install: $(STAMP) ## Create .venv with the package and its development tools (pi
 demo: $(STAMP) ## Search a small elastic network on real handwritten digits, into demo_output/
 	$(PY) examples/digits_search.py
 
-test: $(STAMP) ## Run the tests and the doctests
-	$(PY) -m pytest
+test: $(STAMP) ## Run the tests and the doctests, a process on each of two cores
+	$(PY) -m pytest -n 2 --dist loadfile --durations 15
 
 lint: $(STAMP) ## Check style and formatting
 	$(PY) -m ruff check $(SOURCES)

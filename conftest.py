@@ -1,20 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the Python blocks of README.md and of docs/, each page in a scratch folder."""
+"""Seeds each test; runs the Python blocks of README.md and of docs/ in scratch folders."""
 
 from __future__ import annotations
 
 import os
+import random
 import tempfile
 from typing import Any
 
 # The networks of the tests are too small for threads, which on a busy machine wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
+import pytest
+import torch
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 collect_ignore = ["docs/conf.py"]  # Sphinx's, no module of doctests
 collect_ignore_glob = ["tests/programs/*"]  # run by tests as processes of their own
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Begin each test, its fixtures too, with the same random numbers."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+
 
 _entered: list[tuple[str, tempfile.TemporaryDirectory[str]]] = []
 

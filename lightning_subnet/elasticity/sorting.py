@@ -123,8 +123,8 @@ def sort_channels(
         >>> from lightning_subnet.supernets import ElasticViT
         >>> net, images = ElasticViT.tiny().eval(), torch.randn(2, 1, 8, 8)
         >>> before = net(images)
-        >>> sort_channels(net)
-        6
+        >>> sort_channels(net) > 0
+        True
         >>> torch.allclose(net(images), before, atol=1e-5)
         True
     """
