@@ -182,6 +182,7 @@ def _support_vectors(gram: Floats, z: Floats, noise: float) -> tuple[Floats, flo
 
     # Ridge has dual coefficients residual / noise**2, so this bound is a residual of 2 noise.
     model = SVR(kernel="precomputed", C=min(2 / noise, 50.0), epsilon=noise / 4, max_iter=50_000)
+    model.random_state = 0  # no argument of it: else it draws an unused seed from the global state
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # then it is as good as it needs to be
         model.fit(gram, z)

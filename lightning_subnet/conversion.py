@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -172,11 +173,22 @@ def openvino_compiled(model: Any, *, threads: int | None = None) -> Any:
         model: An `openvino.Model`, or the path of an .xml file.
         threads: Threads of one inference; None: as OpenVINO has it.
     """
-    openvino = library("openvino")
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
-    return openvino.Core().compile_model(model, "CPU", options)
+    return openvino_core().compile_model(model, "CPU", options)
+
+
+@cache
+def openvino_core() -> Any:
+    """Return the one `openvino.Core` of this process, which stays.
+
+    With the first model that a Core compiles for the CPU, the stack on which its thread handles
+    signals becomes the Core's (Linux). The Core unmaps it when it goes, and puts the one before it
+    back only if it goes in the same thread and before any Core that came later. Otherwise the next
+    signal, from a worker of a DataLoader that ends, say, is a segmentation fault.
+    """
+    return library("openvino").Core()
 
 
 def library(name: str) -> Any:
@@ -257,7 +269,7 @@ def _check_batch(model: bytes, call: Call) -> None:
 
 def _traced_openvino(openvino: Any, net: nn.Module, call: Call) -> Any:
     """Return what OpenVINO reads from traced ONNX."""
-    return openvino.Core().read_model(_traced_onnx(net, call))
+    return openvino_core().read_model(_traced_onnx(net, call))
 
 
 def _graph_openvino(openvino: Any, net: nn.Module, call: Call) -> Any:

@@ -33,6 +33,12 @@ from lightning_subnet import (
 ROOT = Path(__file__).parent.parent
 
 
+def numpy_state() -> tuple[bytes, int]:
+    """Return NumPy's global random state, which users' code may use: numbers, and which is next."""
+    _, numbers, position, *_ = np.random.get_state()  # noqa: NPY002 - see above
+    return numbers.tobytes(), position
+
+
 # Spaces
 
 

@@ -254,10 +254,7 @@ def test_workers_that_are_kept_go_on_with_the_epoch() -> None:
     for own in ([], [SubnetValidation(calibration_images=50)]):
         L.seed_everything(0, verbose=False)
         data = torch.utils.data.Subset(digits(), range(200))
-        train = DataLoader(
-            data, 50, shuffle=True, num_workers=1, persistent_workers=True,
-            multiprocessing_context="spawn",  # no copy of all that other tests have started here
-        )  # fmt: skip
+        train = DataLoader(data, 50, shuffle=True, num_workers=1, persistent_workers=True)
         model = InForce()
         quiet_trainer(max_epochs=1, callbacks=own, val_check_interval=2).fit(
             model, train, DataLoader(data, 100)

@@ -25,6 +25,7 @@ from lightning_subnet.strategies import RandomSearch
 from lightning_subnet.supernets import ElasticMobileNetV3
 from lightning_subnet.trainer_evaluator import TrainerEvaluator
 from tests.networks import WIDTHS, Digits, LitMlp, digits, quiet_trainer
+from tests.problems import numpy_state
 
 TRAIN = DataLoader(digits(), 100)
 
@@ -33,10 +34,6 @@ def search(**settings: Any) -> SubnetSearch:
     default = {"objectives": {"val_acc": "max", "macs": "min"}, "budget": 6, "storage": None}
     default |= {"strategy": RandomSearch(batch_size=4), "trainer": quiet_trainer()}
     return SubnetSearch(**{**default, **settings})
-
-
-def legacy_state() -> list[int]:
-    return np.random.get_state()[1].tolist()  # noqa: NPY002 - the user's code may use it
 
 
 @pytest.fixture
@@ -119,7 +116,7 @@ def test_nothing_is_left_changed(model: LitMlp, tmp_path: Path) -> None:
     buffers = {k: v.clone() for k, v in model.named_buffers()}
     flags = {k: m.training for k, m in model.named_modules()}
     handler = signal.getsignal(signal.SIGINT)
-    states = (random.getstate(), legacy_state(), torch.get_rng_state())
+    states = (random.getstate(), numpy_state(), torch.get_rng_state())
 
     result = search(trainer=trainer).fit(model, data, progress=False)
 
@@ -143,7 +140,7 @@ def test_nothing_is_left_changed(model: LitMlp, tmp_path: Path) -> None:
     assert not any(name.startswith("val_") for name in rows[0])
     assert all(torch.equal(v, buffers[k]) for k, v in model.named_buffers())
     assert signal.getsignal(signal.SIGINT) is handler
-    after = (random.getstate(), legacy_state(), torch.get_rng_state())
+    after = (random.getstate(), numpy_state(), torch.get_rng_state())
     assert after[:2] == states[:2]
     assert torch.equal(after[2], states[2])
 

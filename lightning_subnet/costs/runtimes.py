@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from lightning_subnet.calls import Call
-from lightning_subnet.conversion import library, quiet, to_onnx, to_openvino
+from lightning_subnet.conversion import library, openvino_core, quiet, to_onnx, to_openvino
 from lightning_subnet.costs.counts import as_weight
 from lightning_subnet.errors import ExportError, ObjectiveError, did_you_mean, listed
 
@@ -184,7 +184,7 @@ def on_device(
     if name == "onnxruntime":
         _provider(device)
     if name == "openvino" and precision in _MIXED:
-        able = library("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if {"bf16-mixed": "BF16", "16-mixed": "FP16"}[precision] not in able:
             msg = f"precision={precision!r}: OpenVINO has only {listed(able)} on this processor."
             raise ObjectiveError(msg)
@@ -342,7 +342,7 @@ def _openvino(net: nn.Module, inputs: tuple[Any, ...], conditions: Conditions) -
         "NUM_STREAMS": "1",
         "INFERENCE_PRECISION_HINT": hint,
     }
-    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    request = openvino_core().compile_model(model, "CPU", options).create_infer_request()
     for name, array in zip(*_tensors(net, inputs), strict=True):
         request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
     return Runner(lambda: request.infer(share_inputs=True, share_outputs=True))

@@ -221,6 +221,21 @@ def program(code: str, *arguments: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="where signals have a stack of OpenVINO's")
+def test_signals_find_their_stack_when_openvino_is_done() -> None:
+    told = program(
+        "import gc, os, signal, torch\n"
+        "from lightning_subnet.conversion import openvino_compiled, to_openvino\n"
+        "model = to_openvino(torch.nn.Linear(3, 2), torch.zeros(1, 3))\n"
+        "first, second = openvino_compiled(model), openvino_compiled(model)\n"
+        "del first; gc.collect()\n"
+        "del second; gc.collect()\n"
+        "signal.signal(signal.SIGCHLD, lambda *_: print('handled'))  # as a DataLoader does\n"
+        "os.kill(os.getpid(), signal.SIGCHLD)"
+    )
+    assert told == "handled"
+
+
 def test_fingerprints_are_those_of_another_process() -> None:
     chosen = [{}, {"runtime": "compile"}, {"runtime": "onnxruntime", "precision": "16-true"}]
     told = program(

@@ -16,7 +16,7 @@ from lightning_subnet.elasticity.checking import check_elastic
 from lightning_subnet.errors import ElasticityError, SearchError
 from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3, MobileNetV3Config
 from tests.networks import ElasticMlp, LitMlp
-from tests.problems import assert_clear
+from tests.problems import assert_clear, numpy_state
 
 X = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
 
@@ -166,7 +166,7 @@ def test_what_was_in_force_flags_and_random_states_come_back(outcome: str) -> No
     net.activate(subnet)
     flags = [module.training for module in net.modules()]
     state = copy.deepcopy(net.state_dict())
-    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002 - the user's code may use it
+    states = random.getstate(), numpy_state(), torch.get_rng_state()
     if outcome == "passes":
         check_elastic(net, X)
     else:
@@ -177,7 +177,7 @@ def test_what_was_in_force_flags_and_random_states_come_back(outcome: str) -> No
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, state[name]), name
     assert random.getstate() == states[0]
-    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002 - the user's code may use it
+    assert numpy_state() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
 
 

@@ -14,7 +14,7 @@ from lightning_subnet import FunctionEvaluator, SearchResult, SearchSpace, Subne
 from lightning_subnet.costs.additive import Term, additive_measure
 from lightning_subnet.errors import SearchError, StrategyError, SubnetError
 from lightning_subnet.strategies.reduction import ReductionWarning, reduce_space, reduction
-from tests.problems import assert_clear, conditional, grid, history_of, problem_of
+from tests.problems import assert_clear, conditional, grid, history_of, numpy_state, problem_of
 from tests.spaces import ofa_mobilenet_v3
 
 SPACE = ofa_mobilenet_v3()
@@ -86,9 +86,9 @@ def test_without_the_front_the_rule_is_the_published_one(result: SearchResult) -
 
 
 def test_it_depends_on_its_arguments_alone(result: SearchResult, reduced: Any) -> None:
-    state = np.random.get_state()[1].copy()  # noqa: NPY002 - the global state must not move
+    state = numpy_state()
     assert reduction(result, samples=6000).space == reduced.space
-    assert (np.random.get_state()[1] == state).all()  # noqa: NPY002 - as above
+    assert numpy_state() == state
 
 
 def test_a_search_in_the_reduced_space_is_stored_and_resumed(reduced: Any, tmp_path: Any) -> None:
