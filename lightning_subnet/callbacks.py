@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -61,6 +62,9 @@ class SubnetSampling(Callback):
         distill_loss: `"soft"`, the default: the cross entropy with the teacher's probabilities, in
             dimension 1. `"alpha"`: `alpha_divergence`. Or a function, called as
             `distill_loss(student_logits, teacher_logits)`.
+        label_weight: With distillation, how much of the loss of `training_step` a student keeps. 0:
+            it sees no labels (BigNAS); 1: it learns from them and from its teacher (OFA). Labels
+            help while the largest subnet has little to teach, as in a short training.
         space: What may vary, for a module that is not elastic itself.
         activate: Called as `activate(module, subnet)`, with `space`.
         seed: The seed of the draws.
@@ -70,7 +74,8 @@ class SubnetSampling(Callback):
 
     References:
         Yu and Huang, Universally Slimmable Networks and Improved Training Techniques, ICCV 2019
-        (sandwich rule, in-place distillation); Yu et al., BigNAS, ECCV 2020, section 3.1.
+        (sandwich rule, in-place distillation); Yu et al., BigNAS, ECCV 2020, section 3.1; Cai et
+        al., Once-for-All, ICLR 2020, section 3.3 (labels and the largest network's soft labels).
 
     Example:
         >>> SubnetSampling(rule="sandwich", n_random=2).rule
@@ -86,6 +91,7 @@ class SubnetSampling(Callback):
         stratify: str | Measure | None = None,
         distill: bool | str = False,
         distill_loss: str | DistillLoss | None = None,
+        label_weight: float = 0.0,
         space: SearchSpace | None = None,
         activate: Callable[[Any, Subnet], object] | None = None,
         seed: int = 0,
@@ -102,6 +108,12 @@ class SubnetSampling(Callback):
                 "distill_loss= is for distillation: give distill=True, or the name of a submodule."
             )
             raise SearchError(msg)
+        if not (0 <= label_weight < math.inf) or (label_weight and not distill):
+            msg = (
+                f"label_weight={label_weight!r} is the share of labels beside distillation: give a "
+                "finite number of at least 0, with distill=True."
+            )
+            raise SearchError(msg)
         if schedule is not None and not isinstance(schedule, ProgressiveShrinking):
             msg = f"schedule={schedule!r:.60} is no schedule. Give a ProgressiveShrinking({{...}})."
             raise SearchError(msg)
@@ -113,6 +125,7 @@ class SubnetSampling(Callback):
         self.schedule = schedule
         self.stratify = stratify
         self.seed = seed
+        self.label_weight = label_weight
         self._distill = distill
         self._distill_loss = loss_named(distill_loss)
         self._named_loss = distill_loss is None or isinstance(distill_loss, str)
@@ -283,7 +296,9 @@ class SubnetSampling(Callback):
                 self._part.activate(subnet)
                 loss = run_training_step(trainer, pl_module, *self._step)
                 if self._logits is not None and teacher is not None:
-                    loss = self._distill_loss(self._logits.student(), teacher)
+                    taught = self._distill_loss(self._logits.student(), teacher)
+                    with_labels = self.label_weight > 0 and loss is not None
+                    loss = taught + self.label_weight * loss if with_labels else taught
                 if loss is not None:
                     backward(trainer, pl_module, loss)
         self._part.activate(self._subnets[0])  # an optimizer may call the closure again

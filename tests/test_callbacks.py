@@ -100,7 +100,12 @@ class Keep(L.Callback):
 
 
 def by_hand(
-    model: LitNet, batches: list[Any], subnets: list[Subnet], *, distilled: bool = False
+    model: LitNet,
+    batches: list[Any],
+    subnets: list[Subnet],
+    *,
+    distilled: bool = False,
+    label_weight: float = 0.0,
 ) -> dict[str, torch.Tensor]:
     """Return the explicit sum of the subnets' gradients, averaged over accumulated batches."""
     model.train()
@@ -112,6 +117,7 @@ def by_hand(
             logits = model(x)
             if distilled and teacher is not None:
                 loss = -(teacher.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+                loss = loss + label_weight * F.cross_entropy(logits, y)
             else:
                 loss = F.cross_entropy(logits, y)
             teacher = logits.detach() if teacher is None else teacher
@@ -134,18 +140,23 @@ def assert_equal_gradients(
         )
 
 
-@pytest.mark.parametrize("distilled", [False, True])
+@pytest.mark.parametrize(
+    "settings", [{}, {"distill": True}, {"distill": True, "label_weight": 0.5}], ids=str
+)
 @pytest.mark.parametrize("accumulated", [1, 3])
-def test_gradients_are_the_explicit_sum(distilled: bool, accumulated: int) -> None:
+def test_gradients_are_the_explicit_sum(settings: dict[str, Any], accumulated: int) -> None:
     model, keep = lit(), Keep()
-    sampling = SubnetSampling("sandwich", n_random=2, distill=distilled)
+    sampling = SubnetSampling("sandwich", n_random=2, **settings)
     trainer = quiet_trainer(
         max_steps=1, callbacks=[sampling, keep], accumulate_grad_batches=accumulated
     )
     trainer.fit(model, loader())
     assert len(keep.kept) == 1
     batches = list(loader())[:accumulated]
-    expected = by_hand(lit(), batches, sampling.subnets(0), distilled=distilled)
+    expected = by_hand(
+        lit(), batches, sampling.subnets(0),
+        distilled="distill" in settings, label_weight=settings.get("label_weight", 0.0),
+    )  # fmt: skip
     assert_equal_gradients(keep.kept[0], expected)
 
 
@@ -386,6 +397,8 @@ def test_bad_input_is_refused_before_training() -> None:
         ({"rule": "ranks", "n_random": 3}, "does not go with rule='ranks'"),
         ({"distill": True, "distill_loss": "alfa"}, "Did you mean 'alpha'"),
         ({"distill_loss": "alpha"}, "distill_loss= is for distillation"),
+        ({"label_weight": 1.0}, "label_weight=1.0 is the share of labels beside distillation"),
+        ({"distill": True, "label_weight": -1.0}, "finite number of at least 0"),
         ({"schedule": {"ks.*": 2}}, "Give a ProgressiveShrinking"),
         ({"stratify": 3}, "Give 'macs', 'params' or a Measure"),
     ]:
