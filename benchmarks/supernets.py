@@ -6,15 +6,16 @@
 
 The elastic ResNet, the images and the recipe of examples/images.py, on one thread and for fewer
 epochs; a row is written as soon as it is finished, and what is there is not made again.
-Rules: the sandwich rule with in-place distillation, and independent random subnets, for the same
-number of samples passed forward and backward; accuracy of the smallest, the median (mean of nine
-around the median MACs) and the largest subnet after recalibration, on 2,000 test images. Both
-comparisons have equal optimizer steps too: four subnets per step of 64 images (sandwich or random),
-and one random subnet per step of 64 images against a sandwich of four on 16 images.
-Alone: the super-network that was trained by the sandwich rule with distillation is searched
-(accuracy of 1,000 images against MACs), and five subnets spread over the front are trained from
-scratch with the same recipe for the same epochs; accuracy of both on the other 1,000 images, and
-the seconds of both ways (of the search: of its evaluations). About 40 minutes of one core.
+Rules: the sandwich rule with in-place distillation (of labels and teacher, as in OFA, and of the
+teacher alone, as in BigNAS), and independent random subnets, for the same number of samples passed
+forward and backward; accuracy of the smallest, the median (mean of nine around the median MACs) and
+the largest subnet after recalibration, on 2,000 test images. Both comparisons have equal optimizer
+steps too: four subnets per step of 64 images (sandwich or random), and one random subnet per step
+of 64 images against a sandwich of four on 16 images.
+Alone: the super-network that was trained by the first of these is searched (accuracy of 1,000
+images against MACs), and five subnets spread over the front are trained from scratch with the same
+recipe for the same epochs; accuracy of both on the other 1,000 images, and the seconds of both ways
+(of the search: of its evaluations). About 50 minutes of one core.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.data import RESULTS, ROOT, SCRATCH, data_folder
 from benchmarks.search_efficiency import commit, write
 from benchmarks.training import DISTILLED, QUIET, accuracy, rules, three_sizes
-from lightning_subnet import Evaluation, SubnetSearch, extract
+from lightning_subnet import Evaluation, SubnetSampling, SubnetSearch, extract
 
 IMAGES, EPOCHS, SEEDS, BUDGET, FEW = 64, 6, 3, 60, 5
 VALIDATED = 1000  # and as many test
@@ -46,6 +47,7 @@ RULES, ALONE = RESULTS / "supernets_rules.csv", RESULTS / "supernets_alone.csv"
 FOLDER = SCRATCH / "supernets"
 KEYS = {RULES: ["train", "epochs", "training", "seed"], ALONE: ["train", "epochs", "seed", "place"]}
 SIZES = ["smallest", "median", "largest"]
+TAUGHT = f"{DISTILLED} + labels"
 
 
 @cache
@@ -87,9 +89,19 @@ def done(path: Any, row: dict[str, Any]) -> bool:
     return any(all(r[k] == str(row[k]) for k in row) for r in frame.to_dict("records"))
 
 
+def ways(seed: int, epochs: int) -> dict[str, tuple[SubnetSampling, int, int]]:
+    """Return by label, as `rules` does: the callback, the images per step, and the epochs."""
+    found, fewer = rules(seed, IMAGES, epochs), IMAGES // 4
+    taught = {
+        label: (SubnetSampling(distill=True, label_weight=1, seed=seed), images, epochs)
+        for label, images in ((TAUGHT, IMAGES), (f"{TAUGHT}, {fewer} images", fewer))
+    }
+    return taught | {label: found[label] for label in (DISTILLED, "four random", "one random")}
+
+
 def by_rule(label: str, seed: int, epochs: int, train: int) -> Any:
     """Train a super-network by a rule; keep it, and write its row."""
-    sampling, batch, times = rules(seed, IMAGES, epochs)[label]
+    sampling, batch, times = ways(seed, epochs)[label]
     images, val, test, calibration = parts(train)
     both = TensorDataset(*(torch.cat(pair) for pair in zip(val.tensors, test.tensors, strict=True)))
     L.seed_everything(seed, verbose=False)
@@ -110,13 +122,9 @@ def kept(label: str, seed: int, epochs: int, train: int) -> Any:
     return FOLDER / f"{label.replace(' ', '')}-{seed}-{epochs}-{train}.pt"
 
 
-def labels() -> list[str]:
-    return [label for label in rules(0, IMAGES, 1) if label != "sandwich"]
-
-
 def compare_rules(seeds: int, epochs: int, train: int) -> None:
     for seed in range(seeds):
-        for label in labels():
+        for label in ways(seed, epochs):
             row = {"train": train, "epochs": epochs, "training": label, "seed": seed}
             if not done(RULES, row):
                 by_rule(label, seed, epochs, train)
@@ -127,9 +135,9 @@ def alone(seed: int, epochs: int, train: int, budget: int) -> None:
     keys = {"train": train, "epochs": epochs, "seed": seed}
     if all(done(ALONE, {**keys, "place": place}) for place in range(FEW)):
         return
-    path = kept(DISTILLED, seed, epochs, train)
+    path = kept(TAUGHT, seed, epochs, train)
     if not path.exists():
-        by_rule(DISTILLED, seed, epochs, train)
+        by_rule(TAUGHT, seed, epochs, train)
     images, val, test, calibration = parts(train)
     found = torch.load(path)
     model = example().LitImages(example().network())
@@ -189,7 +197,7 @@ def report(train: int, epochs: int) -> None:
         if path == RULES:
             frame[SIZES] *= 100
             table = frame.groupby("training")[[*SIZES, "steps", "seconds"]].agg(["mean", "std"])
-            order = [label for label in labels() if label in table.index]
+            order = [label for label in ways(0, epochs) if label in table.index]
             print(table.loc[order].drop(columns=[("steps", "std")]).round(1).to_string())
             continue
         shown = ["searched", "shared", "alone"]

@@ -116,7 +116,7 @@ def main() -> None:
         print(f"Training {model.net.search_space()}")
         trainer = L.Trainer(
             max_epochs=size["epochs"], limit_val_batches=0, accelerator="cpu",
-            callbacks=[SubnetSampling("sandwich", n_random=1, distill=True)],
+            callbacks=[SubnetSampling("sandwich", n_random=1, distill=True, label_weight=1)],
             logger=False, enable_checkpointing=False, enable_model_summary=False,
         )  # fmt: skip
         batches = DataLoader(train, 64, shuffle=True, collate_fn=augmented, drop_last=True)
