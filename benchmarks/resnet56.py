@@ -9,8 +9,9 @@ be skipped. Every number comes from `SubnetSearch.fit(model, datamodule)` on one
 1,000 validation images after recalibrating BatchNorm on 256 training images, against exact MACs (a
 count of blocks here: all cost the same) and against measured latency (batch 1, where early blocks
 take longer). The square is 95 % to 40 % accuracy, and 9 % to 100 % of the largest subnet's cost.
-Three seeds each take about 40 minutes of an idle core, which the latency needs. Both pairs and all runs share one storage, so an accuracy is measured once and counts
-in each run; a run that was stopped goes on.
+Three seeds of a pair take about 40 minutes of an idle core, which the latency needs. Both pairs and
+all runs share one storage, so an accuracy is measured once and counts in each run; a run that was
+stopped goes on.
 """
 
 from __future__ import annotations
