@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a super-network is worth: against other ways to train one, and its subnets alone.
 
-    python -m benchmarks.supernets [--parts rules alone] [--seeds 3] [--epochs 6]
+    python -m benchmarks.supernets [--parts rules alone] [--rules ...] [--seeds 3] [--epochs 6]
     python -m benchmarks.supernets --report
 
 The elastic ResNet, the images and the recipe of examples/images.py, on one thread and for fewer
@@ -122,9 +122,9 @@ def kept(label: str, seed: int, epochs: int, train: int) -> Any:
     return FOLDER / f"{label.replace(' ', '')}-{seed}-{epochs}-{train}.pt"
 
 
-def compare_rules(seeds: int, epochs: int, train: int) -> None:
+def compare_rules(labels: list[str], seeds: int, epochs: int, train: int) -> None:
     for seed in range(seeds):
-        for label in ways(seed, epochs):
+        for label in labels:
             row = {"train": train, "epochs": epochs, "training": label, "seed": seed}
             if not done(RULES, row):
                 by_rule(label, seed, epochs, train)
@@ -218,6 +218,8 @@ def report(train: int, epochs: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", default=["rules", "alone"])
+    rules_there = list(ways(0, 1))
+    parser.add_argument("--rules", nargs="+", default=rules_there, choices=rules_there)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="of the rules; one alone")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--train", type=int, default=10_000, help="images to train on")
@@ -232,7 +234,7 @@ def main() -> None:
         warnings.filterwarnings("ignore")
         torch.set_num_threads(1)
         if "rules" in args.parts:
-            compare_rules(args.seeds, args.epochs, args.train)
+            compare_rules(args.rules, args.seeds, args.epochs, args.train)
         if "alone" in args.parts:
             alone(0, args.epochs, args.train, args.budget)
     report(args.train, args.epochs)
