@@ -297,8 +297,9 @@ class SubnetSampling(Callback):
                 loss = run_training_step(trainer, pl_module, *self._step)
                 if self._logits is not None and teacher is not None:
                     taught = self._distill_loss(self._logits.student(), teacher)
-                    with_labels = self.label_weight > 0 and loss is not None
-                    loss = taught + self.label_weight * loss if with_labels else taught
+                    if loss is not None and self.label_weight > 0:
+                        taught = taught + self.label_weight * loss
+                    loss = taught
                 if loss is not None:
                     backward(trainer, pl_module, loss)
         self._part.activate(self._subnets[0])  # an optimizer may call the closure again
