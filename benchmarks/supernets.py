@@ -217,7 +217,8 @@ def report(train: int, epochs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", default=["rules", "alone"])
+    parts_there = ["rules", "alone"]
+    parser.add_argument("--parts", nargs="+", default=parts_there, choices=parts_there)
     rules_there = list(ways(0, 1))
     parser.add_argument("--rules", nargs="+", default=rules_there, choices=rules_there)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="of the rules; one alone")
@@ -226,8 +227,6 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=BUDGET, help="evaluations of the search")
     parser.add_argument("--report", action="store_true", help="print what is there, run nothing")
     args = parser.parse_args()
-    if unknown := set(args.parts) - {"rules", "alone"}:
-        parser.error(f"--parts: {', '.join(unknown)}; there are rules and alone")
     pd.set_option("display.width", 200)
     if not args.report:
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

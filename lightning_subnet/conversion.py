@@ -132,13 +132,13 @@ def to_openvino(net: nn.Module, inputs: Any, *, dynamic_batch: bool = True) -> A
         >>> model.input(0).any_name, str(model.output(0).partial_shape)
         ('input', '[?,2]')
     """
-    openvino, _ = library("openvino"), library("onnx")
+    library("openvino"), library("onnx")  # what is missing is said first
     call = Call.of(net, inputs, dynamic_batch=dynamic_batch)
     reasons: list[Exception] = []
     for convert in (_traced_openvino, _graph_openvino):
         try:
             with quiet():
-                model = convert(openvino, net, call)
+                model = convert(net, call)
                 shapes = [port.partial_shape for port in model.outputs]
                 for name, shape, found in zip(
                     call.output_names, call.output_shapes, shapes, strict=True
@@ -267,13 +267,14 @@ def _check_batch(model: bytes, call: Call) -> None:
             raise RuntimeError(f"{_FIXED}: {name!r} has {y.shape}")
 
 
-def _traced_openvino(openvino: Any, net: nn.Module, call: Call) -> Any:
+def _traced_openvino(net: nn.Module, call: Call) -> Any:
     """Return what OpenVINO reads from traced ONNX."""
     return openvino_core().read_model(_traced_onnx(net, call))
 
 
-def _graph_openvino(openvino: Any, net: nn.Module, call: Call) -> Any:
+def _graph_openvino(net: nn.Module, call: Call) -> Any:
     """Return what OpenVINO makes of an ExportedProgram."""
+    openvino = library("openvino")
     # Not by convert_model(), which reports every use to its makers.
     decoder: Any = importlib.import_module("openvino.frontend.pytorch.fx_decoder")
     manager: Any = importlib.import_module("openvino.frontend").FrontEndManager()
