@@ -46,12 +46,15 @@ class SubnetSampling(Callback):
 
     Args:
         rule: `"sandwich"`: the largest, the smallest and `n_random` others; `"random"`: `n_random`.
+            `"turns"`: the sandwich over steps: the largest in each, and beside it the smallest in
+            one step and a random one in each of the next `n_random`; half of the cost of a step
+            with four subnets, so twice as many steps for the same.
             `"ranks"`: the sandwich over processes, each of which trains one subnet on its batch:
             the first process the largest, the last the smallest, the others random ones (of two
             processes the last trains the smallest and a random one by turns). A step takes no more
             time and memory than one of the largest, and gradients are averaged, not added up;
             BatchNorm statistics are those of the largest, which DDP copies to all processes.
-        n_random: How many random subnets per step; None: 2.
+        n_random: How many random subnets per step (of `"turns"`: per turn); None: 2.
         schedule: What is trained when; see `ProgressiveShrinking`. None: the whole space.
         stratify: Random subnets come from bands of an exact cost, from each equally often, in place
             of uniformly from the space, most of which costs about the same; see `Strata`. A name
@@ -100,8 +103,8 @@ class SubnetSampling(Callback):
         if (space is None) != (activate is None):
             msg = "space= and activate= go together: what may vary, and how it is put in force."
             raise SearchError(msg)
-        if distill and rule != "sandwich":
-            msg = "distill= needs rule='sandwich': the largest subnet is the teacher."
+        if distill and rule not in ("sandwich", "turns"):
+            msg = "distill= needs rule='sandwich' or 'turns': the largest subnet is the teacher."
             raise SearchError(msg)
         if distill_loss is not None and not distill:
             msg = (

@@ -16,8 +16,8 @@ from lightning_subnet.members import row_codes
 from lightning_subnet.space import SearchSpace
 from lightning_subnet.subnet import Subnet
 
-Rule = Literal["random", "sandwich", "ranks"]
-RULES = ("random", "sandwich", "ranks")
+Rule = Literal["random", "sandwich", "turns", "ranks"]
+RULES = ("random", "sandwich", "turns", "ranks")
 Draw = Callable[[int, int], list[Subnet]]  # (n, step) to at most n distinct subnets
 
 _LISTED = 20_000  # a space of so many is listed whole
@@ -81,7 +81,7 @@ def step_subnets(
         opened: The part of it that is trained; None: the largest alone.
         draw: Draws from that part.
         step: The optimizer step.
-        n_random: How many random ones, of the rules in which each process trains several.
+        n_random: How many random ones; of `"turns"`, in how many steps for one with the smallest.
         ranks: The process, and how many there are.
 
     Example:
@@ -96,10 +96,21 @@ def step_subnets(
         return [largest]
     if rule == "ranks":
         return [_of_rank(largest, opened, draw, step, *ranks)]
-    drawn = draw(n_random, step)
     if rule == "random":
-        return drawn
-    return list(dict.fromkeys([largest, opened.smallest, *drawn]))
+        return draw(n_random, step)
+    if rule == "turns":
+        others = [_in_turn(opened, draw, step, n_random)]
+    else:
+        others = [opened.smallest, *draw(n_random, step)]
+    return list(dict.fromkeys([largest, *others]))
+
+
+def _in_turn(opened: SearchSpace, draw: Draw, step: int, n_random: int) -> Subnet:
+    """Return the smallest in one step, and a random one in each of the next n_random steps."""
+    turn, at = divmod(step, n_random + 1)
+    if at == 0:
+        return opened.smallest
+    return draw(1, step - turn - 1)[0]  # no number of a draw is left out: strata count on it
 
 
 def _of_rank(
@@ -107,14 +118,16 @@ def _of_rank(
 ) -> Subnet:
     """Return the largest for the first process, the smallest for the last, random ones between.
 
-    Of two processes the last trains the smallest in even steps and a random one in odd ones: else
-    nothing between the ends would ever be trained.
+    Of two processes the last trains the smallest and a random one in turn: else nothing between the
+    ends would ever be trained.
     """
     if rank == 0:
         return largest
-    if rank == n_ranks - 1 and (n_ranks > 2 or step % 2 == 0):  # noqa: PLR2004 - the two ends
+    if n_ranks == 2:  # noqa: PLR2004 - the two ends
+        return _in_turn(opened, draw, step, 1)
+    if rank == n_ranks - 1:
         return opened.smallest
-    drawn = draw(max(n_ranks - 2, 1), step)
+    drawn = draw(n_ranks - 2, step)
     return drawn[(rank - 1) % len(drawn)]
 
 

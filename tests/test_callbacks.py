@@ -172,6 +172,20 @@ def test_the_subnets_of_a_step_depend_on_seed_and_step_only() -> None:
     assert sampling.subnets(0)[2:] != sampling.subnets(1)[2:]
 
 
+def test_by_turns_the_largest_teaches_one_in_each_step() -> None:
+    model, keep = lit(rate=0.0), Keep()  # the same weights in every step
+    sampling = SubnetSampling("turns", n_random=1, distill=True, label_weight=0.5)
+    quiet_trainer(max_epochs=1, callbacks=[sampling, keep]).fit(model, loader())
+    space = model.net.search_space()
+    assert model.seen[::2] == [space.largest] * 3
+    assert model.seen[1::4] == [space.smallest] * 2
+    assert model.seen[3] not in (space.smallest, space.largest)
+    for step, batch in enumerate(loader()):
+        subnets = sampling.subnets(step)
+        expected = by_hand(lit(), [batch], subnets, distilled=True, label_weight=0.5)
+        assert_equal_gradients(keep.kept[step], expected)
+
+
 def test_random_rule_and_an_unmodified_module() -> None:
     class Plain(L.LightningModule):
         def __init__(self) -> None:
@@ -271,7 +285,7 @@ def test_ranks_train_one_subnet_each_and_average_once(tmp_path: Path) -> None:
     ranks = [torch.load(tmp_path / f"rank{i}.pt") for i in range(2)]
     space = lit().net.search_space()
     seen = [[space.subnet(values) for values in rank["seen"]] for rank in ranks]
-    drawn = [space.sample(1, np.random.default_rng([0, step]))[0] for step in (1, 3)]
+    drawn = [space.sample(1, np.random.default_rng([0, number]))[0] for number in (0, 1)]
     last = [space.smallest, drawn[0], space.smallest, drawn[1]]
     assert seen[0] == [space.largest] * 4 * accumulated  # one pass a batch
     assert seen[1] == [s for s in last for _ in range(accumulated)]
@@ -392,8 +406,8 @@ def test_bad_input_is_refused_before_training() -> None:
         ({"n_random": 0}, "at least one random subnet"),
         ({"n_random": 1.5}, "at least one random subnet"),
         ({"space": SearchSpace(a=[1, 2])}, "go together"),
-        ({"rule": "random", "distill": True}, "needs rule='sandwich'"),
-        ({"rule": "ranks", "distill": True}, "needs rule='sandwich'"),
+        ({"rule": "random", "distill": True}, "needs rule='sandwich' or 'turns'"),
+        ({"rule": "ranks", "distill": True}, "needs rule='sandwich' or 'turns'"),
         ({"rule": "ranks", "n_random": 3}, "does not go with rule='ranks'"),
         ({"distill": True, "distill_loss": "alfa"}, "Did you mean 'alpha'"),
         ({"distill_loss": "alpha"}, "distill_loss= is for distillation"),

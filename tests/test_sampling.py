@@ -40,13 +40,41 @@ def test_ranks_share_the_sandwich() -> None:
         assert (five[0], five[-1]) == (SPACE.largest, SPACE.smallest)
         assert five[1:4] == draw(3, step)
         assert of(0, 2, step) == SPACE.largest
-        assert of(1, 2, step) == (draw(1, step)[0] if step % 2 else SPACE.smallest)
+        assert of(1, 2, step) == (draw(1, step // 2)[0] if step % 2 else SPACE.smallest)
     small = SearchSpace(a=[1, 2])  # fewer subnets than processes
     few = {
         step_subnets("ranks", small.largest, small, uniform(small, 0), step=3, ranks=(r, 6))[0]
         for r in range(6)
     }
     assert few == {small.largest, small.smallest}
+
+
+def test_turns_share_the_sandwich_over_steps() -> None:
+    part = SPACE.narrowed_to({"depth": [1, 2]})  # the largest of all is not among its draws
+    draw = uniform(part, seed=1)
+    steps = [step_subnets("turns", SPACE.largest, part, draw, step=t, n_random=3) for t in range(8)]
+    drawn = [draw(1, number)[0] for number in range(6)]
+    others = [part.smallest, *drawn[:3], part.smallest, *drawn[3:]]
+    assert steps == [[SPACE.largest, other] for other in others]
+    assert step_subnets("turns", SPACE.largest, None, draw, step=0) == [SPACE.largest]
+
+
+@pytest.mark.parametrize(
+    ("rule", "n_random", "ranks"), [("turns", 2, (0, 1)), ("ranks", 1, (1, 2))]
+)
+def test_turns_take_from_every_band_equally_often(
+    rule: str, n_random: int, ranks: tuple[int, int]
+) -> None:
+    cost = Measure("cost", lambda X: X.sum(1), exact=True, takes="indices")
+    strata = Strata(SPACE, cost, seed=0, n_bands=7)
+    turns, drawn = 21, []
+    for step in range(turns * (n_random + 1)):
+        subnets = step_subnets(
+            rule, SPACE.largest, SPACE, strata.draw, step=step, n_random=n_random, ranks=ranks
+        )
+        drawn += [subnets[-1]] if step % (n_random + 1) else []
+    bands = np.bincount(strata.band(strata.cost(SPACE.indices(drawn))), minlength=7)
+    assert bands.tolist() == [turns * n_random // 7] * 7
 
 
 def test_strata_see_every_band_equally_often_where_uniform_draws_do_not() -> None:
