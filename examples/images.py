@@ -74,7 +74,7 @@ class LitImages(L.LightningModule):
         self.log("val_acc", (self(batch[0]).argmax(1) == batch[1]).float().mean())
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), weight_decay=0.05)
+        optimizer = torch.optim.AdamW(self.parameters(), weight_decay=0.05, fused=True)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, 5e-3, total_steps=steps, pct_start=0.2
