@@ -101,7 +101,7 @@ def test_blocks_run_alone_as_they_do_inside() -> None:
         inside = called[key].module(x, mask=mask)
         assert torch.equal(alone(*bench.inputs), inside)
         three = [t.repeat_interleave(3, 0) for t in bench.inputs]
-        assert torch.equal(alone(*three)[2], inside[0])
+        torch.testing.assert_close(alone(*three)[2], inside[0])  # the batch decides how it adds up
 
 
 @pytest.mark.parametrize(
