@@ -47,8 +47,8 @@ class SubnetSampling(Callback):
     Args:
         rule: `"sandwich"`: the largest, the smallest and `n_random` others; `"random"`: `n_random`.
             `"turns"`: the sandwich over steps: the largest in each, and beside it the smallest in
-            one step and a random one in each of the next `n_random`; half of the cost of a step
-            with four subnets, so twice as many steps for the same.
+            one step and a random one in each of the next `n_random`. Two passes per step instead of
+            four, but more than half of the cost, as every second pass is of the largest.
             `"ranks"`: the sandwich over processes, each of which trains one subnet on its batch:
             the first process the largest, the last the smallest, the others random ones (of two
             processes the last trains the smallest and a random one by turns). A step takes no more

@@ -131,7 +131,7 @@ def test_super_networks_are_compared_with_their_subnets_and_nothing_is_made_twic
     assert frame.macs.is_monotonic_increasing
     assert frame.searched.is_monotonic_increasing, "a front"
     assert frame[["shared", "alone"]].apply(lambda c: c.between(0, 1)).all(axis=None)
-    assert pd.read_csv(rules).training.tolist() == ["turns + distillation + labels, 32 images"]
+    assert pd.read_csv(rules).training.tolist() == ["sandwich + distillation + labels"]
 
     lines = whole.splitlines(keepends=True)
     alone.write_text("".join([*lines[:2], *lines[3:]]))  # one row is lost, and made again
