@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a super-network is worth: against other ways to train one, and its subnets alone.
 
-    python -m benchmarks.supernets [--parts rules alone] [--rules ...] [--seeds 0 1] [--epochs 6]
+    python -m benchmarks.supernets [--parts rules alone] [--rules ...] [--searched ...]
+                                   [--seeds 0 1] [--epochs 6]
     python -m benchmarks.supernets --report
 
 The elastic ResNet, the images and the recipe of examples/images.py, on one thread; a row is written
@@ -13,11 +14,12 @@ teacher alone, as in BigNAS) and independent random subnets; accuracy of the sma
 (mean of nine around the median MACs) and the largest subnet after recalibration, on 2,000 test
 images. There are four subnets per step of 64 images (sandwich or random), one random subnet per
 step of 64 and of 32 images, a sandwich of four on 16 images, and the sandwich in turns, two subnets
-per step of 32 images; of the last there is one with 1 / 1.4 of the passes too.
-Alone: the super-network of the sandwich on 64 images is searched (accuracy of 1,000 images against
-MACs), and five subnets spread over the front are trained from scratch with the same recipe for the
-same epochs; accuracy of both on the other 1,000 images, and the seconds of both ways (of the
-search: of its evaluations).
+per step of 32 images; of the last there is one with 1 / 1.4 of the passes too, and one random
+subnet of 32 images has one with the multiply-adds (MACs) of the turns: 2.06 times the passes.
+Alone: the super-network of a rule (--searched; the sandwich on 64 images) is searched (accuracy of
+1,000 images against MACs), and five subnets spread over the front are trained from scratch with the
+same recipe and images per step for the same epochs; accuracy of both on the other 1,000 images, and
+the seconds of both ways (of the search: of its evaluations).
 """
 
 from __future__ import annotations
@@ -47,11 +49,14 @@ IMAGES, EPOCHS, SEEDS, BUDGET, FEW = 64, 6, [0, 1, 2], 60, 5
 VALIDATED = 1000  # and as many test
 RULES, ALONE = RESULTS / "supernets_rules.csv", RESULTS / "supernets_alone.csv"
 FOLDER = SCRATCH / "supernets"
-KEYS = {RULES: ["train", "epochs", "training", "seed"], ALONE: ["train", "epochs", "seed", "place"]}
+KEYS = {
+    RULES: ["train", "epochs", "training", "seed"],
+    ALONE: ["train", "epochs", "training", "seed", "place"],
+}
 SIZES = ["smallest", "median", "largest"]
 TAUGHT = f"{DISTILLED} + labels"
 TURNS, ONE = f"turns + distillation + labels, {IMAGES // 2} images", "one random"
-FEWER = f"{TURNS}, fewer passes"
+FEWER, LONGER = f"{TURNS}, fewer passes", f"{ONE}, {IMAGES // 2} images, MACs of turns"
 
 
 @cache
@@ -106,6 +111,7 @@ def ways(seed: int, epochs: int) -> dict[str, tuple[SubnetSampling, int, int]]:
         FEWER: (taught("turns"), half, round(2 * epochs / 1.4)),
         ONE: found[ONE],
         f"{ONE}, {half} images": (found[ONE][0], half, 4 * epochs),
+        LONGER: (found[ONE][0], half, round(4 * epochs * 2.06)),
         TAUGHT: (taught("sandwich"), IMAGES, epochs),
         "four random": found["four random"],
         DISTILLED: found[DISTILLED],
@@ -151,14 +157,15 @@ def compare_rules(labels: list[str], seeds: list[int], epochs: int, train: int) 
                 by_rule(label, seed, epochs, train)
 
 
-def alone(seed: int, epochs: int, train: int, budget: int) -> None:
-    """Search a super-network, and train five subnets of its front from scratch."""
-    keys = {"train": train, "epochs": epochs, "seed": seed}
+def alone(label: str, seed: int, epochs: int, train: int, budget: int) -> None:
+    """Search a super-network of a rule, and train five subnets of its front from scratch."""
+    keys = {"train": train, "epochs": epochs, "training": label, "seed": seed}
     if all(done(ALONE, {**keys, "place": place}) for place in range(FEW)):
         return
-    path = kept(TAUGHT, seed, epochs, train)
+    path = kept(label, seed, epochs, train)
     if not path.exists():
-        by_rule(TAUGHT, seed, epochs, train)
+        by_rule(label, seed, epochs, train)
+    _, batch, times = ways(seed, epochs)[label]
     images, val, test, calibration = parts(train)
     found = torch.load(path)
     model = example().LitImages(example().network())
@@ -176,7 +183,7 @@ def alone(seed: int, epochs: int, train: int, budget: int) -> None:
         for module in plain.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-        own, _, seconds = trained(plain, images, IMAGES, epochs, [])
+        own, _, seconds = trained(plain, images, batch, times, [])
         row["alone"] = round(accuracy(own, calibration, test), 5)
         row |= {"seconds_alone": round(seconds, 1), "seconds_shared": round(found["seconds"], 1)}
         row |= {"seconds_searched": round(searched, 1), "commit": commit()}
@@ -227,10 +234,11 @@ def report(train: int, epochs: int) -> None:
         frame[shown] *= 100
         frame["gap"] = frame.shared - frame.alone
         frame["M MACs"] = frame.macs / 1e6
-        print(frame[["seed", "M MACs", *shown, "gap", "seconds_alone"]].round(1).to_string())
-        for seed, rows in frame.groupby("seed"):
+        columns = ["training", "seed", "M MACs", *shown, "gap", "seconds_alone"]
+        print(frame[columns].round(1).to_string())
+        for (label, seed), rows in frame.groupby(["training", "seed"]):
             print(
-                f"seed {seed}: shared - alone {rows.gap.mean():+.1f} points on average "
+                f"{label}, seed {seed}: shared - alone {rows.gap.mean():+.1f} points on average "
                 f"({rows.gap.min():+.1f} to {rows.gap.max():+.1f}); the super-network took "
                 f"{rows.seconds_shared.iloc[0]:.0f} s and its search "
                 f"{rows.seconds_searched.iloc[0]:.0f} s, "
@@ -244,6 +252,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=parts_there, choices=parts_there)
     rules_there = list(ways(0, 1))
     parser.add_argument("--rules", nargs="+", default=rules_there, choices=rules_there)
+    parser.add_argument("--searched", default=TAUGHT, choices=rules_there, help="rule of 'alone'")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--train", type=int, default=10_000, help="images to train on")
@@ -258,7 +267,7 @@ def main() -> None:
         if "rules" in args.parts:
             compare_rules(args.rules, args.seeds, args.epochs, args.train)
         if "alone" in args.parts:
-            alone(args.seeds[0], args.epochs, args.train, args.budget)
+            alone(args.searched, args.seeds[0], args.epochs, args.train, args.budget)
     report(args.train, args.epochs)
 
 

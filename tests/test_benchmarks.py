@@ -120,22 +120,23 @@ def test_super_networks_are_compared_with_their_subnets_and_nothing_is_made_twic
     monkeypatch.setattr(supernets, "FOLDER", tmp_path / "kept")
     monkeypatch.setattr(supernets, "ALONE", alone := tmp_path / "alone.csv")
     monkeypatch.setattr(supernets, "RULES", rules := tmp_path / "rules.csv")
-    keys = {alone: ["train", "epochs", "seed", "place"], rules: ["train", "epochs", "training"]}
-    monkeypatch.setattr(supernets, "KEYS", keys)
+    keys = supernets.KEYS.values()
+    monkeypatch.setattr(supernets, "KEYS", dict(zip([rules, alone], keys, strict=True)))
     monkeypatch.setattr(search_efficiency, "SCRATCH", tmp_path)
     monkeypatch.setattr(supernets, "VALIDATED", 100)
-    supernets.alone(0, 1, 200, 13)
+    supernets.alone(supernets.TURNS, 0, 1, 200, 13)
     whole = alone.read_text()
     frame = pd.read_csv(alone)
     assert frame.place.tolist() == [0, 1, 2, 3, 4]
     assert frame.macs.is_monotonic_increasing
     assert frame.searched.is_monotonic_increasing, "a front"
     assert frame[["shared", "alone"]].apply(lambda c: c.between(0, 1)).all(axis=None)
-    assert pd.read_csv(rules).training.tolist() == ["sandwich + distillation + labels"]
+    assert pd.read_csv(rules).training.tolist() == [supernets.TURNS]
+    assert pd.read_csv(rules).steps.tolist() == [2 * (200 // 32)], "two epochs of 32 images"
 
     lines = whole.splitlines(keepends=True)
     alone.write_text("".join([*lines[:2], *lines[3:]]))  # one row is lost, and made again
-    supernets.alone(0, 1, 200, 13)
+    supernets.alone(supernets.TURNS, 0, 1, 200, 13)
     again = pd.read_csv(alone)
     same = ["place", "macs", "searched", "shared", "alone"]
     pd.testing.assert_frame_equal(again[same], frame[same])
