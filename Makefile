@@ -21,7 +21,7 @@ demo: $(STAMP) ## Search a small elastic network on real handwritten digits, int
 	$(PY) examples/digits_search.py
 
 test: $(STAMP) ## Run the tests and the doctests, a process on each of two cores
-	$(PY) -m pytest -n 2 --dist loadfile --durations 15
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 lint: $(STAMP) ## Check style and formatting
 	$(PY) -m ruff check $(SOURCES)

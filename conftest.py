@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seeds each test; runs the Python blocks of README.md and of docs/ in scratch folders."""
+"""Orders and seeds the tests; runs the Python blocks of README.md and of docs/ in scratch folders."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 
 collect_ignore = ["docs/conf.py"]  # Sphinx's, no module of doctests
 collect_ignore_glob = ["tests/programs/*"]  # run by tests as processes of their own
+
+
+LONGEST = ("test_examples.py", "test_conversion.py", "test_kill.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that two processes end at about the same time."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.hookimpl(tryfirst=True)

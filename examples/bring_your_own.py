@@ -169,7 +169,7 @@ def main() -> None:
     net = searchable(pretrained())
     search = SubnetSearch(
         objectives={"val_acc": "max", "latency_ms": "min"},
-        measures=[Latency(batch_size=8, seconds=0.1 if args.smoke else 1)],
+        measures=[Latency(batch_size=1, seconds=0.1) if args.smoke else Latency(8, seconds=1)],
         warm_start=gentle(net.search_space(), 15),
         budget=args.budget,
         storage=f"sqlite:///{output}/search.db",
