@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Orders and seeds the tests; runs the Python blocks of README.md and of docs/ in scratch folders."""
+"""Orders and seeds the tests; runs Python blocks of README.md and docs/ in scratch folders."""
 
 from __future__ import annotations
 
