@@ -92,8 +92,8 @@ def _warn_of_small_budget(given: Any, parsed: Parsed) -> None:
     if limit is not None and limit <= first and isinstance(given, str):
         warnings.warn(
             f"strategy={given!r} begins with {first} subnets that follow no measurement, and the "
-            f"budget is {limit}. Give fewer: {type(strategy).__name__}"
-            f"({setting}={max(limit // 4, 2)}). "
+            f"budget is {limit}. Give fewer: strategy={type(strategy).__name__}"
+            f"({setting}={max(limit // 4, 2)}), from lightning_subnet.strategies. "
             "Silence: ignore lightning_subnet.BudgetWarning.",
             BudgetWarning,
             stacklevel=users_line(),
