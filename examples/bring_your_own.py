@@ -110,7 +110,9 @@ class LitClassifier(L.LightningModule):
 class Cifar10(L.LightningDataModule):
     """Every `every`-th training image; of the test images so many validate, and others test."""
 
-    def __init__(self, images: int, data: Path = DATA, every: int = 5, tested_every: int = 1) -> None:
+    def __init__(
+        self, images: int, data: Path = DATA, every: int = 5, tested_every: int = 1
+    ) -> None:
         super().__init__()
         self.images, self.data = images, data
         self.every, self.tested_every = every, tested_every
