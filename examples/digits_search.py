@@ -53,7 +53,7 @@ if (output / "supernet.pt").exists():
 else:
     print(f"Training {model.net.search_space()}")
     trainer = L.Trainer(
-        max_epochs=30, check_val_every_n_epoch=30, accelerator="cpu", logger=False,
+        max_epochs=16, check_val_every_n_epoch=16, accelerator="cpu", logger=False,
         callbacks=[SubnetSampling("sandwich", distill=True)], enable_checkpointing=False,
     )  # fmt: skip
     trainer.fit(model, *loaders)

@@ -28,10 +28,10 @@ KILLS = 3
 
 
 def small_demo(folder: Path) -> Path:
-    """Write the demo with a tenth of the training and a smaller budget; return its path."""
+    """Write the demo with an eighth of the training and a smaller budget; return its path."""
     text = (EXAMPLES / "digits_search.py").read_text()
     for old, new in {
-        "max_epochs=30": "max_epochs=2",
+        "max_epochs=16": "max_epochs=2",
         "seconds=1": "seconds=0.05, repeats=15",
         "budget=72": f"budget={BUDGET}",
         "<= 60%": "<= 90%",
