@@ -30,6 +30,10 @@ from lightning_subnet import Latency, SearchSpace, Subnet, SubnetSearch, skippab
 from lightning_subnet.strategies import Hybrid
 
 DATA = Path(os.environ.get("LIGHTNING_SUBNET_DATA", "../shared/data"))
+WHOLE = {"budget": 100, "images": 500, "timed": 8, "seconds": 1, "gentle": 15, "first": 12,
+         "calibration": 512, "verify": True, "train_every": 1, "test_every": 1}  # fmt: skip
+SMOKE = {"budget": 10, "images": 100, "timed": 1, "seconds": 0.1, "gentle": 6, "first": 2,
+         "calibration": 32, "verify": False, "train_every": 20, "test_every": 4}  # fmt: skip
 
 
 # Someone else's network, as it is published: nothing in it knows of subnets.
@@ -108,22 +112,22 @@ class LitClassifier(L.LightningModule):
 
 
 class Cifar10(L.LightningDataModule):
-    """Every `every`-th training image; of the test images so many validate, and others test."""
+    """Every so many-th training image; of the test images so many validate, and others test."""
 
     def __init__(
-        self, images: int, data: Path = DATA, every: int = 5, tested_every: int = 1
+        self, images: int, data: Path = DATA, train_every: int = 5, test_every: int = 1
     ) -> None:
         super().__init__()
         self.images, self.data = images, data
-        self.every, self.tested_every = every, tested_every
+        self.train_every, self.test_every = train_every, test_every
 
     def setup(self, stage: str) -> None:
         arrays = np.load(self.data / "cifar10_small.npz")  # sorted by class
-        x, y = arrays["train_x"][:: self.every], arrays["train_y"][:: self.every]
+        x, y = arrays["train_x"][:: self.train_every], arrays["train_y"][:: self.train_every]
         self.train = self._set(x, y)
         validated = np.arange(len(arrays["test_y"])) % (len(arrays["test_y"]) // self.images) == 0
         self.val = self._set(arrays["test_x"][validated], arrays["test_y"][validated])
-        others = np.flatnonzero(~validated)[:: self.tested_every]
+        others = np.flatnonzero(~validated)[:: self.test_every]
         self.test = self._set(arrays["test_x"][others], arrays["test_y"][others])
 
     def _set(self, images: np.ndarray, classes: np.ndarray) -> TensorDataset:
@@ -159,12 +163,13 @@ def accuracy(net: nn.Module, loader: DataLoader) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", type=int, default=100)
-    parser.add_argument("--images", type=int, default=500, help="validated per subnet")
+    parser.add_argument("--budget", type=int, help="evaluations (100)")
+    parser.add_argument("--images", type=int, help="validated per subnet (500)")
     parser.add_argument("--smoke", action="store_true", help="a minute instead of a quarter hour")
     args = parser.parse_args()
-    if args.smoke:
-        args.budget, args.images = 10, 100
+    given = {"budget": args.budget, "images": args.images}
+    size = SMOKE if args.smoke else WHOLE
+    size = size | {name: value for name, value in given.items() if value is not None}
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*(many workers|LeafSpec|no `val_dataloader`).*")
     if not DATA.is_dir():
@@ -176,16 +181,16 @@ def main() -> None:
     net = searchable(pretrained())
     search = SubnetSearch(
         objectives={"val_acc": "max", "latency_ms": "min"},
-        measures=[Latency(batch_size=1, seconds=0.1) if args.smoke else Latency(8, seconds=1)],
-        warm_start=gentle(net.search_space(), 6 if args.smoke else 15),
-        strategy=Hybrid(first=2) if args.smoke else "hybrid",
-        budget=args.budget,
+        measures=[Latency(size["timed"], seconds=size["seconds"])],
+        warm_start=gentle(net.search_space(), size["gentle"]),
+        strategy=Hybrid(first=size["first"]),
+        budget=size["budget"],
         storage=f"sqlite:///{output}/search.db",
-        name=f"resnet56-{args.images}",
-        calibration_images=32 if args.smoke else 512,
-        verify_front=not args.smoke,
+        name=f"resnet56-{size['images']}",
+        calibration_images=size["calibration"],
+        verify_front=size["verify"],
     )
-    model, data = LitClassifier(net), Cifar10(args.images)
+    model, data = LitClassifier(net), Cifar10(size["images"])
     result = search.fit(model, data)
     print(result)
 
@@ -197,8 +202,7 @@ def main() -> None:
               f"{e.values['latency_ms']:.2f} ms")  # fmt: skip
 
     # The winner is trained on as any other module: what was skipped is no longer in it.
-    every, tested_every = (20, 4) if args.smoke else (1, 1)
-    images = Cifar10(args.images, every=every, tested_every=tested_every)
+    images = Cifar10(size["images"], train_every=size["train_every"], test_every=size["test_every"])
     images.setup("fit")
     module = result.to_module(model, best)
     tested = {

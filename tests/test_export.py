@@ -221,7 +221,7 @@ def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
             export_onnx(net, path, x)
         assert_clear(caught.value, *parts)
     with pytest.raises(ExportError, match="is no network"):
-        export_onnx(net.state_dict(), tmp_path / "net.onnx", x)  # type: ignore[arg-type]
+        export_onnx(net.state_dict(), tmp_path / "net.onnx", x)  # type: ignore[arg-type] # wrong on purpose
     assert [p.name for p in tmp_path.rglob("*")] == ["folder.onnx"]
 
 

@@ -30,7 +30,7 @@ class ElasticLayer(nn.Module):
         Args:
             n_in: The number of input channels it will get.
         """
-        raise TypeError(f"{type(self).__name__} has no plain form")  # pragma: no cover
+        raise TypeError(f"{type(self).__name__} has no plain form")  # pragma: no cover - overridden
 
 
 def _at_most(name: str, value: int, limit: int) -> int:
