@@ -18,7 +18,7 @@ from benchmarks.search_efficiency import (
     settings_hash,
     strategy_of,
 )
-from lightning_subnet.statistics import evaluations_to, median_interval
+from lightning_subnet.experiments.statistics import evaluations_to, median_interval
 
 OURS = "hybrid"
 RIVALS = {

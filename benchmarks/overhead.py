@@ -33,9 +33,9 @@ from benchmarks.data import RESULTS, ROOT
 from benchmarks.problems import SearchProblem, ofa
 from benchmarks.search_efficiency import STRATEGIES, available, strategy_of
 from lightning_subnet import History, Strategy, Subnet, SubnetSearch
-from lightning_subnet.history import Evaluation
-from lightning_subnet.objectives import parse_objectives
-from lightning_subnet.problem import Problem
+from lightning_subnet.study.history import Evaluation
+from lightning_subnet.study.objectives import parse_objectives
+from lightning_subnet.study.problem import Problem
 
 PROBLEM, BUDGET, LARGE, SCORED = "ofa-networks", 250, 10_000, 20_000
 TARGETS = {"search of 250, s": 9.0, "propose(50) after 10,000, s": 20.0, "peak memory, MiB": 2048.0}
@@ -135,7 +135,7 @@ def next_proposals(problem: SearchProblem, label: str) -> dict[str, Any]:
 
 def scoring(problem: SearchProblem, predictor: str) -> dict[str, Any]:
     """Return the seconds to score 20,000 subnets, with and without how sure the predictor is."""
-    from lightning_subnet.strategies.surrogate import Surrogates
+    from lightning_subnet.strategies._toolkit.surrogates import Surrogates
 
     score = Surrogates(*history_of(problem, BUDGET), predictor)
     X = problem.space.sample_indices(SCORED, 1)

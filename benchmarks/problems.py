@@ -25,9 +25,9 @@ from lightning_subnet import (
     SearchSpace,
     Subnet,
     TableEvaluator,
-    pareto,
 )
-from lightning_subnet.objectives import minimised, parse_objectives
+from lightning_subnet.study import pareto
+from lightning_subnet.study.objectives import minimised, parse_objectives
 
 NB201_PAIRS = ("cifar10/2080ti_1", "cifar100/gold_6226", "cifar100/titan_rtx_256")
 HWGPT_DEVICES = ("a100", "h100", "rtx2080", "cpu_mlgpu")
@@ -215,8 +215,8 @@ def near_optimal(problem: SearchProblem, evaluations: int = NEAR_OPTIMAL) -> flo
     entry = known.get(problem.name, {"check": -1.0})
     if abs(entry["check"] - check) < SAME_TRUTH and entry["evaluations"] == evaluations:
         return float(entry["hypervolume"])
-    from lightning_subnet.problem import Problem
-    from lightning_subnet.strategies.surrogate import evolve
+    from lightning_subnet.strategies._toolkit.surrogates import evolve
+    from lightning_subnet.study.problem import Problem
 
     population, rng = 200, np.random.default_rng(0)
     exact = {measure.name: measure for measure in problem.measures}

@@ -21,7 +21,7 @@ from benchmarks import truths
 from benchmarks.data import RESULTS
 from benchmarks.problems import in_square, ofa
 from benchmarks.search_efficiency import curves_of, read, settings_hash, strategy_of
-from lightning_subnet import pareto
+from lightning_subnet.study import pareto
 
 CHECKPOINTS = (20, 50, 100, 150, 200, 250, 350, 500)
 LABELS = ("linas", "nsga2")

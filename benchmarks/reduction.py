@@ -30,8 +30,8 @@ import pandas as pd
 
 from benchmarks.problems import SearchProblem, nb201, ofa, ofa_latency
 from lightning_subnet import Comparison, SubnetSearch
+from lightning_subnet.experiments.space_reduction import Reduction, ReductionWarning, reduction
 from lightning_subnet.strategies import LINAS, NSGA2, RandomSearch
-from lightning_subnet.strategies.reduction import Reduction, ReductionWarning, reduction
 
 HERE = Path(__file__).resolve().parent
 STRATEGIES: dict[str, Any] = {

@@ -34,8 +34,9 @@ from benchmarks.data import RESULTS, ROOT, SCRATCH, data_folder
 from benchmarks.problems import in_square
 from benchmarks.search_efficiency import commit, settings_hash, strategy_of, versions, write
 from benchmarks.training import QUIET
-from lightning_subnet import Latency, SearchResult, SubnetSearch, pareto
+from lightning_subnet import Latency, SearchResult, SubnetSearch
 from lightning_subnet.strategies import names
+from lightning_subnet.study import pareto
 
 STRATEGIES = ("random", "nsga2", "linas", "hybrid")
 PAIRS = {"macs": "macs", "latency": "latency_ms"}

@@ -36,8 +36,9 @@ import pandas as pd
 from benchmarks.curves import from_text, to_text
 from benchmarks.data import RESULTS, ROOT, SCRATCH
 from benchmarks.problems import PROBLEMS, SAME_TRUTH, SearchProblem, in_square
-from lightning_subnet import SubnetSearch, pareto
+from lightning_subnet import SubnetSearch
 from lightning_subnet.strategies import Strategy, names, resolve
+from lightning_subnet.study import pareto
 
 CHECKPOINTS = (10, 20, 50, 100, 250, 800, 2000)
 BUDGET, FEW_SEEDS, SEEDS = 250, 5, 10

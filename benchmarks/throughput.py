@@ -32,9 +32,9 @@ from torch.utils.data import DataLoader
 
 from benchmarks.training import QUIET, digits
 from lightning_subnet import Subnet
-from lightning_subnet.data import Source
 from lightning_subnet.supernets import ElasticMobileNetV3
-from lightning_subnet.trainer_evaluator import TrainerEvaluator
+from lightning_subnet.training.evaluator import TrainerEvaluator
+from lightning_subnet.training.frozen_data import Source
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "examples"))

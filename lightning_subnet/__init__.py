@@ -10,27 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_subnet.budget import Budget
-    from lightning_subnet.callbacks import SubnetSampling
-    from lightning_subnet.choices import Choice
-    from lightning_subnet.closest import Closest, closest_subnet
-    from lightning_subnet.comparing import compare
-    from lightning_subnet.comparison import Comparison
+    from lightning_subnet.costs.closest import Closest, closest_subnet
     from lightning_subnet.costs.energy import Energy
-    from lightning_subnet.costs.latency import Latency, Throughput
+    from lightning_subnet.costs.functions import network_measure
+    from lightning_subnet.costs.latency.latency import Latency, Throughput
     from lightning_subnet.costs.memory import PeakMemory
-    from lightning_subnet.costs.networks import network_measure
-    from lightning_subnet.costs.predicted import LatencyPredictor
     from lightning_subnet.costs.proxies import SynFlow
-    from lightning_subnet.costs.tables import LatencyTable
-    from lightning_subnet.deployed import Deployed, load_exported
-    from lightning_subnet.distillation import alpha_divergence
-    from lightning_subnet.elasticity.adapters import from_hat, from_ofa, from_whittle
-    from lightning_subnet.elasticity.calibration import recalibrate
+    from lightning_subnet.costs.tables.latency_predictor import LatencyPredictor
+    from lightning_subnet.costs.tables.latency_table import LatencyTable
+    from lightning_subnet.elasticity.batchnorm import recalibrate
     from lightning_subnet.elasticity.checking import check_elastic
     from lightning_subnet.elasticity.extraction import extract
     from lightning_subnet.elasticity.protocol import SubnetMixin, activated, elastic
-    from lightning_subnet.elasticity.skipping import skippable_blocks
     from lightning_subnet.elasticity.sorting import sort_channels
     from lightning_subnet.errors import (
         ExportError,
@@ -38,105 +29,114 @@ if TYPE_CHECKING:
         SpaceExhausted,
         SubnetError,
     )
-    from lightning_subnet.evaluators import Evaluator, FunctionEvaluator, TableEvaluator
-    from lightning_subnet.export import (
+    from lightning_subnet.experiments.comparing import compare
+    from lightning_subnet.experiments.comparison import Comparison
+    from lightning_subnet.experiments.space_reduction import (
+        Reduction,
+        ReductionWarning,
+        reduce_space,
+    )
+    from lightning_subnet.experiments.specialisation import specialise
+    from lightning_subnet.export.exporting import (
         Exported,
         ExportWarning,
         export_onnx,
         export_openvino,
         export_torch,
     )
-    from lightning_subnet.history import Evaluation, History
-    from lightning_subnet.measures import Measure, measure
-    from lightning_subnet.objectives import Constraint, Objective
-    from lightning_subnet.problem import Problem
-    from lightning_subnet.profiling import Profile
-    from lightning_subnet.result import SearchResult
-    from lightning_subnet.search import SubnetSearch
-    from lightning_subnet.search_callback import SubnetSearchCallback
-    from lightning_subnet.sensitivity_report import ElasticityReport, elasticity_report
-    from lightning_subnet.settings import BudgetWarning
-    from lightning_subnet.shrinking import ProgressiveShrinking
-    from lightning_subnet.space import SearchSpace
-    from lightning_subnet.specialisation import specialise
+    from lightning_subnet.export.loading import Deployed, load_exported
+    from lightning_subnet.results.elasticity_report import ElasticityReport, elasticity_report
+    from lightning_subnet.results.result import SearchResult
+    from lightning_subnet.search.budget import Budget
+    from lightning_subnet.search.callback import SubnetSearchCallback
+    from lightning_subnet.search.profile import Profile
+    from lightning_subnet.search.search import SubnetSearch
+    from lightning_subnet.search.settings import BudgetWarning
+    from lightning_subnet.search.study_header import VersionWarning
+    from lightning_subnet.space.choices import Choice
+    from lightning_subnet.space.space import SearchSpace
+    from lightning_subnet.space.subnet import Subnet
     from lightning_subnet.strategies.base import Strategy
-    from lightning_subnet.strategies.reduction import (
-        Reduction,
-        ReductionWarning,
-        reduce_space,
-    )
-    from lightning_subnet.studies import VersionWarning
-    from lightning_subnet.subnet import Subnet
-    from lightning_subnet.subnet_validation import SubnetValidation
+    from lightning_subnet.study.evaluators import Evaluator, FunctionEvaluator, TableEvaluator
+    from lightning_subnet.study.history import Evaluation, History
+    from lightning_subnet.study.measures import Measure, measure
+    from lightning_subnet.study.objectives import Constraint, Objective
+    from lightning_subnet.study.problem import Problem
+    from lightning_subnet.supernets.adapters import from_hat, from_ofa, from_whittle
+    from lightning_subnet.supernets.skipping import skippable_blocks
+    from lightning_subnet.training.distillation import alpha_divergence
+    from lightning_subnet.training.progressive_shrinking import ProgressiveShrinking
+    from lightning_subnet.training.subnet_sampling import SubnetSampling
+    from lightning_subnet.training.subnet_validation import SubnetValidation
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Budget": "budget",
-    "BudgetWarning": "settings",
-    "Choice": "choices",
-    "Closest": "closest",
-    "Comparison": "comparison",
-    "Constraint": "objectives",
-    "Deployed": "deployed",
-    "ElasticityReport": "sensitivity_report",
+    "Budget": "search.budget",
+    "BudgetWarning": "search.settings",
+    "Choice": "space.choices",
+    "Closest": "costs.closest",
+    "Comparison": "experiments.comparison",
+    "Constraint": "study.objectives",
+    "Deployed": "export.loading",
+    "ElasticityReport": "results.elasticity_report",
     "Energy": "costs.energy",
-    "Evaluation": "history",
-    "Evaluator": "evaluators",
+    "Evaluation": "study.history",
+    "Evaluator": "study.evaluators",
     "ExportError": "errors",
-    "ExportWarning": "export",
-    "Exported": "export",
-    "FunctionEvaluator": "evaluators",
-    "History": "history",
-    "Latency": "costs.latency",
-    "Throughput": "costs.latency",
-    "LatencyPredictor": "costs.predicted",
-    "LatencyTable": "costs.tables",
-    "Measure": "measures",
+    "ExportWarning": "export.exporting",
+    "Exported": "export.exporting",
+    "FunctionEvaluator": "study.evaluators",
+    "History": "study.history",
+    "Latency": "costs.latency.latency",
+    "Throughput": "costs.latency.latency",
+    "LatencyPredictor": "costs.tables.latency_predictor",
+    "LatencyTable": "costs.tables.latency_table",
+    "Measure": "study.measures",
     "NoFeasibleSubnet": "errors",
-    "Objective": "objectives",
+    "Objective": "study.objectives",
     "PeakMemory": "costs.memory",
-    "Problem": "problem",
-    "Profile": "profiling",
-    "ProgressiveShrinking": "shrinking",
-    "Reduction": "strategies.reduction",
-    "ReductionWarning": "strategies.reduction",
-    "SearchResult": "result",
-    "SearchSpace": "space",
+    "Problem": "study.problem",
+    "Profile": "search.profile",
+    "ProgressiveShrinking": "training.progressive_shrinking",
+    "Reduction": "experiments.space_reduction",
+    "ReductionWarning": "experiments.space_reduction",
+    "SearchResult": "results.result",
+    "SearchSpace": "space.space",
     "SpaceExhausted": "errors",
     "Strategy": "strategies.base",
-    "Subnet": "subnet",
+    "Subnet": "space.subnet",
     "SubnetError": "errors",
     "SubnetMixin": "elasticity.protocol",
-    "SubnetSampling": "callbacks",
-    "SubnetSearch": "search",
-    "SubnetSearchCallback": "search_callback",
-    "SubnetValidation": "subnet_validation",
+    "SubnetSampling": "training.subnet_sampling",
+    "SubnetSearch": "search.search",
+    "SubnetSearchCallback": "search.callback",
+    "SubnetValidation": "training.subnet_validation",
     "SynFlow": "costs.proxies",
-    "TableEvaluator": "evaluators",
-    "VersionWarning": "studies",
+    "TableEvaluator": "study.evaluators",
+    "VersionWarning": "search.study_header",
     "activated": "elasticity.protocol",
-    "alpha_divergence": "distillation",
+    "alpha_divergence": "training.distillation",
     "check_elastic": "elasticity.checking",
-    "closest_subnet": "closest",
-    "compare": "comparing",
+    "closest_subnet": "costs.closest",
+    "compare": "experiments.comparing",
     "elastic": "elasticity.protocol",
-    "elasticity_report": "sensitivity_report",
-    "export_onnx": "export",
-    "export_openvino": "export",
-    "export_torch": "export",
+    "elasticity_report": "results.elasticity_report",
+    "export_onnx": "export.exporting",
+    "export_openvino": "export.exporting",
+    "export_torch": "export.exporting",
     "extract": "elasticity.extraction",
-    "from_hat": "elasticity.adapters",
-    "from_ofa": "elasticity.adapters",
-    "from_whittle": "elasticity.adapters",
-    "load_exported": "deployed",
-    "measure": "measures",
-    "network_measure": "costs.networks",
-    "recalibrate": "elasticity.calibration",
-    "reduce_space": "strategies.reduction",
-    "skippable_blocks": "elasticity.skipping",
+    "from_hat": "supernets.adapters",
+    "from_ofa": "supernets.adapters",
+    "from_whittle": "supernets.adapters",
+    "load_exported": "export.loading",
+    "measure": "study.measures",
+    "network_measure": "costs.functions",
+    "recalibrate": "elasticity.batchnorm",
+    "reduce_space": "experiments.space_reduction",
+    "skippable_blocks": "supernets.skipping",
     "sort_channels": "elasticity.sorting",
-    "specialise": "specialisation",
+    "specialise": "experiments.specialisation",
 }
 
 __all__ = [

@@ -27,8 +27,8 @@ from lightning_subnet import (
     SubnetSearch,
     TableEvaluator,
     measure,
-    pareto,
 )
+from lightning_subnet.study import pareto
 
 ROOT = Path(__file__).parent.parent
 

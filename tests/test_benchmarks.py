@@ -17,8 +17,8 @@ from benchmarks.curves import from_text, to_text
 from benchmarks.data import data_folder
 from benchmarks.problems import in_square
 from benchmarks.search_efficiency import Run, search, settings_hash, strategy_of
-from lightning_subnet import pareto
 from lightning_subnet.errors import SearchError
+from lightning_subnet.study import pareto
 
 
 def has_data() -> bool:

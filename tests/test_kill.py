@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lightning_subnet.storage import Storage
+from lightning_subnet.study.storage import Storage
 from tests.problems import ROOT, conditional, record
 from tests.programs import ask_tell_program
 

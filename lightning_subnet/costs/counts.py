@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import Elastic, evaluating
 from lightning_subnet.errors import MeasurementError
-from lightning_subnet.measures import Measure
-from lightning_subnet.subnet import Subnet
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.study.measures import Measure
 
 BUILT_IN = ("macs", "params", "size_mb")
 

@@ -17,14 +17,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_subnet._torch.contexts import random_state
+from lightning_subnet._torch.device import usable_device
+from lightning_subnet._torch.inputs import batched, described
 from lightning_subnet.costs.counts import arguments, remembered
-from lightning_subnet.costs.inputs import batched, described
-from lightning_subnet.costs.machine import usable_device
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.errors import MeasurementError, ObjectiveError
-from lightning_subnet.measures import Measure
-from lightning_subnet.randomness import random_state
-from lightning_subnet.subnet import Subnet
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.study.measures import Measure
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_subnet._torch.contexts import random_state
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.errors import MeasurementError, ObjectiveError
-from lightning_subnet.measures import Measure
-from lightning_subnet.randomness import random_state
-from lightning_subnet.subnet import Subnet
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.study.measures import Measure
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_subnet.elasticity.layers import ElasticLayer, ElasticSequential
 from lightning_subnet.elasticity.protocol import activated, elastic_part, evaluating
 from lightning_subnet.errors import MeasurementError
-from lightning_subnet.subnet import Subnet
+from lightning_subnet.space.subnet import Subnet
 
 
 def extract(module: nn.Module, subnet: Subnet) -> nn.Module:

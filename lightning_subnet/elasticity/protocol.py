@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from torch import nn
 
 from lightning_subnet.errors import SearchError
-from lightning_subnet.space import SearchSpace
-from lightning_subnet.subnet import Subnet
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.space.subnet import Subnet
 
 _Net = TypeVar("_Net", bound=nn.Module)
 

@@ -11,10 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from lightning_subnet.choices import Value
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import ElasticityError, SearchError
-from lightning_subnet.space import SearchSpace
+from lightning_subnet.space.choices import Value
+from lightning_subnet.space.space import SearchSpace
 
 Axis = tuple[torch.Tensor, int]  # a tensor, and the dimension that the channels are
 Kept = Mapping[str, Sequence[Value]]

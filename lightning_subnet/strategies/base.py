@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from lightning_subnet.choices import Indices, plain
 from lightning_subnet.errors import SpaceExhausted, StrategyError
-from lightning_subnet.history import History
-from lightning_subnet.members import row_codes
-from lightning_subnet.problem import Problem
-from lightning_subnet.subnet import Subnet
+from lightning_subnet.space.choices import Indices, plain
+from lightning_subnet.space.members import row_codes
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.study.history import History
+from lightning_subnet.study.problem import Problem
 
 Draw = Callable[[int, np.random.Generator], Indices]
 

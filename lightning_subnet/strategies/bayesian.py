@@ -7,20 +7,26 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from lightning_subnet import _gp, pareto
-from lightning_subnet._gaussian import MOST_ROWS, Gaussian
-from lightning_subnet._predictor import spaced, warn_once
-from lightning_subnet._sklearn import Floats, Scale
-from lightning_subnet.choices import Indices
 from lightning_subnet.errors import StrategyError
-from lightning_subnet.history import History
-from lightning_subnet.members import row_codes
-from lightning_subnet.objectives import violation
-from lightning_subnet.predictors import features
-from lightning_subnet.problem import Problem
+from lightning_subnet.predictors import _gpytorch as _gp
+from lightning_subnet.predictors._sklearn import Floats, Scale
+from lightning_subnet.predictors.base import spaced, warn_once
+from lightning_subnet.predictors.gaussian_process import MOST_ROWS, Gaussian
+from lightning_subnet.predictors.registry import features
+from lightning_subnet.space.choices import Indices
+from lightning_subnet.space.members import row_codes
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.strategies._toolkit.sampling import (
+    by_choice,
+    first_batch,
+    in_order,
+    neighbours,
+)
 from lightning_subnet.strategies.base import Strategy, fill, positive, taken_codes
-from lightning_subnet.strategies.design import by_choice, first_batch, in_order, neighbours
-from lightning_subnet.subnet import Subnet
+from lightning_subnet.study import pareto
+from lightning_subnet.study.history import History
+from lightning_subnet.study.objectives import violation
+from lightning_subnet.study.problem import Problem
 
 _MOST_OBJECTIVES = 4
 _MARGIN = 0.1  # of the reference point, in spans of what was measured

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lightning_subnet.choices import Indices
-from lightning_subnet.history import History
-from lightning_subnet.problem import Problem
+from lightning_subnet.space.choices import Indices
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.strategies._toolkit.sampling import by_choice
 from lightning_subnet.strategies.base import Strategy, fill, positive, probability
-from lightning_subnet.strategies.design import by_choice
-from lightning_subnet.subnet import Subnet
+from lightning_subnet.study.history import History
+from lightning_subnet.study.problem import Problem
 
 _PARENTS = 2
 
@@ -64,7 +64,7 @@ class NSGA2(Strategy):
         good = np.isfinite(missed)
         if len(history) < self.population or good.sum() < _PARENTS:
             return fill(problem, history, pending, n, rng, by_choice(problem))
-        from lightning_subnet.strategies._pymoo import Breeder
+        from lightning_subnet.strategies._toolkit._pymoo import Breeder
 
         breeder = Breeder(
             self.name,

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from lightning_subnet._sklearn import one_thread
-from lightning_subnet.choices import Indices
-from lightning_subnet.history import History
-from lightning_subnet.problem import Problem
+from lightning_subnet.predictors._sklearn import one_thread
+from lightning_subnet.space.choices import Indices
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.strategies._toolkit.breeding import ranked
+from lightning_subnet.strategies._toolkit.published import study_rng
+from lightning_subnet.strategies._toolkit.sampling import by_choice, in_order
+from lightning_subnet.strategies._toolkit.surrogates import PredictingStrategy, Surrogates, evolve
 from lightning_subnet.strategies.base import fill, new_rows, positive, probability
-from lightning_subnet.strategies.baseline import study_rng
-from lightning_subnet.strategies.breeding import ranked
-from lightning_subnet.strategies.design import by_choice, in_order
-from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates, evolve
-from lightning_subnet.subnet import Subnet
+from lightning_subnet.study.history import History
+from lightning_subnet.study.problem import Problem
 
 
 class FullSearch(PredictingStrategy):

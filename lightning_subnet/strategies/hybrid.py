@@ -8,16 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from lightning_subnet import pareto
-from lightning_subnet._sklearn import Floats, one_thread
-from lightning_subnet.choices import Indices
-from lightning_subnet.history import History
-from lightning_subnet.problem import Problem
+from lightning_subnet.predictors._sklearn import Floats, one_thread
+from lightning_subnet.space.choices import Indices
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.strategies._toolkit.breeding import breed
+from lightning_subnet.strategies._toolkit.sampling import (
+    by_choice,
+    first_batch,
+    in_order,
+    neighbours,
+)
+from lightning_subnet.strategies._toolkit.surrogates import PredictingStrategy, Surrogates
 from lightning_subnet.strategies.base import fill, new_rows, positive
-from lightning_subnet.strategies.breeding import breed
-from lightning_subnet.strategies.design import by_choice, first_batch, in_order, neighbours
-from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates
-from lightning_subnet.subnet import Subnet
+from lightning_subnet.study import pareto
+from lightning_subnet.study.history import History
+from lightning_subnet.study.problem import Problem
 
 _MARGIN = 0.1
 _CHILDREN = 8  # of each parent, a generation

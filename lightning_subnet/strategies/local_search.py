@@ -8,15 +8,15 @@ from itertools import chain, zip_longest
 
 import numpy as np
 
-from lightning_subnet.choices import Indices
-from lightning_subnet.history import History
-from lightning_subnet.members import row_codes
-from lightning_subnet.problem import Problem
-from lightning_subnet.space import SearchSpace
+from lightning_subnet.space.choices import Indices
+from lightning_subnet.space.members import row_codes
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.strategies._toolkit.breeding import ranked
+from lightning_subnet.strategies._toolkit.sampling import in_order, neighbours
 from lightning_subnet.strategies.base import Strategy, fill, positive, taken_codes
-from lightning_subnet.strategies.breeding import ranked
-from lightning_subnet.strategies.design import in_order, neighbours
-from lightning_subnet.subnet import Subnet
+from lightning_subnet.study.history import History
+from lightning_subnet.study.problem import Problem
 
 
 class LocalSearch(Strategy):

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from lightning_subnet import _sklearn
-from lightning_subnet._sklearn import Floats, Scale, one_thread
-from lightning_subnet.choices import Indices
-from lightning_subnet.history import History
-from lightning_subnet.members import distinct_rows
-from lightning_subnet.predictors import Predictor, kendall_tau
-from lightning_subnet.problem import Problem
-from lightning_subnet.strategies.base import fill, new_rows, positive, probability
-from lightning_subnet.strategies.baseline import (
+from lightning_subnet.predictors import _sklearn
+from lightning_subnet.predictors._sklearn import Floats, Scale, one_thread
+from lightning_subnet.predictors.registry import Predictor, kendall_tau
+from lightning_subnet.space.choices import Indices
+from lightning_subnet.space.members import distinct_rows
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.strategies._toolkit.breeding import best_first
+from lightning_subnet.strategies._toolkit.published import (
     CubicRBF,
     PositionSurrogates,
     cost_of,
@@ -24,10 +23,11 @@ from lightning_subnet.strategies.baseline import (
     model_of,
     surrogates,
 )
-from lightning_subnet.strategies.breeding import best_first
-from lightning_subnet.strategies.design import by_choice, in_order
-from lightning_subnet.strategies.surrogate import PredictingStrategy, Surrogates, evolve
-from lightning_subnet.subnet import Subnet
+from lightning_subnet.strategies._toolkit.sampling import by_choice, in_order
+from lightning_subnet.strategies._toolkit.surrogates import PredictingStrategy, Surrogates, evolve
+from lightning_subnet.strategies.base import fill, new_rows, positive, probability
+from lightning_subnet.study.history import History
+from lightning_subnet.study.problem import Problem
 
 _PUBLISHED = ("network", "carts", "rbf", "gp")
 _FOLDS, _FOLD_ROWS = 10, 4  # the fewest rows that have an order worth a correlation

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lightning_subnet.choices import Indices
 from lightning_subnet.errors import StrategyError, did_you_mean, listed
-from lightning_subnet.history import History
-from lightning_subnet.problem import Problem
+from lightning_subnet.space.choices import Indices
+from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.strategies.base import Draw, Strategy, fill, positive, uniform
-from lightning_subnet.subnet import Subnet
+from lightning_subnet.study.history import History
+from lightning_subnet.study.problem import Problem
 
 _OVERSAMPLING = 50
 _OVERSAMPLING_TRACED = 4  # where the measure takes milliseconds a subnet

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from lightning_subnet._sklearn import one_thread
-from lightning_subnet.choices import Indices
 from lightning_subnet.errors import StrategyError, did_you_mean
-from lightning_subnet.history import History
-from lightning_subnet.members import distinct_rows
-from lightning_subnet.problem import Problem
+from lightning_subnet.predictors._sklearn import one_thread
+from lightning_subnet.space.choices import Indices
+from lightning_subnet.space.members import distinct_rows
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.strategies._toolkit.breeding import best_first
+from lightning_subnet.strategies._toolkit.published import cost_of, study_rng, surrogates
+from lightning_subnet.strategies._toolkit.sampling import by_choice, in_order
+from lightning_subnet.strategies._toolkit.surrogates import PredictingStrategy
 from lightning_subnet.strategies.base import fill, new_rows, positive
-from lightning_subnet.strategies.baseline import cost_of, study_rng, surrogates
-from lightning_subnet.strategies.breeding import best_first
-from lightning_subnet.strategies.design import by_choice, in_order
-from lightning_subnet.strategies.surrogate import PredictingStrategy
-from lightning_subnet.subnet import Subnet
+from lightning_subnet.study.history import History
+from lightning_subnet.study.problem import Problem
 
 _READINGS = ("front", "bands")
 _PUBLISHED = ("boosting", "mlp", "forest")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Super-networks of the field, each one class."""
 
-from lightning_subnet.supernets._resnet import ResNetConfig
-from lightning_subnet.supernets._transformer_config import TransformerConfig
+from lightning_subnet.supernets._blocks.resnet_space import ResNetConfig
+from lightning_subnet.supernets._blocks.transformer_config import TransformerConfig
 from lightning_subnet.supernets.decoding import Decoding, ElasticDecoding
 from lightning_subnet.supernets.gpt import GPT, ElasticGPT, GPTConfig
 from lightning_subnet.supernets.mobilenet_v3 import (

@@ -12,8 +12,8 @@ from torch import nn
 
 from lightning_subnet.elasticity.protocol import SubnetMixin
 from lightning_subnet.errors import ElasticityError
-from lightning_subnet.space import SearchSpace
-from lightning_subnet.subnet import Subnet
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.space.subnet import Subnet
 
 Step = Callable[[torch.Tensor], torch.Tensor]
 Pick = Callable[[torch.Tensor], torch.Tensor]

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_subnet.choices import Choice
 from lightning_subnet.elasticity.attention import length_of
 from lightning_subnet.elasticity.protocol import SubnetMixin
 from lightning_subnet.elasticity.sorting import Channels, Kept
 from lightning_subnet.errors import ElasticityError, SpaceError
-from lightning_subnet.measures import Measure
-from lightning_subnet.space import SearchSpace
-from lightning_subnet.subnet import Subnet
-from lightning_subnet.supernets._transformer import (
+from lightning_subnet.space.choices import Choice
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.study.measures import Measure
+from lightning_subnet.supernets._blocks.transformer_layer import (
     ELASTIC,
     PLAIN,
     Costs,

@@ -12,17 +12,22 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lightning_subnet.choices import Choice
-from lightning_subnet.costs.additive import Term, additive_measure
 from lightning_subnet.elasticity.extraction import plain_state
 from lightning_subnet.elasticity.layers import ElasticSequential
 from lightning_subnet.elasticity.protocol import SubnetMixin, activated
 from lightning_subnet.elasticity.sorting import Channels, Kept
 from lightning_subnet.errors import InvalidSubnetError, SpaceError, did_you_mean, listed
-from lightning_subnet.measures import Measure
-from lightning_subnet.space import SearchSpace
-from lightning_subnet.subnet import Subnet
-from lightning_subnet.supernets._mbconv import (
+from lightning_subnet.space.choices import Choice
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.study.additive import Term, additive_measure
+from lightning_subnet.study.measures import Measure
+from lightning_subnet.supernets._blocks.checkpoints import (
+    check_names,
+    from_ofa_mobilenet_v3,
+    load_weights,
+)
+from lightning_subnet.supernets._blocks.mbconv import (
     ACTIVATIONS,
     ELASTIC,
     PLAIN,
@@ -31,11 +36,6 @@ from lightning_subnet.supernets._mbconv import (
     make_divisible,
     mbconv_channels,
     plain_conv,
-)
-from lightning_subnet.supernets.checkpoints import (
-    check_names,
-    from_ofa_mobilenet_v3,
-    load_weights,
 )
 
 

@@ -10,29 +10,33 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_subnet.costs.additive import Term, additive_measure
 from lightning_subnet.elasticity.extraction import plain_state
 from lightning_subnet.elasticity.layers import ElasticLinear, ElasticSequential
 from lightning_subnet.elasticity.protocol import SubnetMixin, activated
 from lightning_subnet.elasticity.sorting import Channels, Kept, inputs, outputs
 from lightning_subnet.errors import InvalidSubnetError, listed
-from lightning_subnet.measures import Measure
-from lightning_subnet.space import SearchSpace
-from lightning_subnet.subnet import Subnet
-from lightning_subnet.supernets._bottleneck import (
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.study.additive import Term, additive_measure
+from lightning_subnet.study.measures import Measure
+from lightning_subnet.supernets._blocks.bottleneck import (
     Bottleneck,
     Shortcut,
     bottleneck_channels,
     conv_norm_act,
 )
-from lightning_subnet.supernets._mbconv import ELASTIC, PLAIN
-from lightning_subnet.supernets._resnet import (
+from lightning_subnet.supernets._blocks.checkpoints import (
+    check_names,
+    from_ofa_resnets,
+    load_weights,
+)
+from lightning_subnet.supernets._blocks.mbconv import ELASTIC, PLAIN
+from lightning_subnet.supernets._blocks.resnet_space import (
     ResNetConfig,
     check_distinct,
     resnet_choices,
     resnet_tables,
 )
-from lightning_subnet.supernets.checkpoints import check_names, from_ofa_resnets, load_weights
 
 
 class _Trunk(nn.Module):

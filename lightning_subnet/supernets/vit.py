@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_subnet.choices import Choice
 from lightning_subnet.elasticity.protocol import SubnetMixin
 from lightning_subnet.elasticity.sorting import Channels, Kept
 from lightning_subnet.errors import SpaceError
-from lightning_subnet.measures import Measure
-from lightning_subnet.space import SearchSpace
-from lightning_subnet.subnet import Subnet
-from lightning_subnet.supernets._transformer import (
+from lightning_subnet.space.choices import Choice
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.study.measures import Measure
+from lightning_subnet.supernets._blocks.transformer_layer import (
     ELASTIC,
     PLAIN,
     Costs,

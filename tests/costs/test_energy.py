@@ -14,7 +14,7 @@ from torch import nn
 from lightning_subnet import Energy, SearchSpace, Subnet, SubnetMixin
 from lightning_subnet.costs.energy import RaplCounter
 from lightning_subnet.errors import MeasurementError, ObjectiveError
-from lightning_subnet.measures import NetworkMeasure
+from lightning_subnet.study.measures import NetworkMeasure
 from lightning_subnet.supernets import ElasticMobileNetV3
 from tests.problems import assert_clear
 

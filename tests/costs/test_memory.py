@@ -14,8 +14,8 @@ from torch import nn
 from lightning_subnet import PeakMemory, SearchSpace, Subnet, SubnetMixin, SubnetSearch, extract
 from lightning_subnet.costs.memory import peak_bytes
 from lightning_subnet.errors import MeasurementError, ObjectiveError
-from lightning_subnet.measures import NetworkMeasure
 from lightning_subnet.strategies import NSGA2
+from lightning_subnet.study.measures import NetworkMeasure
 from lightning_subnet.supernets import ElasticMobileNetV3
 from tests.networks import Digits, ElasticMlp, LitMlp, quiet_trainer
 from tests.problems import assert_clear

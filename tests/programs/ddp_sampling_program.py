@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_subnet import SubnetSampling
 from tests.networks import quiet_trainer
-from tests.test_callbacks import LitNet, Unnormalised, gradients, loader
+from tests.training.test_subnet_sampling import LitNet, Unnormalised, gradients, loader
 
 
 class Save(Callback):

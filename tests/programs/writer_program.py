@@ -10,7 +10,7 @@ import json
 import sys
 
 from lightning_subnet import Evaluation
-from lightning_subnet.storage import Storage
+from lightning_subnet.study.storage import Storage
 from tests.problems import grid
 
 url, name, first, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

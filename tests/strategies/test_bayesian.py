@@ -18,16 +18,17 @@ from lightning_subnet import (
     Problem,
     SearchSpace,
     SubnetSearch,
-    _gaussian,
-    _gp,
-    _predictor,
-    pareto,
 )
-from lightning_subnet._gaussian import Gaussian
 from lightning_subnet.errors import StrategyError
-from lightning_subnet.predictors import PredictorWarning
+from lightning_subnet.predictors import _gpytorch as _gp
+from lightning_subnet.predictors import base as _predictor
+from lightning_subnet.predictors import gaussian_process as _gaussian
+from lightning_subnet.predictors.gaussian_process import Gaussian
+from lightning_subnet.predictors.registry import PredictorWarning
 from lightning_subnet.strategies import Bayesian, RandomSearch
 from lightning_subnet.strategies.bayesian import Models
+from lightning_subnet.study import pareto
+from tests.predictors.test_gpytorch import oracle
 from tests.problems import (
     assert_clear,
     conditional,
@@ -39,7 +40,6 @@ from tests.problems import (
     told,
 )
 from tests.strategies.contract import StrategyContract
-from tests.test_gp import oracle
 
 SMALL = {"first": 6, "samples": 16, "scored": 60, "rounds": 2}
 

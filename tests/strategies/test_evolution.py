@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from pymoo.problems import get_problem
 
-from lightning_subnet import FunctionEvaluator, History, Objective, Problem, Subnet, pareto
+from lightning_subnet import FunctionEvaluator, History, Objective, Problem, Subnet
 from lightning_subnet.errors import StrategyError
-from lightning_subnet.evaluators import Evaluator
 from lightning_subnet.strategies import NSGA2, SMSEMOA, UNSGA3, RandomSearch, Strategy
+from lightning_subnet.study import pareto
+from lightning_subnet.study.evaluators import Evaluator
 from tests.problems import (
     NasBench201,
     Situation,
@@ -254,7 +255,7 @@ def test_sms_emoa_thins_a_long_history_and_stays_in_the_contract() -> None:
 @pytest.mark.parametrize("m", [1, 2, 3, 4])
 @pytest.mark.parametrize("population", [5, 20, 92])
 def test_reference_directions_are_no_more_than_the_population(m: int, population: int) -> None:
-    from lightning_subnet.strategies._pymoo import _reference_directions
+    from lightning_subnet.strategies._toolkit._pymoo import _reference_directions
 
     directions = _reference_directions(m, population)
     assert directions.shape[1] == m

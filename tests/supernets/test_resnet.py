@@ -13,7 +13,7 @@ from lightning_subnet import Subnet, check_elastic
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.errors import InvalidSubnetError, SpaceError
 from lightning_subnet.supernets import ElasticResNet, ResNet, ResNetConfig
-from lightning_subnet.supernets._mbconv import make_divisible
+from lightning_subnet.supernets._blocks.mbconv import make_divisible
 from tests.problems import assert_clear
 from tests.supernets.contract import SupernetContract, images, shaken
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_subnet import extract
 from lightning_subnet.errors import ElasticityError, SpaceError
-from lightning_subnet.supernets._transformer import (
+from lightning_subnet.supernets._blocks.transformer_layer import (
     ELASTIC,
     PLAIN,
     LayerSpec,

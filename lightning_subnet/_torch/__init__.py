@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Helpers for torch that know nothing of subnets: inputs, contexts, fingerprints, devices, MACs."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Latency: the time of a forward pass, measured."""

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The blocks of extracted subnets: which there are, what makes two equal, and a bench for them.
+
+A block is a child of the network, or of the containers in it, that one forward pass calls.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_structure, tree_unflatten
+
+from lightning_subnet._torch.contexts import random_state
+from lightning_subnet._torch.inputs import batched
+from lightning_subnet.costs.counts import arguments
+from lightning_subnet.elasticity.extraction import extract
+from lightning_subnet.elasticity.protocol import elastic_part
+from lightning_subnet.errors import MeasurementError, listed
+from lightning_subnet.space.choices import digest
+from lightning_subnet.space.members import row_codes
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.space.subnet import Subnet
+
+Choose = Callable[[nn.Module], Iterable[nn.Module]]
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Called:
+    """A block as one subnet calls it.
+
+    Args:
+        module: What is called.
+        inputs: Its tensors, for one sample.
+        spec: What puts its arguments together.
+        grows: Which of the arguments' leaves are those inputs.
+        fixed: The other leaves: no tensors, or tensors that do not grow with the batch.
+        text: What it is, in words.
+    """
+
+    module: nn.Module
+    inputs: tuple[torch.Tensor, ...]
+    spec: Any
+    grows: tuple[bool, ...]
+    fixed: tuple[Any, ...]
+    text: str
+
+
+def blocks_of(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the blocks of a network by path, from the outside inwards.
+
+    Lists, dictionaries, and sequences of anything but single layers are entered, and so is a
+    network whose only child is another one.
+
+    Example:
+        >>> net = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Linear(2, 2))
+        >>> [path for path, _ in blocks_of(nn.ModuleDict({"body": net}))]
+        ['body.0', 'body.1']
+    """
+    found = _entered(net)
+    while len(found) == 1 and (inner := _entered(found[0][1])):
+        found = [(f"{found[0][0]}.{path}", block) for path, block in inner]
+    return found
+
+
+def _entered(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    found: list[tuple[str, nn.Module]] = []
+    for name, child in net.named_children():
+        many = any(True for part in child.children() for _ in part.children())
+        enter = isinstance(child, (nn.ModuleList, nn.ModuleDict)) or (
+            isinstance(child, nn.Sequential) and many
+        )
+        inner = _entered(child) if enter else []
+        found += [(f"{name}.{path}", block) for path, block in inner] or [(name, child)]
+    return found
+
+
+class Tracer:
+    """Finds the blocks of subnets, and keeps one of each kind.
+
+    Args:
+        elastic: The super-network, whose subnets `extract` slices.
+        sample: One sample, as its forward pass takes it.
+        choose: Returns the modules of an extracted network that are its blocks; None: `blocks_of`.
+
+    Attributes:
+        kinds: By key of a block, a subnet and the place in it; blocks of one key do the same work.
+
+    Raises:
+        MeasurementError: The network cannot be sliced, or calls none of its blocks.
+    """
+
+    def __init__(self, elastic: nn.Module, sample: Any, choose: Choose | None = None) -> None:
+        self.elastic, self.choose = elastic, choose
+        self.samples = [batched(sample, n, who="LatencyTable") for n in (1, 2)]
+        self.kinds: dict[str, tuple[Subnet, str]] = {}
+        self._known: dict[bytes, dict[str, str]] = {}
+        self.space = elastic_part(elastic).search_space()
+        self(self.space.largest)  # what cannot be traced shows now
+
+    def __call__(self, subnet: Subnet) -> dict[str, str]:
+        """Return the keys of a subnet's blocks by place: path, and count of its calls."""
+        code = row_codes(self.space.indices([subnet]))[0]
+        if code not in self._known:
+            calls = self._calls(subnet, self.samples[:1])
+            self._known[code] = {place: _key(call) for place, call in calls[0].items()}
+            for place, key in self._known[code].items():
+                self.kinds.setdefault(key, (subnet, place))
+        return self._known[code]
+
+    def blocks(self) -> dict[str, Called]:
+        """Return one block of each kind."""
+        found: dict[str, Called] = {}
+        for subnet in dict.fromkeys(subnet for subnet, _ in self.kinds.values()):
+            one, two = self._calls(subnet, self.samples)
+            at = {key: place for key, (first, place) in self.kinds.items() if first == subnet}
+            found |= {key: _called(one[place], two[place]) for key, place in at.items()}
+        return found
+
+    def _calls(self, subnet: Subnet, samples: Sequence[Any]) -> list[dict[str, _Call]]:
+        """Return the calls of blocks by place, for each sample."""
+        with random_state():  # the plain network is initialised first
+            net = extract(self.elastic, subnet)
+        if not getattr(net, "sliced", False):
+            msg = (
+                f"{type(self.elastic).__name__} has no extract(subnet), so its blocks do not "
+                "show which subnet is in force. Use LatencyPredictor.fit(model, latency)."
+            )
+            raise MeasurementError(msg)
+        names = {module: name for name, module in net.named_modules()}
+        chosen = [m for _, m in blocks_of(net)] if self.choose is None else list(self.choose(net))
+        calls: list[dict[str, _Call]] = []
+
+        def remember(module: nn.Module, args: Any, kwargs: Any) -> None:
+            path, times = names[module], 0
+            while (place := f"{path}#{times}" if times else path) in calls[-1]:
+                times += 1
+            calls[-1][place] = _Call(module, *tree_flatten((args, kwargs)))
+
+        hooks = [m.register_forward_pre_hook(remember, with_kwargs=True) for m in chosen]
+        try:
+            with torch.inference_mode(), random_state():
+                for sample in samples:
+                    calls.append({})
+                    inputs, named = arguments(net, sample)
+                    net(*inputs, **named)
+        except Exception as error:
+            msg = f"{type(net).__name__} failed while its blocks were looked for: {error}."
+            raise MeasurementError(f"{msg} Give one sample that forward() takes.") from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not calls[0] or any(list(more) != list(calls[0]) for more in calls):
+            msg = f"{type(net).__name__} calls none of its blocks, or others for a larger batch: "
+            raise MeasurementError(msg + f"{listed(names[m] for m in chosen)}. Give blocks=.")
+        return calls
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A module with the leaves of its arguments and what puts them together."""
+
+    module: nn.Module
+    leaves: list[Any]
+    spec: Any
+
+    @property
+    def text(self) -> str:
+        """The module and its inputs, in words."""
+        shapes = ", ".join(f"{tuple(x.shape)}" for x in self.leaves if torch.is_tensor(x))
+        name = " ".join(re.sub(r"0x[0-9a-f]+", "", repr(self.module)).split())
+        return f"{name} on {shapes}"
+
+
+def _called(one: _Call, two: _Call) -> Called:
+    """Return a block whose inputs are what grows with the batch."""
+    grows = tuple(
+        torch.is_tensor(x) and torch.is_tensor(y) and x.ndim > 0 and len(y) == 2 * len(x)
+        for x, y in zip(one.leaves, two.leaves, strict=True)
+    )
+    inputs = tuple(x.clone() for x, on in zip(one.leaves, grows, strict=True) if on)
+    fixed = tuple(None if on else x for x, on in zip(one.leaves, grows, strict=True))
+    return Called(one.module, inputs, one.spec, grows, fixed, one.text)
+
+
+def _key(call: _Call) -> str:
+    """Return a hash of all that the work of a block depends on; weights and places do not count."""
+    tensors = [*call.module.named_parameters(), *call.module.named_buffers()]
+    settings = [
+        [path, type(module).__qualname__, name, repr(value)]
+        for path, module in call.module.named_modules()
+        for name, value in sorted(vars(module).items())
+        if name != "training" and _is_plain(value)
+    ]
+    shapes = [[n, [*t.shape], str(t.dtype)] for n, t in tensors]
+    inputs = [f"{[*x.shape]} {x.dtype}" if torch.is_tensor(x) else repr(x) for x in call.leaves]
+    return digest([call.text, settings, shapes, inputs])
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, _PLAIN)
+
+
+class Alone(nn.Module):
+    """A block that picks its inputs from those of all blocks."""
+
+    def __init__(self, called: Called, first: int) -> None:
+        super().__init__()
+        self.module, self._called = called.module, called
+        self._at = range(first, first + len(called.inputs))
+        # Most blocks take one tensor, and unpacking costs as much as a small layer.
+        self._single = called.grows == (True,) and called.spec == tree_structure(((0,), {}))
+        for i, x in enumerate(called.fixed):
+            if torch.is_tensor(x):  # goes where the weights go
+                self.register_buffer(f"fixed_{i}", x, persistent=False)
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """Apply the block to its part of the inputs."""
+        if self._single:
+            return self.module(inputs[self._at[0]])
+        own, called = iter([inputs[i] for i in self._at]), self._called
+        leaves = [
+            next(own) if on else getattr(self, f"fixed_{i}", x)
+            for i, (on, x) in enumerate(zip(called.grows, called.fixed, strict=True))
+        ]
+        args, kwargs = tree_unflatten(leaves, called.spec)
+        return self.module(*args, **kwargs)
+
+
+class BlockBench(nn.Module):
+    """All blocks as one super-network whose subnets they are, so that `Latency` can time them.
+
+    They take turns with the slowest, which is the largest subnet: something that takes about as
+    long as they do is disturbed about as often.
+
+    Args:
+        kinds: The blocks.
+
+    Attributes:
+        inputs: The inputs of all.
+        order: For each subnet the number of its block among the given ones.
+    """
+
+    def __init__(self, kinds: Sequence[Called]) -> None:
+        super().__init__()
+        taken: list[torch.Tensor] = []
+        parts = []
+        for called in kinds:
+            parts.append(Alone(called, len(taken)))
+            taken += called.inputs
+        self.inputs = tuple(taken)
+        self.parts = nn.ModuleList(parts)
+        self.order = sorted(range(len(parts)), key=lambda i: _roughly(parts[i], self.inputs))
+        self._space = SearchSpace(block=range(max(len(parts), 2)))
+
+    def search_space(self) -> SearchSpace:
+        """Return one subnet per block, the slowest last."""
+        return self._space
+
+    def activate(self, subnet: Subnet) -> None:
+        """Do nothing: blocks are extracted."""
+
+    def extract(self, subnet: Subnet) -> nn.Module:
+        """Return a block."""
+        index = min(int(str(subnet["block"])), len(self.order) - 1)
+        return self.parts[self.order[index]]
+
+
+@torch.inference_mode()
+def _roughly(block: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
+    """Return the seconds of the fastest of some calls."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        block(*inputs)
+        times.append(time.perf_counter() - start)
+    return min(times)

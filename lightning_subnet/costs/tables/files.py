@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Costs that are kept in files: of which device and network they are, and how well they agree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_subnet._json import differences
+from lightning_subnet._torch.device import describe_device
+from lightning_subnet.errors import MeasurementError, StorageError
+from lightning_subnet.predictors._sklearn import Floats
+from lightning_subnet.predictors.registry import kendall_tau
+from lightning_subnet.space.space import SearchSpace
+
+ANY = "any"
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How well predicted costs agree with measured ones.
+
+    Args:
+        n: How many subnets were compared.
+        tau: Kendall's rank correlation.
+        mape: The mean absolute error in % of the measured value.
+        worst: The largest, in %.
+    """
+
+    n: int
+    tau: float
+    mape: float
+    worst: float
+
+    @classmethod
+    def of(cls, predicted: Floats, measured: Floats) -> Agreement:
+        """Return the agreement of two columns (n,).
+
+        Example:
+            >>> print(Agreement.of(np.array([1.1, 2.0, 3.0]), np.array([1.0, 2.0, 3.0])))
+            tau 1.000, MAPE 3.3 %, at worst 10.0 % (3 subnets)
+        """
+        error = 100 * np.abs(predicted / measured - 1)
+        tau = float(kendall_tau(predicted, measured)[0])
+        return cls(len(measured), tau, float(error.mean()), float(error.max()))
+
+    def __str__(self) -> str:
+        return (
+            f"tau {self.tau:.3f}, MAPE {self.mape:.1f} %, at worst {self.worst:.1f} % "
+            f"({self.n} subnets)"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-able data; `Agreement(**data)` reads it back."""
+        return asdict(self)
+
+
+def settings_of(measure: Any) -> dict[str, Any]:
+    """Return the plain settings of a measure by name, without its device, input and name."""
+    if not is_dataclass(measure):
+        return {}
+    values = {f.name: getattr(measure, f.name) for f in fields(measure)}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in ("device", "input", "name") and isinstance(value, (int, float, str, bool))
+    }
+
+
+def device_of(measure: Any) -> str:
+    """Return the description of the device that a measure is taken on, `"unknown"` if it has none.
+
+    Raises:
+        ObjectiveError: There is no such device here.
+    """
+    name = getattr(measure, "device", None)
+    return describe_device(name) if isinstance(name, str) else "unknown"
+
+
+def check_device(what: str, stored: str, allowed: str | None) -> None:
+    """Raise `MeasurementError` if costs of another device would be taken for those of this one.
+
+    Args:
+        what: The costs, in words.
+        stored: The device that they were measured on.
+        allowed: `"any"`, a part of its description, or None: this machine.
+    """
+    if allowed == ANY or (allowed is not None and allowed in stored):
+        return
+    kind = "cuda" if "(cuda)" in stored else "cpu"
+    try:
+        here = describe_device(kind)
+    except Exception:  # there is no such device
+        here = f"a machine without {kind}"
+    if allowed is None and here == stored:
+        return
+    wanted = f"device={allowed!r} was asked" if allowed is not None else f"this is {here}"
+    msg = (
+        f"{what} was measured on {stored}; {wanted}.\n"
+        f"To search for that device, say so: load(path, device={ANY!r}), or a part of its name."
+    )
+    raise MeasurementError(msg)
+
+
+def check_space(what: str, stored: SearchSpace, now: SearchSpace) -> None:
+    """Raise `MeasurementError` if costs are of another space than the network's."""
+    if stored.choices == now.choices and stored.names == now.names:
+        return
+    before, after = (
+        {"choices": space.to_json()["choices"], "order": list(space.names)}
+        for space in (stored, now)
+    )
+    found = list(differences(before, after))
+    more = f" ... ({len(found)} differences)" if len(found) > _SHOWN else ""
+    msg = (
+        f"{what} is of another space: {'; '.join(found[:_SHOWN]):.280}{more}.\n"
+        "Measure this network: build() or fit() with it."
+    )
+    raise MeasurementError(msg)
+
+
+def write(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Write JSON."""
+    Path(path).write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+
+def read(path: str | Path, form: str, what: str) -> dict[str, Any]:
+    """Return JSON of a form.
+
+    Args:
+        path: The file.
+        form: The text under `format`.
+        what: The class that writes it, for the message.
+
+    Raises:
+        StorageError: Not such a file.
+    """
+    try:
+        data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        if data["format"] != form:
+            raise KeyError(data["format"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise unreadable(path, what, error) from error
+    return data
+
+
+def unreadable(path: str | Path, what: str, error: Exception) -> StorageError:
+    """Return the error of a file that holds something else."""
+    msg = f"{path} holds no {what} ({error!r:.80}). Write one with {what}.save(path)."
+    return StorageError(msg)

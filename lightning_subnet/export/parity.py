@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parity: does a file give the outputs of its network, in its own runtime, on several batches?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lightning_subnet.elasticity.protocol import evaluating
+from lightning_subnet.errors import ExportError
+from lightning_subnet.export.call import Call, Flat, brief
+from lightning_subnet.export.formats.base import FixedBatchError
+from lightning_subnet.export.loading import open_runner
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far outputs are from those of the network, at most.
+
+    Args:
+        absolute: The largest difference.
+        relative: The largest as a share of the largest absolute output.
+    """
+
+    absolute: float = 0.0
+    relative: float = 0.0
+
+
+def compared(file: Path, form: str, net: nn.Module, call: Call, tolerance: float) -> Parity:
+    """Return the largest difference of the outputs of a file and of its network.
+
+    Args:
+        file: What is run by its own runtime.
+        form: Its format.
+        net: The network on the CPU.
+        call: What both are run on.
+        tolerance: Largest allowed difference, as a share of the largest absolute output.
+
+    Raises:
+        ExportError: It is too large.
+        FixedBatchError: It is, or the file cannot run, for other batch sizes only.
+    """
+    runner, worst = open_runner(file, form), Parity()
+    reference = Flat(net, call)
+    for i, tensors in enumerate(call.batches):
+        kind = FixedBatchError if i else ExportError
+        with evaluating(net), torch.no_grad():
+            expected = reference(*tensors)
+        try:
+            found = list(runner.run(tensors).values())
+        except Exception as error:  # of the runtime's own classes
+            msg = f"The {form} file of {type(net).__name__} fails on a batch of "
+            raise kind(f"{msg}{rows(tensors)}: {brief(error)}") from error
+        for name, one, other in zip(call.output_names, expected, found, strict=True):
+            parity = difference(one, other)
+            if not parity.relative <= tolerance:
+                msg = (
+                    f"The {form} file gives other outputs than {type(net).__name__}: "
+                    f"{name!r} differs by up to {parity.absolute:.3g} "
+                    f"({parity.relative:.2g} of its scale, allowed {tolerance:g}).\n"
+                    "Nothing was written. Is the network random in eval mode? If such a "
+                    "difference is fine, pass tolerance=."
+                )
+                raise kind(msg)
+            worst = Parity(
+                max(worst.absolute, parity.absolute), max(worst.relative, parity.relative)
+            )
+    return worst
+
+
+def difference(expected: torch.Tensor, found: torch.Tensor) -> Parity:
+    """Return how far one output is from what it should be; equal NaNs and infinities are none."""
+    if expected.shape != found.shape:
+        return Parity(math.inf, math.inf)
+    if not expected.numel():
+        return Parity()
+    one, other = expected.detach().cpu().double(), found.double()
+    same = (one == other) | (one.isnan() & other.isnan())
+    gap = torch.where(same, torch.zeros_like(one), (one - other).abs()).nan_to_num(nan=math.inf)
+    finite = one[one.isfinite()]
+    scale = float(finite.abs().max()) if len(finite) else 0.0
+    absolute = float(gap.max())
+    return Parity(absolute, absolute / scale if scale else absolute)
+
+
+def rows(tensors: tuple[torch.Tensor, ...]) -> int:
+    """Return the size of a batch."""
+    return next((len(x) for x in tensors if x.ndim), 0)

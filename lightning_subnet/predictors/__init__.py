@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predictors: surrogates of expensive measures, fitted on a history."""

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all predictors share (checks, fallbacks, calibration), and those of closed form."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_subnet.errors import SubnetError, users_line
+from lightning_subnet.predictors import _sklearn
+from lightning_subnet.predictors._sklearn import Floats, KernelRegression, Scale, Setting
+from lightning_subnet.space.choices import Indices
+
+Pairs = tuple[tuple[float, float], ...]
+
+_FOLDS = 5
+_TAU_ROWS = 1500  # rows whose pairs are compared
+_COVERED = 0.683  # of errors within one standard deviation
+_BLOCK = 4096  # rows predicted at a time
+_SEARCH_ROWS = 400  # rows that settings are chosen on: their cost grows with the cube
+_KERNEL_ROWS = 2000  # rows of a kernel matrix
+_LOG_RATIO = 1.2  # below it a logarithm is a straight line
+_told: set[tuple[str, str]] = set()
+
+
+class PredictorError(SubnetError, ValueError):
+    """A predictor is unknown, or the data is nothing that it can learn from."""
+
+
+class PredictorWarning(UserWarning):
+    """A predictor was replaced by a simpler one; told once per cause."""
+
+
+def warn_once(message: str, *, cause: tuple[str, str]) -> None:
+    """Warn with a `PredictorWarning`, once for each cause in a process.
+
+    Args:
+        message: What happened, in full.
+        cause: Whose it is, and its kind: without numbers, which differ from time to time.
+    """
+    if cause not in _told:
+        _told.add(cause)
+        silence = "Silence it with warnings.simplefilter('ignore', PredictorWarning)."
+        warnings.warn(f"{message} {silence}", PredictorWarning, stacklevel=users_line())
+
+
+def kendall_tau(a: Floats, b: Floats, folds: Indices | None = None) -> Floats:
+    """Return Kendall's tau-b of a and b (n,): one value, or that of each fold's rows with all.
+
+    Args:
+        a: Values (n,).
+        b: Values (n,).
+        folds: The fold of each row (n,); the default is one fold.
+
+    References:
+        Kendall, The treatment of ties in ranking problems, Biometrika 33 (1945).
+    """
+    if folds is None:
+        folds = np.zeros(len(a), dtype=np.int64)
+    few = spaced(len(a), _TAU_ROWS)
+    a, b, folds = a[few], b[few], folds[few]
+    one = np.sign(a[:, None] - a).astype(np.float32)
+    two = np.sign(b[:, None] - b).astype(np.float32)
+    rows = np.stack([(one * two).sum(1), np.abs(one).sum(1), np.abs(two).sum(1)]).astype(float)
+    agree, untied, other = (np.bincount(folds, row) for row in rows)
+    both = np.sqrt(untied * other)
+    return np.where(both > 0, agree / np.where(both > 0, both, 1.0), 0.0)
+
+
+def fold_of(n: int, random_state: int) -> Indices:
+    """Return the fold of each row (n,)."""
+    order = np.random.default_rng(random_state).permutation(n)
+    folds = np.zeros(n, dtype=np.int64)
+    folds[order] = np.arange(n) % min(_FOLDS, n)
+    return folds
+
+
+def checked(F: npt.ArrayLike) -> Floats:
+    """Return features as a finite matrix (n, d), or raise `PredictorError`."""
+    F = np.asarray(F, dtype=float)
+    if F.ndim != 2:  # noqa: PLR2004 - a matrix
+        msg = f"F has shape {F.shape}; it is a matrix (n, d): features(space, X)."
+        raise PredictorError(msg)
+    if not np.isfinite(F).all():
+        row, column = np.argwhere(~np.isfinite(F))[0]
+        msg = f"F[{row}, {column}] is {F[row, column]}. Features are finite numbers."
+        raise PredictorError(msg)
+    return F
+
+
+def spaced(n: int, at_most: int) -> Indices:
+    """Return all rows, or so many evenly spaced ones with the first and the last."""
+    return np.arange(n) if n <= at_most else np.linspace(0, n - 1, at_most).astype(np.int64)
+
+
+class Predictor:
+    """What all predictors share: checks, the fallback, the scale of targets, calibration.
+
+    This class itself predicts the mean. A subclass implements `_fit(F, y)`, which returns mean and
+    standard deviation of each row under a model that did not see it, and `_predict(F)`.
+
+    Args:
+        random_state: The seed of folds and trees.
+
+    Attributes:
+        out_of_fold: Predictions of each training row by models that did not see it, (n,).
+        used: The name of what predicts: another one if this predictor was replaced.
+    """
+
+    name: ClassVar[str] = "mean"
+    minimum: ClassVar[int] = 1
+    _estimator_type = "regressor"
+    out_of_fold: Floats
+    used: str
+
+    def __init__(self, *, random_state: int = 0) -> None:
+        self.random_state = random_state
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the settings by name, as scikit-learn does."""
+        return {k: getattr(self, k) for k in inspect.signature(type(self)).parameters}
+
+    def set_params(self, **params: Any) -> Predictor:
+        """Change settings by name, as scikit-learn does."""
+        for key, value in params.items():
+            if key not in self.get_params():
+                msg = f"{type(self).__name__} has no setting {key!r}: {self.get_params()}."
+                raise PredictorError(msg)
+            setattr(self, key, value)
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        return _sklearn.regressor_tags()
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{k}={v!r}" for k, v in self.get_params().items())
+        return f"{type(self).__name__}({settings})"
+
+    def fit(self, F: npt.ArrayLike, y: npt.ArrayLike) -> Predictor:
+        """Learn from features F (n, d) and values y (n,).
+
+        Raises:
+            PredictorError: No rows, shapes that do not fit, or a value that is NaN or infinite.
+        """
+        F, y = checked(F), np.asarray(y, dtype=float)
+        if y.shape != F.shape[:1] or not len(y):
+            msg = f"y has shape {y.shape}; it is one value for each of the {len(F)} rows of F."
+            raise PredictorError(msg)
+        if not np.isfinite(y).all():
+            row = int(np.flatnonzero(~np.isfinite(y))[0])
+            msg = f"y[{row}] is {y[row]}. Leave out evaluations that failed: they have no number."
+            raise PredictorError(msg)
+        self.n_features_in_ = F.shape[1]
+        self._stand_in: Predictor | None = None
+        self.used, self._data = self.name, (F, y)
+        try:
+            if reason := self._refusal(y):
+                self._replace(F, y, reason)
+            else:
+                self._calibrate(F, y)
+        except PredictorError:
+            raise
+        except Exception as error:
+            if type(self) is Predictor:
+                raise
+            self._replace(F, y, f"raised {type(error).__name__}: {error}")
+        return self
+
+    def _refusal(self, y: Floats) -> str:
+        if type(self) is Predictor:
+            return ""
+        if len(y) < self.minimum:
+            return f"needs {self.minimum} samples or more"
+        return "cannot learn from values that are all equal" if np.ptp(y) == 0 else ""
+
+    def _replace(self, F: Floats, y: Floats, reason: str) -> None:
+        ridge = type(self) is not Ridge and len(y) >= Ridge.minimum and np.ptp(y) > 0
+        stand_in = (Ridge if ridge else Predictor)(random_state=self.random_state).fit(F, y)
+        self._stand_in, self.used = stand_in, stand_in.used
+        self.out_of_fold = stand_in.out_of_fold
+        warn_once(
+            f"The predictor {self.name!r} {reason:.200}; {self.used!r} takes its place.",
+            cause=(self.name, reason.partition(":")[0]),
+        )
+
+    def _calibrate(self, F: Floats, y: Floats) -> None:
+        """Fit, and stretch the uncertainty until it covers 68 % of the errors on unseen rows."""
+        mean, std = self._fit(F, y)
+        seen = ~np.isfinite(mean)
+        self.out_of_fold = np.where(seen, y.mean(), mean)
+        std = np.where(seen, y.std(), std)
+        self._least = 1e-6 * max(float(np.abs(y).mean()), float(y.std()), 1e-12)
+        ratio = np.sort((np.abs(y - mean) / np.maximum(std, self._least))[~seen])
+        at = min(int(np.ceil((len(ratio) + 1) * _COVERED)), len(ratio)) - 1
+        self._stretch = float(ratio[at]) if len(ratio) and ratio[at] > 0 else 1.0
+        self._left_out = self.out_of_fold, np.maximum(std * self._stretch, self._least)
+        if not np.isfinite(np.concatenate(self._predict(F[:50]))).all():
+            msg = "it predicts NaN or infinity"
+            raise FloatingPointError(msg)
+
+    def _unseen(
+        self, F: Floats, rows: Indices, left_out: tuple[Floats, Floats]
+    ) -> tuple[Floats, Floats]:
+        """Return mean and standard deviation of all rows of F (n, d), for `_fit` to return.
+
+        Args:
+            F: All rows that were given.
+            rows: Those that the model was fitted on.
+            left_out: Mean and standard deviation of these, each by a model without it.
+        """
+        if len(rows) == len(F):
+            return left_out
+        mean, std = self._predict(F)  # the model did not see the others either
+        mean[rows], std[rows] = left_out
+        return mean, std
+
+    def predict(self, F: npt.ArrayLike, return_std: bool = False) -> Any:
+        """Return the mean (n,) of features F (n, d), and if asked its standard deviation (n,).
+
+        Raises:
+            PredictorError: Not fitted, or F has other columns than those of `fit`, or a NaN.
+        """
+        F = checked(F)
+        if F.shape[1] != getattr(self, "n_features_in_", -1):
+            fitted = f"on {self.n_features_in_}" if hasattr(self, "n_features_in_") else "yet: fit"
+            msg = f"F has {F.shape[1]} columns; the predictor {self.name!r} is not fitted {fitted}."
+            raise PredictorError(msg)
+        if self._stand_in is not None:
+            return self._stand_in.predict(F, return_std)
+        try:
+            parts = self._pieces(F, return_std)
+        except Exception as error:
+            self._replace(*self._data, f"raised {type(error).__name__} in predict: {error}")
+            return self.predict(F, return_std)
+        mean = np.concatenate([part[0] for part in parts]) if parts else np.zeros(0)
+        if not return_std:
+            return mean
+        std = np.concatenate([part[1] for part in parts]) if parts else np.zeros(0)
+        return mean, np.maximum(std * self._stretch, self._least)
+
+    def _pieces(self, F: Floats, return_std: bool) -> list[tuple[Floats, Floats]]:
+        parts = [self._predict(F[i : i + _BLOCK], return_std) for i in range(0, len(F), _BLOCK)]
+        if not all(np.isfinite(column).all() for part in parts for column in part):
+            msg = "it predicts NaN or infinity"
+            raise FloatingPointError(msg)
+        return parts
+
+    def score(self, F: npt.ArrayLike, y: npt.ArrayLike) -> float:
+        """Return Kendall's tau of the predictions with y: what a search needs is the order."""
+        return float(kendall_tau(self.predict(F), np.asarray(y, dtype=float))[0])
+
+    def _fit(self, F: Floats, y: Floats) -> tuple[Floats, Floats]:
+        n = len(y)
+        self._mean, self._std = float(y.mean()), float(y.std()) or abs(float(y.mean())) or 1.0
+        if np.ptp(y) == 0:
+            self._std = 1e-3 * (abs(self._mean) or 1.0)
+        return (y.sum() - y) / max(n - 1, 1), np.full(n, self._std)
+
+    def _predict(self, F: Floats, return_std: bool = True) -> tuple[Floats, Floats]:
+        return np.full(len(F), self._mean), np.full(len(F), self._std)
+
+
+class Ridge(Predictor):
+    """Ridge regression on weighted columns, of the values or of their logarithms.
+
+    Leave-one-out chooses the penalty, the weights of the columns and whether to take logarithms.
+
+    Args:
+        alpha: A fixed penalty: the ridge regression of scikit-learn on the columns as they are.
+        random_state: The seed of the folds.
+    """
+
+    name = "ridge"
+    minimum = 4
+    _designs: ClassVar[Pairs] = ((0.15, 1.0), (0.05, 1.0))  # share, power
+    _mixes: ClassVar[Pairs] = ()  # mix, rate
+    _support_vectors: ClassVar[bool] = False
+
+    def __init__(self, alpha: float | None = None, *, random_state: int = 0) -> None:
+        super().__init__(random_state=random_state)
+        self.alpha = alpha
+
+    def _fit(self, F: Floats, y: Floats) -> tuple[Floats, Floats]:
+        few, rows = spaced(len(y), _SEARCH_ROWS), spaced(len(y), _KERNEL_ROWS)
+        self.setting = self._search(F[few], y[few])
+        self._scale = Scale(y[rows], log=self.setting.log)
+        z = self._scale.z
+        self._model = self._solve(F[rows], z)
+        left_out = z.copy()
+        folds = fold_of(len(rows), self.random_state)
+        for out in (folds == k for k in range(int(folds.max()) + 1)):
+            left_out[out] = self._solve(F[rows][~out], z[~out]).predict(F[rows][out])[0]
+        return self._unseen(F, rows, self._scale.back(left_out, self._model.left_out_std()))
+
+    def _solve(self, F: Floats, z: Floats) -> KernelRegression:
+        model = KernelRegression(F, z, self.setting)
+        return model.solve(support_vectors=self._support_vectors)
+
+    def _search(self, F: Floats, y: Floats) -> Setting:
+        """Return the setting with the least leave-one-out error, one part after the other."""
+        if self.alpha is not None:
+            return Setting(plain=True, alpha=self.alpha)
+        share, power = self._designs[0]
+        mix, rate = self._mixes[0] if self._mixes else (0.0, 1.0)
+        best = Setting(share=share, power=power, mix=mix, rate=rate)
+        if y.min() > 0 and y.max() > _LOG_RATIO * y.min():
+            # Errors of logarithms and of values do not compare; ranks do.
+            value, log = (KernelRegression(F, Scale(y, log=log).z, best) for log in (False, True))
+            taus = [kendall_tau(model.leave_one_out()[2], y)[0] for model in (value, log)]
+            best = replace(best, log=bool(taus[1] > taus[0]))
+        z = Scale(y, log=best.log).z
+        best = _least(F, z, [replace(best, share=s, power=p) for s, p in self._designs])
+        if self._mixes:
+            best = _least(F, z, [replace(best, mix=mix, rate=rate) for mix, rate in self._mixes])
+        return best
+
+    def _predict(self, F: Floats, return_std: bool = True) -> tuple[Floats, Floats]:
+        return self._scale.back(*self._model.predict(F, return_std=return_std))
+
+    @property
+    def coef_(self) -> Floats:
+        """The coefficients (d,) of a linear model of the values themselves."""
+        if self.setting.log or self.setting.mix:
+            msg = f"{self!r} is not linear in the features: {self.setting}."
+            raise AttributeError(msg)
+        model = self._model
+        return np.asarray(self._scale.std * model.weight * (model.A.T @ model.dual))
+
+
+def _least(F: Floats, z: Floats, settings: list[Setting]) -> Setting:
+    """Return the setting with the least leave-one-out error, with its best penalty."""
+    tried = []
+    for setting in settings:
+        error, alpha, _ = KernelRegression(F, z, setting).leave_one_out()
+        tried.append((error, replace(setting, alpha=alpha)))
+    return min(tried, key=lambda pair: pair[0])[1]
+
+
+class SVR(Ridge):
+    """Support vector regression on an RBF kernel of weighted columns.
+
+    Kernel and penalty are those with the least leave-one-out error of a kernel ridge regression.
+    """
+
+    name = "svr"
+    minimum = 8
+    _designs: ClassVar[Pairs] = ((0.15, 0.5), (0.0, 0.5), (0.15, 1.0), (0.0, 1.0))
+    _mixes: ClassVar[Pairs] = ((1.0, 0.3), (1.0, 0.1), (1.0, 1.0))
+    _support_vectors = True
+
+    def __init__(self, *, random_state: int = 0) -> None:
+        super().__init__(random_state=random_state)
+
+
+class Stack(SVR):
+    """Ridge and RBF in one: a linear part that extrapolates, and an RBF part for what it leaves.
+
+    Both are fitted together, as a regression on the sum of their kernels, in closed form.
+    """
+
+    name = "stack"
+    _mixes: ClassVar[Pairs] = (
+        (0.0, 1.0),
+        *((mix, rate) for mix in (0.5, 1.0) for rate in (0.1, 0.3, 1.0)),
+    )
+    _support_vectors = False

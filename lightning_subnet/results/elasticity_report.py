@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which dimensions of a super-network matter, on this hardware: a table and a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from lightning_subnet.errors import SearchError, did_you_mean, listed
+from lightning_subnet.predictors.registry import make
+from lightning_subnet.results.sensitivity import FEWEST, Dimension, Sensitivity, Study, dimensions
+from lightning_subnet.search.study_header import check_part
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.study.history import History
+from lightning_subnet.study.measures import Measure, NetworkMeasure, by_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+By = Literal["group", "choice"]
+_SHARE_SHOWN = 0.001  # in the table; the data frame has all
+
+
+class _Found(Protocol):
+    """What a search found, as `SearchResult` has it."""
+
+    @property
+    def final(self) -> History: ...
+
+    @property
+    def measures(self) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ElasticityReport:
+    """What each choice of a space does to each measure; `elasticity_report` makes one.
+
+    Args:
+        space: The space.
+        parts: Its dimensions: every choice, then every group of several.
+        measures: By measure, what the dimensions do to it.
+
+    Example:
+        >>> from lightning_subnet.supernets import ElasticMobileNetV3
+        >>> report = elasticity_report(ElasticMobileNetV3.tiny(), ["macs"])
+        >>> frame = report.to_dataframe()
+        >>> frame.loc[frame.share.idxmax(), ["dimension", "measure"]].tolist()
+        ['e.*', 'macs']
+    """
+
+    space: SearchSpace
+    parts: tuple[Dimension, ...]
+    measures: tuple[Sensitivity, ...]
+
+    def _shown(self, by: By) -> list[int]:
+        """Return the positions of the dimensions by group or by choice, those that matter first."""
+        if by not in ("group", "choice"):
+            msg = f"by={by!r} must be 'group' or 'choice'."
+            raise SearchError(msg)
+        wanted = {part.at for part in dimensions(self.space, by=by)}
+        at = [i for i, part in enumerate(self.parts) if part.at in wanted]
+        mean = np.mean([told.share for told in self.measures], axis=0)
+        return sorted(at, key=lambda i: -mean[i])
+
+    def to_dataframe(self, by: By = "group") -> pd.DataFrame:
+        """Return one row per dimension and measure.
+
+        Args:
+            by: `"group"` puts numbered choices together (`ks.*`); `"choice"` has each by itself.
+
+        Returns:
+            `dimension`; `choices`, how many it has; `measure`; `unit`; `change`, that of the
+            measure where the dimension is turned down from the largest subnet, in its unit, with
+            its standard error `change_error` and in % as `change_percent`; `share` of the variance,
+            in 0..1, with its standard error `share_error`.
+        """
+        import pandas as pd
+
+        rows = [
+            {
+                "dimension": self.parts[i].name,
+                "choices": len(self.parts[i].at),
+                "measure": told.measure,
+                "unit": told.unit,
+                "change": told.change[i],
+                "change_error": told.change_error[i],
+                "change_percent": 100 * told.change[i] / told.largest if told.largest else np.nan,
+                "share": told.share[i],
+                "share_error": told.share_error[i],
+            }
+            for i in self._shown(by)
+            for told in self.measures
+        ]
+        return pd.DataFrame(rows)
+
+    def table(self, by: By = "group", *, width: int = 100) -> str:
+        """Return the report as text: shares with their standard errors, and changes.
+
+        Args:
+            by: As in `to_dataframe`.
+            width: Characters of a line.
+        """
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=f"{self.space.size:,} subnets", title_justify="left")
+        table.add_column("dimension")
+        for told in self.measures:
+            table.add_column(f"{told.measure}: share of variance", justify="right")
+            table.add_column("turned down", justify="right")
+        for i in self._shown(by):
+            cells = [self.parts[i].name]
+            for told in self.measures:
+                cells.append(_percent(told.share[i], told.share_error[i]))
+                cells.append(_change(told, i))
+            table.add_row(*cells)
+        rest = ["together, and the rest"]
+        for told in self.measures:
+            rest += [_percent(told.rest, told.rest_error), f"from {told.largest:.4g} {told.unit}"]
+        table.add_section()
+        table.add_row(*rest)
+        console = Console(file=io.StringIO(), width=width, color_system=None)
+        console.print(table)
+        for told in self.measures:
+            console.print(f"{told.measure}: {told.basis}", highlight=False, soft_wrap=True)
+        text: str = console.file.getvalue()  # type: ignore[attr-defined] # the StringIO above
+        return "\n".join(line.rstrip() for line in text.splitlines())
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def plot(self, by: By = "group", ax: Any = None) -> tuple[Any, Any]:
+        """Draw the share of each measure's variance by dimension, with its standard error.
+
+        Args:
+            by: As in `to_dataframe`.
+            ax: Matplotlib axes to draw on.
+
+        Returns:
+            `(fig, ax)`.
+        """
+        from lightning_subnet.results.plots import draw_bars
+
+        at = self._shown(by)
+        bars = {t.measure: (100 * t.share[at], 100 * t.share_error[at]) for t in self.measures}
+        return draw_bars(
+            [self.parts[i].name for i in at],
+            bars,
+            xlabel="share of the variance over the space, in %, of each dimension by itself",
+            title="Which dimensions matter",
+            ax=ax,
+        )
+
+
+def _percent(share: float, error: float) -> str:
+    return f"{100 * share:.1f}" + (f" ± {100 * error:.1f} %" if error >= _SHARE_SHOWN / 2 else " %")
+
+
+def _change(told: Sensitivity, i: int) -> str:
+    if np.isnan(told.change[i]):
+        return "-"
+    if not told.largest:
+        return f"{told.change[i]:+.3g} {told.unit}".rstrip()
+    error = 100 * told.change_error[i] / abs(told.largest)
+    shown = f" ± {error:.1f}" if error >= _SHARE_SHOWN / 2 * 100 else ""
+    return f"{100 * told.change[i] / told.largest:+.1f}{shown} %"
+
+
+def elasticity_report(  # noqa: PLR0913 - a model, a result, and what each needs
+    model: Any,
+    measures: Sequence[str | Measure | NetworkMeasure] = ("macs", "params"),
+    *,
+    result: _Found | History | None = None,
+    metrics: Sequence[str] | None = None,
+    example_input: Any = None,
+    n_samples: int = 100,
+    predictor: Any = "ridge",
+    seed: int = 0,
+) -> ElasticityReport:
+    """Tell which choices of a super-network matter, to its costs here and to its metric.
+
+    Two figures per dimension and measure. *Turned down*: what the largest subnet gains or loses
+    where this dimension alone goes to its least value. *Share*: of the variance of the measure over
+    all subnets, what the values of the choice explain by themselves (the first-order index of a
+    functional analysis of variance; a choice counts where it exists, a group is the sum of its
+    choices). What is left of 100 % is what choices do together, and noise.
+
+    Exact measures of index rows are taken of all subnets of a space of up to 100,000, and of 20,000
+    uniform ones of a larger one. Other measures, such as `Latency`, are taken of `n_samples`
+    uniform subnets, and a predictor that is fitted on these stands for the others. It does too for
+    the metrics of a `result`, whose evaluations may have been chosen in any way: the predictor
+    weighs them anew. What it misses on left-out evaluations counts into the rest, so a share that
+    is not supported by the evaluations comes out low, not high. Standard errors are of leaving out
+    a twentieth of the subnets at a time.
+
+    Args:
+        model: A super-network, a LightningModule with one, or a `SearchSpace`.
+        measures: Names of exact ones (`"macs"`, `"params"`, `"size_mb"`), `Latency(...)` and other
+            measures.
+        result: What a search found, or its history; random search tells most per evaluation.
+        metrics: Which of its measures; by default all that are not in `measures`.
+        example_input: As the network takes it, where a measure of networks needs it; by default the
+            module's `example_input_array`.
+        n_samples: Subnets that measures which take their time are taken of, besides those that are
+            turned down.
+        predictor: As in `SubnetSearch`.
+        seed: Of samples and folds.
+
+    Returns:
+        The report: `print` it, `to_dataframe()`, `plot()`.
+
+    Raises:
+        SearchError: Nothing to report on, a measure or metric that is unknown, a result of another
+            space, or too few evaluations.
+        ObjectiveError: Two measures of one name, or values that are no numbers.
+
+    References:
+        Hutter, Hoos and Leyton-Brown, An efficient approach for assessing hyperparameter
+        importance, ICML 2014, section 3; Saltelli et al., Global Sensitivity Analysis, 2008,
+        chapter 1 (one at a time, and shares of variance).
+
+    Example:
+        >>> from lightning_subnet import SearchSpace, measure
+        >>> @measure("cost", unit="MAC", exact=True, takes="indices")
+        ... def cost(X):
+        ...     return 1.0 + 3.0 * X[:, 0] + 1.0 * X[:, 1]
+        >>> report = elasticity_report(SearchSpace(depth=[1, 2], width=[8, 16]), [cost])
+        >>> report.to_dataframe()[["dimension", "change", "share"]].values.tolist()
+        [['depth', -3.0, 0.9], ['width', -1.0, 0.1]]
+    """
+    if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < FEWEST:
+        msg = f"n_samples={n_samples!r:.60} must be an integer of at least {FEWEST}."
+        raise SearchError(msg)
+    make(predictor)  # an unknown one shows before anything is measured
+    history = result if isinstance(result, History) or result is None else result.final
+    space, bound = _bound(model, list(measures), example_input)
+    known = {measure.name for measure in bound}
+    wanted: list[str] = []
+    if history is not None:
+        check_part(history.space, space)
+        recorded = dict.fromkeys(name for e in history if e.ok for name in e.values)
+        wanted = [n for n in recorded if n not in known] if metrics is None else list(metrics)
+        if missing := [name for name in wanted if name not in recorded]:
+            msg = (
+                f"{missing[0]!r} was not recorded.{did_you_mean(missing[0], recorded)} "
+                f"Recorded: {listed(recorded)}."
+            )
+            raise SearchError(msg)
+    if not bound and not wanted:
+        msg = "There is nothing to report on. Give measures=['macs'], or result= of a search."
+        raise SearchError(msg)
+    groups = [part for part in dimensions(space, by="group") if len(part.at) > 1]
+    study = Study(space, [*dimensions(space, by="choice"), *groups], seed)
+    # The metrics first: too few evaluations show before a latency takes its time.
+    units: Any = getattr(result, "measures", {})
+    told = [
+        study.of_values(
+            name,
+            units.get(name, {}).get("unit", ""),
+            space.indices(e.subnet for e in history if e.ok),
+            history.column(name)[history.ok],
+            predictor=predictor,
+        )
+        for name in wanted
+        if history is not None
+    ]
+    costs = [
+        study.of_exact(measure)
+        if measure.exact and measure.vectorised
+        else study.of_measured(measure, n_samples)
+        for measure in bound
+    ]
+    return ElasticityReport(space, tuple(study.parts), (*costs, *told))
+
+
+def _bound(
+    model: Any, measures: list[Any], example_input: Any
+) -> tuple[SearchSpace, list[Measure]]:
+    """Return the space of a model and its measures, those of networks bound to it."""
+    named = [measure for measure in measures if isinstance(measure, str)]
+    given = [measure for measure in measures if not isinstance(measure, str)]
+    own = by_name(given)
+    if isinstance(model, SearchSpace):
+        if loose := [m for m in measures if not isinstance(m, Measure)]:
+            what = repr(loose[0]) if isinstance(loose[0], str) else type(loose[0]).__name__
+            msg = f"{what} needs the network, and a SearchSpace came. Pass the super-network."
+            raise SearchError(msg)
+        return model, list(own.values())
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        msg = (
+            f"elasticity_report() got a {type(model).__name__}. "
+            "Pass a super-network, a LightningModule with one, or a SearchSpace."
+        )
+        raise SearchError(msg)
+    from lightning_subnet.costs.counts import BUILT_IN, count_measures
+    from lightning_subnet.elasticity.protocol import elastic_part
+
+    part: Any = elastic_part(model)
+    tables = getattr(part, "exact_measures", None)
+    names = dict.fromkeys([*BUILT_IN, *(m.name for m in (tables() if callable(tables) else []))])
+    if unknown := [name for name in named if name not in names]:
+        msg = (
+            f"{unknown[0]!r} is no measure of {type(part).__name__}."
+            f"{did_you_mean(unknown[0], names)} Its own: {', '.join(names)}; others as objects: "
+            "Latency()."
+        )
+        raise SearchError(msg)
+    example = example_input
+    if example is None:
+        example = getattr(model, "example_input_array", None)
+
+    def sample() -> Any:
+        if example is None:
+            msg = (
+                "Counting macs by tracing needs an input. Pass example_input=, as the network "
+                "takes it."
+            )
+            raise SearchError(msg)
+        return example
+
+    counted = {m.name: m for m in count_measures(model, part, named, sample)}
+    bound = []
+    for measure in measures:
+        if isinstance(measure, str):
+            bound.append(counted[measure])
+        elif isinstance(measure, Measure):
+            bound.append(measure)
+        else:
+            bound.append(measure.bind(part, example))
+    return part.search_space(), list(by_name(bound).values())

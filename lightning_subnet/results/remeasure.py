@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A front measured again elsewhere: on another machine, another runtime, a phone."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from lightning_subnet._torch.inputs import sample_for
+from lightning_subnet.elasticity.protocol import elastic_part
+from lightning_subnet.errors import MeasurementError, ObjectiveError, SearchError
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.study.evaluators import as_numbers
+from lightning_subnet.study.history import Evaluation, History
+from lightning_subnet.study.measures import Measure, NetworkMeasure
+from lightning_subnet.study.problem import Problem, Searched
+
+Told = Callable[[Subnet], Any]
+
+
+def remeasured(
+    found: Searched,
+    measure: Any,
+    *,
+    model: Any = None,
+    example_input: Any = None,
+    name: str | None = None,
+) -> tuple[Problem, History, str]:
+    """Return the problem and the front of a search with new values of one measure, and its name.
+
+    The front, `best` and the constraints of a result of them go by the new values; those before
+    stay as `<name>_before`. A subnet that fails is a failed evaluation with its reason. Where a
+    bound is relative to the largest subnet, that is measured too.
+
+    Args:
+        found: What was found; `SearchResult.remeasure` passes itself.
+        measure: A measure such as `Latency(...)`; a function of a subnet; or a mapping from subnets
+            to values. Each value may be a pair (value, standard error).
+        model: The super-network, for a measure of networks.
+        example_input: One sample for it; None: the `input` of the measure, or the model's
+            `example_input_array`.
+        name: What a function or mapping tells: `"latency_ms"`; of a measure it is its own name.
+
+    Raises:
+        SearchError: There is no front, all of it failed, or the largest did where a bound is
+            relative to it.
+        ObjectiveError: No measure, no name, a value that is no number, or no model where it takes
+            one.
+        MeasurementError: The measure can measure nothing.
+
+    Example:
+        >>> from lightning_subnet import FunctionEvaluator, SubnetSearch
+        >>> search = SubnetSearch(space=SearchSpace(depth=[1, 2, 3, 4]), storage=None, budget=4,
+        ...                       objectives={"error": "min", "latency_ms": "min"},
+        ...                       strategy="random")
+        >>> result = search.run(progress=False, evaluator=FunctionEvaluator(
+        ...     lambda s: {"error": 1 / s["depth"], "latency_ms": s["depth"]}))
+        >>> phone = result.remeasure(lambda s: 5.0 if s["depth"] > 2 else 1.0, name="latency_ms")
+        >>> [(e.subnet["depth"], e.values["latency_ms"]) for e in phone.front]
+        [(4, 5.0), (2, 1.0)]
+    """
+    space = found.problem.space
+    wanted = found.problem.front(found.final)
+    name, told = _told(measure, space, [e.subnet for e in wanted], model, example_input, name)
+    rest = {key: value for key, value in found.problem.exact.items() if key != name}
+    problem = replace(found.problem, exact=rest)
+    if not wanted:
+        msg = "There is no front to measure again: nothing feasible was found."
+        raise SearchError(msg)
+    again = [_again(before, i, name, told) for i, before in enumerate(wanted)]
+    seconds = sum(e.seconds for e in again) / len(again)  # some are measured at once
+    history = History(space, (replace(e, seconds=seconds) for e in again))
+    if any(c.relative and c.name not in rest for c in problem.constraints):
+        _add_reference(history, found.final.get(space.largest), name, told)
+    if not history.ok.any():
+        msg = f"All {len(history)} subnets of the front failed, the last with: {history[-1].reason}"
+        raise SearchError(msg)
+    return problem, history, f"{getattr(found, 'name', '')} remeasured".strip()
+
+
+def _add_reference(history: History, before: Evaluation | None, name: str, told: Told) -> None:
+    """Measure the largest subnet too, to which relative bounds refer."""
+    largest = history.space.largest
+    if largest in history:
+        return
+    known = before or Evaluation(0, largest, {})
+    again = _again(known, len(history), name, told)
+    if name not in again.values:
+        msg = (
+            f"The bound on {name!r} is relative to the largest subnet, of which there is no value "
+            f"({again.reason}). Give its value too: {largest!r:.120}."
+        )
+        raise SearchError(msg)
+    if before is None:
+        reason = "measured only as what relative bounds refer to"
+        again = replace(again, status="failed", reason=reason)
+    history.add(again)
+
+
+def _asked(measure: Measure, space: SearchSpace, subnets: Sequence[Subnet]) -> Told:
+    """Return the values of some subnets, which are measured at once, or of any other."""
+    pairs: dict[Subnet, tuple[float, float]] = {}
+    failed: dict[Subnet, Exception] = {}
+
+    def asked(subnet: Subnet) -> tuple[float, float]:
+        if subnet not in pairs:
+            several = subnets if subnet in subnets else [subnet]
+            values, errors, failures = measure.evaluate_each(space, space.indices(several))
+            both = zip(values.tolist(), errors.tolist(), strict=True)
+            pairs.update(zip(several, both, strict=True))
+            failed.update((several[i], why) for i, why in failures.items())
+        if subnet in failed:
+            raise failed[subnet]
+        return pairs[subnet]
+
+    return asked
+
+
+def _told(
+    measure: Any,
+    space: SearchSpace,
+    subnets: Sequence[Subnet],
+    model: Any,
+    example_input: Any,
+    name: str | None,
+) -> tuple[str, Told]:
+    """Return the name of a measure, and what gives its value, or a pair, of a subnet."""
+    if isinstance(measure, NetworkMeasure) and not isinstance(measure, (Measure, type)):
+        if not isinstance(model, nn.Module):
+            msg = f"{measure.name!r} measures networks: write remeasure(measure, model=...)."
+            raise ObjectiveError(msg)
+        part = elastic_part(model)
+        assert isinstance(part, nn.Module), "the elastic part of a module is a module"
+        measure = measure.bind(part, sample_for(model, example_input, measure))
+    if isinstance(measure, Measure):
+        return name or measure.name, _asked(measure, space, subnets)
+    if not isinstance(name, str) or not name:
+        msg = f"What does {measure!r:.60} tell? Write remeasure(..., name='latency_ms'), say."
+        raise ObjectiveError(msg)
+    if isinstance(measure, Mapping):
+        values = {_subnet(space, key): value for key, value in measure.items()}
+
+        def looked(subnet: Subnet) -> Any:
+            if subnet not in values:
+                msg = f"no value came for it; there are values of {len(values)} other subnets"
+                raise KeyError(msg)
+            return values[subnet]
+
+        return name, looked
+    if callable(measure) and not isinstance(measure, type):
+        return name, measure
+    msg = (
+        f"remeasure() got {measure!r:.60}. Give a measure such as Latency(...), a function of a "
+        "subnet, or a mapping from subnets to values."
+    )
+    raise ObjectiveError(msg)
+
+
+def _subnet(space: SearchSpace, key: Any) -> Subnet:
+    if isinstance(key, Evaluation):
+        key = key.subnet
+    if not isinstance(key, Subnet):
+        msg = f"The mapping has the key {key!r:.60}. Its keys are subnets: e.subnet for e in front."
+        raise ObjectiveError(msg)
+    return space.from_indices(space.indices([key]))[0]
+
+
+def _again(before: Evaluation, number: int, name: str, told: Told) -> Evaluation:
+    """Return an evaluation with the new value, and the one before under `<name>_before`."""
+    start = time.perf_counter()
+    values, errors = dict(before.values), dict(before.errors)
+    if name in values:
+        values[f"{name}_before"] = values.pop(name)
+        if name in errors:
+            errors[f"{name}_before"] = errors.pop(name)
+    reason = ""
+    try:
+        value, error = as_numbers({name: told(before.subnet)})[name]
+        if math.isfinite(value):
+            values[name] = value
+            errors |= {name: error} if 0 < error < math.inf else {}
+        else:
+            reason = f"{name} is {value}"
+    except (ObjectiveError, MeasurementError):
+        raise
+    except Exception as error:
+        reason = f"{name}: {type(error).__name__}: {error}"
+    return Evaluation(
+        number=number,
+        subnet=before.subnet,
+        values=values,
+        errors=errors,
+        status="failed" if reason else "ok",
+        reason=reason,
+        seconds=time.perf_counter() - start,
+        generation=before.generation,
+    )

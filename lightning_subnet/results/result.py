@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SearchResult: the front, the best subnet under bounds, a second look, tables, plots, a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_subnet.errors import (
+    ObjectiveError,
+    SearchError,
+    listed,
+)
+from lightning_subnet.results.record import best_of, nothing
+from lightning_subnet.search.verify_front import Verified, verified_values, with_verified
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.study import pareto
+from lightning_subnet.study.history import Evaluation, History
+from lightning_subnet.study.objectives import Objective, minimised, parse_constraints
+from lightning_subnet.study.problem import Problem
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lightning_subnet.export.exporting import Exported
+    from lightning_subnet.results.elasticity_report import ElasticityReport
+    from lightning_subnet.search.session import Session
+
+_Module = TypeVar("_Module")
+
+
+class SearchResult:
+    """What a search found.
+
+    Args:
+        problem: What was searched.
+        history: What was measured.
+        name: The study's name.
+        verified: Second (value, standard error) of noisy measures, by name, by key of the subnet.
+            They decide the front, beside the first ones in `history`.
+        extractor: Gives a subnet as a module of its own.
+        measures: By name of a measure its `unit` and, where it is noisy, its `conditions`.
+
+    Attributes:
+        final: The history with second values in place of the first; what the front is made of.
+
+    Example:
+        >>> from lightning_subnet import FunctionEvaluator, SearchSpace, SubnetSearch
+        >>> search = SubnetSearch(space=SearchSpace(depth=[1, 2, 3, 4]), storage=None, budget=4,
+        ...                       objectives={"error": "min", "depth_cost": "min"},
+        ...                       strategy="random")
+        >>> result = search.run(progress=False, evaluator=FunctionEvaluator(
+        ...     lambda s: {"error": 1 / s["depth"], "depth_cost": s["depth"]}))
+        >>> len(result.front), result.best("error", where={"depth_cost": "<= 2"}).subnet
+        (4, Subnet(depth=2))
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        history: History,
+        *,
+        name: str = "",
+        verified: Verified | None = None,
+        extractor: Callable[[Subnet], Any] | None = None,
+        measures: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        self.problem = problem
+        self.history = history
+        self.name = name
+        self.verified = dict(verified or {})
+        self._extractor = extractor
+        self.measures = {key: dict(told) for key, told in (measures or {}).items()}
+        self.final = with_verified(history, self.verified) if self.verified else history
+
+    @classmethod
+    def of(
+        cls, session: Session, name: str, extractor: Callable[[Subnet], Any] | None = None
+    ) -> SearchResult:
+        """Return what a session has found so far."""
+        from lightning_subnet.results.tables import told
+
+        return cls(
+            session.problem,
+            session.history,
+            name=name,
+            verified=verified_values(session),
+            extractor=extractor,
+            measures={key: told(measure) for key, measure in session.measures.items()},
+        )
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What was optimised."""
+        return self.problem.objectives
+
+    @property
+    def front(self) -> History:
+        """The non-dominated, feasible evaluations, ordered by the first objective, best first."""
+        return History(self.history.space, self.problem.front(self.final))
+
+    @property
+    def knee(self) -> Evaluation:
+        """The evaluation of the front where giving up one objective stops to buy much of another.
+
+        Raises:
+            NoFeasibleSubnet: The front is empty.
+        """
+        front = self.front
+        if not len(front):
+            raise nothing(self, "feasible", None)
+        columns = {o.name: front.column(o.name) for o in self.objectives}
+        return front[pareto.knee(minimised(self.objectives, columns))]
+
+    def best(
+        self, name: str, *, where: Mapping[str, str | Sequence[str]] | None = None
+    ) -> Evaluation:
+        """Return the best feasible evaluation by one measure.
+
+        Args:
+            name: An objective, or any recorded measure (then the smallest is the best).
+            where: Further bounds, as in `constraints=`: `{"latency_ms": "<= 12"}`.
+
+        Returns:
+            The evaluation; of several equally good ones the first that no other dominates.
+
+        Raises:
+            NoFeasibleSubnet: Nothing satisfies the bounds; the error names the nearest.
+            ObjectiveError: A measure that was not recorded.
+        """
+        return best_of(self, name, parse_constraints(where))
+
+    def minimised(self) -> npt.NDArray[np.float64]:
+        """Return all objectives, to be minimised, (n, m); NaN if infeasible or failed."""
+        if not len(self.final):
+            return np.zeros((0, len(self.objectives)))
+        F, missed = self.problem.scores(self.final)
+        return np.where((missed > 0)[:, None], np.nan, F)
+
+    def hypervolume(self, reference: Mapping[str, float]) -> float:
+        """Return the hypervolume of the front.
+
+        Args:
+            reference: A value of each objective that is worse than all that should count.
+
+        Raises:
+            ObjectiveError: An objective is missing from the reference.
+        """
+        if missing := [o.name for o in self.objectives if o.name not in reference]:
+            msg = (
+                f"The reference has no {missing[0]!r}. "
+                f"Give a value for each of {listed(o.name for o in self.objectives)}."
+            )
+            raise ObjectiveError(msg)
+        columns = {o.name: np.array([float(reference[o.name])]) for o in self.objectives}
+        return pareto.hypervolume(self.minimised(), minimised(self.objectives, columns)[0])
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return all evaluations, with a column `front` that marks those on the front.
+
+        A measure that was taken again has a column `<name>_verified` with its second values.
+        """
+        from lightning_subnet.results.tables import frame
+
+        return frame(self)
+
+    def plot(self, x: str | None = None, y: str | None = None, ax: Any = None) -> tuple[Any, Any]:
+        """Draw the front and what else was measured; one objective is drawn over the evaluations.
+
+        Args:
+            x: The measure along x; by default the last objective.
+            y: The measure along y; by default the first objective.
+            ax: Matplotlib axes to draw on.
+
+        Returns:
+            `(fig, ax)`.
+        """
+        from lightning_subnet.results.plots import draw_front
+
+        return draw_front(self, x=x, y=y, ax=ax)
+
+    def elasticity(self, **options: Any) -> ElasticityReport:
+        """Tell which choices the measures of this search depend on; see `elasticity_report`.
+
+        Args:
+            **options: `metrics`, `predictor` and `seed`; `measures`, by default the exact ones.
+
+        Raises:
+            SearchError: Too few evaluations, or an unknown metric.
+        """
+        from lightning_subnet.results.elasticity_report import elasticity_report
+
+        options.setdefault("measures", list(self.problem.exact.values()))
+        return elasticity_report(self.history.space, result=self, **options)
+
+    def extract(self, subnet: Evaluation | Subnet) -> Any:
+        """Return a subnet as a module of its own, with its own BatchNorm statistics.
+
+        Args:
+            subnet: An evaluation, or a subnet of the space, measured or not.
+
+        Returns:
+            The network in eval mode, as `lightning_subnet.extract` gives it, with a copy of the
+            weights that the model has now: the elastic part of the model, without Trainer, loss and
+            metrics. Its attribute `parity` is the largest absolute difference of its outputs to
+            those of the super-network with this subnet in force, on a batch of samples.
+
+        Raises:
+            SearchError: This result has no network: it was loaded, or came from `run` or `ask`.
+        """
+        if self._extractor is None:
+            msg = (
+                "This result does not know the network: only that of fit() does. Use "
+                "lightning_subnet.extract(model, subnet), after recalibrate() where it has "
+                "BatchNorm."
+            )
+            raise SearchError(msg)
+        chosen = subnet.subnet if isinstance(subnet, Evaluation) else subnet
+        return self._extractor(self.history.space.subnet(chosen))
+
+    def example_input(self) -> Any:
+        """Return what the network gets of a few samples of the search.
+
+        Returns:
+            A tuple of positional arguments; if it gets some by name, a dict of all.
+
+        Raises:
+            SearchError: This result has no network, or no samples that it runs on.
+        """
+        example = getattr(self._extractor, "example", None)
+        if example is None:
+            msg = (
+                "This result does not know what its network takes: only that of fit() does. "
+                "Pass example_input=."
+            )
+            raise SearchError(msg)
+        return example()
+
+    def verify(
+        self,
+        model: Any,
+        datamodule: Any = None,
+        *,
+        dataloaders: Any = None,
+        train_dataloaders: Any = None,
+        split: Literal["val", "test"] = "val",
+        trainer: Any = None,
+        calibration_images: int | None = None,
+    ) -> pd.DataFrame:
+        """Validate the front on other data, or on all of it, and report what is lost.
+
+        A search picks the best of many values on the same samples, so its winners are a little
+        flattered by them.
+
+        Args:
+            model: The LightningModule that was searched.
+            datamodule: Data, as for `fit`.
+            dataloaders: Dataloaders to validate on, instead.
+            train_dataloaders: Training data that recalibrates BatchNorm, beside `dataloaders`.
+            split: `"test"` validates on the datamodule's `test_dataloader` (by `validation_step`,
+                under the names that it logs).
+            trainer: The Trainer that validates; None makes one on one device.
+            calibration_images: As in `SubnetSearch`; None takes as many as the search did.
+
+        Returns:
+            One row per subnet of the front, by number of evaluation: for each objective that the
+            model logs, its value in the search, the new one (`<name>_verified`) and by how much
+            that is worse (`<name>_drop`).
+
+        Raises:
+            SearchError: As `fit`.
+        """
+        from lightning_subnet.results.tables import validated_again
+        from lightning_subnet.training.frozen_data import Source
+
+        if calibration_images is None:
+            calibration_images = getattr(self._extractor, "images", 512)
+        source = Source(
+            datamodule, dataloaders, train_dataloaders, split, calibration_images=calibration_images
+        )
+        return validated_again(self, model, source, trainer)
+
+    def export(
+        self,
+        directory: str | Path,
+        *,
+        formats: Sequence[str] = ("onnx",),
+        subnets: Iterable[Evaluation | Subnet] | None = None,
+        example_input: Any = None,
+        dynamic_batch: bool = True,
+        tolerance: float = 1e-4,
+    ) -> list[Exported]:
+        """Write the front as files that give the same outputs, and a README.md that explains them.
+
+        Each subnet is extracted as `extract` does, written as `export_onnx` does, run by the
+        runtime of its format and compared; names sort along the front. What a format cannot take is
+        told in README.md and by an `ExportWarning`, and the rest goes on. With matplotlib there is
+        a front.png.
+
+        Args:
+            directory: A folder that is new or empty.
+            formats: Some of `"onnx"`, `"torch"` and `"openvino"`.
+            subnets: What to write; None: the front.
+            example_input: As the network takes it; None: samples of the search.
+            dynamic_batch: As in `export_onnx`.
+            tolerance: As in `export_onnx`.
+
+        Returns:
+            What was written, along the front.
+
+        Raises:
+            ExportError: A format is unknown or its extra is not installed, the folder holds files,
+                or nothing at all could be written.
+            SearchError: As `extract`; or there is no example.
+        """
+        from lightning_subnet.results.front_export import FrontExport
+
+        job = FrontExport(self, Path(directory), formats, subnets, example_input)
+        return job.run(dynamic_batch=dynamic_batch, tolerance=tolerance)
+
+    def to_module(self, model: _Module, subnet: Evaluation | Subnet) -> _Module:
+        """Return a copy of a model in which the super-network is this subnet alone, to train it on.
+
+        The copy has the losses, metrics, optimizers and hyperparameters of the model and no
+        Trainer. Where the elastic part is a child, what `extract` returns stands in its place.
+        Where the model is the super-network, the copy keeps it with the subnet in force for good,
+        unless its own `extract` makes a module to train.
+
+        Args:
+            model: The module that was searched, or another of the same space.
+            subnet: An evaluation, or a subnet of the space.
+
+        Returns:
+            The copy, in train mode where the model is; its weights learn where the model's do.
+
+        Raises:
+            SearchError: The model has no elastic part, cannot be copied, or is what its own
+                `extract` replaces by a network without training.
+        """
+        from lightning_subnet.results.standalone import standalone
+
+        chosen = subnet.subnet if isinstance(subnet, Evaluation) else subnet
+        chosen = self.history.space.subnet(chosen)
+        own = getattr(self._extractor, "model", None) is model
+        return standalone(model, chosen, self._extractor if own else None)
+
+    def remeasure(self, measure: Any, **options: Any) -> SearchResult:
+        """Return the front alone with new values of one measure, from here or from elsewhere.
+
+        Args:
+            measure: `Latency(...)` or another measure, a function of a subnet, or a mapping from
+                subnets to values, as they come back from a phone.
+            **options: `model`, `example_input` and `name`; see `remeasuring.remeasured`.
+
+        Raises:
+            SearchError: There is no front, or all of it failed.
+        """
+        from lightning_subnet.results.remeasure import remeasured
+
+        problem, history, name = remeasured(self, measure, **options)
+        return SearchResult(problem, history, name=name, extractor=self._extractor)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything but the code of the measures as JSON; `load` reads it back."""
+        from lightning_subnet.results.files import write_result
+
+        write_result(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> SearchResult:
+        """Read what `save` wrote.
+
+        Raises:
+            StorageError: Not such a file.
+        """
+        from lightning_subnet.results.files import read_result
+
+        return cls(**read_result(Path(path)))
+
+    def __str__(self) -> str:
+        from lightning_subnet.results.tables import text
+
+        return text(self)
+
+    def __repr__(self) -> str:
+        if self.problem.needs_reference:
+            return f"<SearchResult {self.name!r}: {len(self.history)} evaluations>"
+        return (
+            f"<SearchResult {self.name!r}: {len(self.history)} evaluations, "
+            f"{len(self.front)} on the front>"
+        )

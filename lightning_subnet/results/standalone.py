@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A copy of a model whose super-network is one subnet for good, to train on as any other module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from lightning_subnet.elasticity.extraction import detached_copy, extract
+from lightning_subnet.elasticity.protocol import Elastic, elastic_part
+from lightning_subnet.errors import SearchError
+from lightning_subnet.export.call import brief
+from lightning_subnet.space.subnet import Subnet
+
+_Module = TypeVar("_Module")
+
+
+def standalone(
+    model: _Module, subnet: Subnet, extractor: Callable[[Subnet], Any] | None = None
+) -> _Module:
+    """Return the copy; see `SearchResult.to_module`.
+
+    Args:
+        model: The module that was searched.
+        subnet: What the copy is to be.
+        extractor: Extracts from this model, with BatchNorm statistics; None: `extract`.
+
+    Raises:
+        SearchError: The model is no module, cannot be copied, or cannot be replaced.
+    """
+    if not isinstance(model, nn.Module):
+        msg = f"to_module() got {model!r:.60}, which is no module. Pass the one that was searched."
+        raise SearchError(msg)
+    part: Any = elastic_part(model)
+    try:
+        plain: Any = extractor(subnet) if extractor else extract(model, subnet)
+        found: Any = plain if part is model else detached_copy(model, {id(part): plain})
+    except (RuntimeError, TypeError) as error:  # of what it holds besides tensors
+        msg = f"{type(model).__name__} cannot be copied: {brief(error)}"
+        hint = "Keep only what copy.deepcopy takes in its attributes: no locks or open files."
+        raise SearchError(f"{msg}\n{hint}") from error
+    if hasattr(model, "training_step") and not hasattr(found, "training_step"):
+        msg = (
+            f"{type(model).__name__} is the super-network itself, and its extract() returns a "
+            f"{type(found).__name__}, which has no training_step.\nMove the network into a child "
+            "of the module: that is what is replaced, and loss and metrics stay."
+        )
+        raise SearchError(msg)
+    if not plain.sliced:
+        plain.activate = _Fixed(plain, subnet).activate
+    _as_in(model, found)
+    return found  # type: ignore[no-any-return] # a copy of what was given
+
+
+class _Fixed:
+    """An `activate` that keeps one subnet in force; lives on the instance."""
+
+    def __init__(self, net: Elastic, subnet: Subnet) -> None:
+        self._activate, self._subnet = net.activate, subnet
+
+    def activate(self, _subnet: Subnet) -> None:
+        self._activate(self._subnet)
+
+
+def _as_in(model: nn.Module, found: nn.Module) -> None:
+    """Let weights learn, and modules train, as those of the same name in the model do."""
+    learning = {name: p.requires_grad for name, p in model.named_parameters()}
+    for name, p in found.named_parameters():
+        p.requires_grad_(learning.get(name, True))
+    training = {name: child.training for name, child in model.named_modules()}
+    asleep = not any(training.values())  # left in eval mode, which is no way to train
+    for name, child in found.named_modules():
+        child.training = asleep or training.get(name, model.training)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results as text and as data frames."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_subnet.errors import ObjectiveError, SearchError, listed
+from lightning_subnet.search.study_header import check_part
+from lightning_subnet.study.measures import Measure
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lightning_subnet.results.result import SearchResult
+    from lightning_subnet.training.frozen_data import Source
+
+
+def told(measure: Measure) -> dict[str, str]:
+    """Return the unit of a measure and, without its hash, what a noisy one depends on."""
+    text = re.sub(r", [0-9a-f]{12,}$", "", measure.fingerprint or "")
+    conditions = "" if measure.exact else text.removeprefix(f"{measure.name}: ")
+    return {"unit": measure.unit} | ({"conditions": conditions} if conditions else {})
+
+
+def text(result: SearchResult) -> str:
+    """Return a table of the front, one line per subnet."""
+    try:
+        front = result.front
+    except ObjectiveError as error:  # a relative bound whose reference failed
+        return f"{result.name}: {len(result.history)} evaluations, no front. {error}"
+    failed = int((~result.history.ok).sum()) if len(result.history) else 0
+    head = (
+        f"{result.name}: {len(result.history)} evaluations, {failed} failed, "
+        f"{len(front)} on the front of {result.history.space.size:,} subnets"
+    )
+    if not len(front):
+        return head
+    names = list(dict.fromkeys([*result.problem.names, *(k for e in front for k in e.values)]))
+    shown = [
+        [f"{e.number}", *(f"{e.values.get(n, float('nan')):.6g}" for n in names)] for e in front
+    ]
+    rows = [["#", *names], *shown]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    subnets = ["subnet", *(repr(e.subnet)[7:-1] for e in front)]
+    table = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        + "  "
+        + subnet
+        for row, subnet in zip(rows, subnets, strict=True)
+    ]
+    return "\n".join([head, *table])
+
+
+def frame(result: SearchResult) -> pd.DataFrame:
+    """Return all evaluations; see `SearchResult.to_dataframe`."""
+    frame = result.history.to_dataframe()
+    again = [result.verified.get(e.subnet.key, {}) for e in result.history]
+    for name in dict.fromkeys(key for pairs in again for key in pairs):
+        frame[f"{name}_verified"] = [pairs.get(name, (np.nan, 0.0))[0] for pairs in again]
+    on_front = {evaluation.number for evaluation in result.front}
+    frame["front"] = [number in on_front for number in frame.index]
+    return frame
+
+
+def validated_again(result: SearchResult, model: Any, source: Source, trainer: Any) -> pd.DataFrame:
+    """Validate the front on other data; see `SearchResult.verify`."""
+    import pandas as pd
+
+    from lightning_subnet.training.evaluator import TrainerEvaluator
+
+    front = result.front
+    rows: list[dict[str, float]] = []
+    with TrainerEvaluator(model, source, trainer=trainer) as evaluator:
+        check_part(result.history.space, evaluator.space)
+        for evaluation in front:
+            logged = evaluator.evaluate(evaluation.subnet)
+            rows.append({})
+            if not any(o.name in logged for o in result.objectives):
+                msg = f"No objective was logged; logged: {listed(logged)}."
+                raise SearchError(msg)
+            for objective in (o for o in result.objectives if o.name in logged):
+                name, worse = objective.name, 1.0 if objective.direction == "max" else -1.0
+                before, now = evaluation.values[name], float(logged[name])
+                rows[-1][name] = before
+                rows[-1][f"{name}_verified"] = now
+                rows[-1][f"{name}_drop"] = worse * (before - now)
+    return pd.DataFrame(rows, index=pd.Index([e.number for e in front], name="number"))

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Search: one search, from its settings to its result."""

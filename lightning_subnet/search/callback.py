@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A search at the end of training, as a callback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+from lightning_subnet._torch.fingerprints import hashed
+from lightning_subnet.elasticity.protocol import elastic_part
+from lightning_subnet.errors import SearchError, did_you_mean, listed
+from lightning_subnet.results.result import SearchResult
+from lightning_subnet.search.search import SubnetSearch
+from lightning_subnet.training._lightning import (
+    Callback,
+    LightningModule,
+    ModelCheckpoint,
+    Trainer,
+    check,
+    fit_loaders,
+    inner_trainer,
+    validates,
+)
+from lightning_subnet.training.evaluator import TrainerEvaluator
+
+Weights = Literal["last", "best"]
+
+
+class SubnetSearchCallback(Callback):
+    """Search the subnets of the trained model when training ends.
+
+    It runs in `on_fit_end`, when all callbacks have seen the end of training: weights that a
+    callback averages or swaps in are those that are searched, and checkpoints are written before.
+    It validates on the data that training has set up, and leaves weights, flags, loggers and random
+    states as they were. Evaluations are logged through the Trainer's loggers under `search/`, with
+    their number as step.
+
+    The study is named `<search.name>-<hash of the weights>`: another training is another study, and
+    a training that is resumed at its end goes on with the study of its weights.
+
+    Args:
+        search: What to search. Its trainer validates; without one, a Trainer of the same devices,
+            strategy and precision is made.
+        weights: `"last"`: those at the end of training; `"best"`: those of the checkpoint that
+            ModelCheckpoint holds for the best. Afterwards the module has its own again.
+        progress: Show progress.
+
+    Attributes:
+        result: What was found; None until then, and if training was interrupted.
+
+    Raises:
+        SearchError: Before training: the model cannot be searched, there is no validation data, an
+            objective is not logged by it, or `"best"` without a ModelCheckpoint that monitors.
+
+    Example:
+        >>> from lightning_subnet import SubnetSearch, SubnetSearchCallback
+        >>> search = SubnetSearch(objectives={"val_acc": "max", "macs": "min"}, storage=None)
+        >>> callback = SubnetSearchCallback(search)  # for Trainer(callbacks=[callback])
+        >>> callback.result is None
+        True
+    """
+
+    def __init__(
+        self, search: SubnetSearch, *, weights: Weights = "last", progress: bool = True
+    ) -> None:
+        if not isinstance(search, SubnetSearch):
+            msg = f"search={search!r:.60} is no SubnetSearch. Write SubnetSearch(objectives=...)."
+            raise SearchError(msg)
+        if search._settings["resume"] == "must":
+            msg = (
+                "resume='must' cannot hold here: the study is named by the weights that training "
+                "ends with. Leave it out; a study of the same weights goes on by itself."
+            )
+            raise SearchError(msg)
+        if weights not in ("last", "best"):
+            msg = f"weights={weights!r} must be 'last' or 'best'."
+            raise SearchError(msg)
+        self.search = search
+        self.weights = weights
+        self.result: SearchResult | None = None
+        self._progress = progress
+        self._unchecked = True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check before training what would fail after it."""
+        if stage != "fit":
+            return
+        self.result, self._unchecked = None, True
+        check(pl_module, None, self.search.trainer or trainer)
+        if self.search.trainer is trainer:
+            msg = (
+                "The search has the Trainer that trains. Leave trainer= out of SubnetSearch: the "
+                "callback makes one of the same devices and precision."
+            )
+            raise SearchError(msg)
+        if not validates(trainer):
+            msg = (
+                "SubnetSearchCallback validates subnets, and this training has no validation data. "
+                "Pass val_dataloaders= or a datamodule with val_dataloader to fit()."
+            )
+            raise SearchError(msg)
+        if self.weights == "best" and _monitoring(trainer) is None:
+            msg = (
+                "weights='best' needs a ModelCheckpoint that monitors a metric: "
+                "Trainer(callbacks=[ModelCheckpoint(monitor='val_acc', mode='max'), ...])."
+            )
+            raise SearchError(msg)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that there is something to search, when `configure_model` has run."""
+        elastic_part(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check in the first validation that it logs the objectives."""
+        search, logged = self.search, trainer.callback_metrics
+        if trainer.sanity_checking and not logged:
+            return  # some modules leave the sanity check early
+        if self._unchecked:
+            self._unchecked = False
+            own = {measure.name for measure in search.measures} | set(TrainerEvaluator.built_in)
+            wanted = [*(o.name for o in search.objectives), *(c.name for c in search.constraints)]
+            if missing := [name for name in wanted if name not in own and name not in logged]:
+                msg = (
+                    f"The search wants {missing[0]!r}, which {type(pl_module).__name__} does not "
+                    f"log.{did_you_mean(missing[0], logged)} Logged: {listed(logged)}."
+                )
+                raise SearchError(msg)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Search."""
+        val, train = fit_loaders(trainer)
+        datamodule = getattr(trainer, "datamodule", None)
+        with self._weights(trainer, pl_module):
+            search = self.search.replace(name=f"{self.search.name}-{_weights(pl_module)}")
+            self.result = search._fit(
+                pl_module,
+                trainer=self.search.trainer or inner_trainer(trainer),
+                progress=self._progress,
+                loggers=trainer.loggers,
+                datamodule=datamodule,
+                dataloaders=val,
+                train_dataloaders=train,
+                ready=True,
+            )
+
+    @contextmanager
+    def _weights(self, trainer: Trainer, module: LightningModule) -> Iterator[None]:
+        """Put the weights to be searched into the module for a while."""
+        writer = _monitoring(trainer) if self.weights == "best" else None
+        if writer is None or not writer.best_model_path:
+            yield
+            return
+        path = trainer.strategy.broadcast(writer.best_model_path)
+        own = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        trainer.strategy.barrier("lightning_subnet.best")
+        try:
+            # Written by this training; hyperparameters in it may be any objects.
+            best = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+            module.load_state_dict(best, strict=module.strict_loading)
+            yield
+        finally:
+            module.load_state_dict(own)
+
+
+def _monitoring(trainer: Trainer) -> ModelCheckpoint | None:
+    writers = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint))
+    return next((writer for writer in writers if writer.monitor), None)
+
+
+def _weights(module: LightningModule) -> str:
+    return hashed([list(item) for item in sorted(module.state_dict().items())], size=4)

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening a study: what its header says, when it may be resumed, and with which versions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning_subnet.errors import (
+    InvalidSubnetError,
+    SearchError,
+    did_you_mean,
+    listed,
+    users_line,
+)
+from lightning_subnet.space.choices import digest
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.strategies.base import Strategy
+from lightning_subnet.study.measures import Measure
+from lightning_subnet.study.problem import Problem
+
+if TYPE_CHECKING:
+    from lightning_subnet.study.storage import Storage, Study
+
+Resume = Literal["auto", "must", "never"]
+
+_RECORDED = ("lightning-subnet", "numpy", "pymoo", "torch", "lightning", "torchmetrics")
+
+
+class VersionWarning(UserWarning):
+    """A study is resumed with other versions than it was made with.
+
+    Silence it with `warnings.simplefilter("ignore", lightning_subnet.VersionWarning)`.
+    """
+
+
+def make_header(
+    problem: Problem,
+    strategy: Strategy,
+    *,
+    measures: Sequence[Measure],
+    conditions: Mapping[str, Any],
+    seed: int,
+    first: Sequence[Subnet],
+    warm_from: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return all settings that proposals and values depend on, as JSON-able data."""
+    space = problem.space.to_json()
+    return {
+        "space": space["choices"],
+        "order": list(problem.space.names),  # what measures of indices see
+        "pool": digest(space["pool"]) if "pool" in space else None,
+        "objectives": {o.name: o.direction for o in problem.objectives},
+        "constraints": [c.to_json() for c in problem.constraints],
+        "measures": {m.name: {"exact": m.exact, "fingerprint": m.fingerprint} for m in measures},
+        "evaluator": dict(conditions),
+        "strategy": {"name": getattr(strategy, "name", type(strategy).__name__)}
+        | strategy.settings(),
+        "seed": seed,
+        "warm_start": [subnet.to_json() for subnet in first],
+        **({"warm_from": list(warm_from)} if warm_from else {}),
+        **({"values": space["values"]} if "values" in space else {}),
+    }
+
+
+def check_part(space: SearchSpace, whole: SearchSpace, measures: Sequence[Measure] = ()) -> None:
+    """Raise `SearchError` if a given space is no part of the model's.
+
+    Args:
+        space: The given space.
+        whole: The model's.
+        measures: What is computed. Those of value indices need a part in the model's own indices.
+    """
+    try:
+        for end in (space.smallest, space.largest):
+            whole.subnet(end.active)
+    except InvalidSubnetError as error:
+        msg = (
+            f"space= does not fit the model's own space: {error}\n"
+            "Leave space= out, or give a part: model.search_space().restricted_to(...)."
+        )
+        raise SearchError(msg) from error
+    other = space.choices != whole.choices or space.names != whole.names
+    if other and (by_index := [m.name for m in measures if m.vectorised]):
+        msg = (
+            f"space= has other choices than the model's own, and {by_index[0]!r} would read its "
+            "value indices as the model's.\nNarrow the model's space instead: "
+            "model.search_space().narrowed_to({'depth': [2, 3]}), say."
+        )
+        raise SearchError(msg)
+
+
+def open_study(
+    storage: Storage, name: str, header: Mapping[str, Any], problem: Problem, resume: Resume
+) -> Study:
+    """Return the study of that name, or a new one.
+
+    Args:
+        storage: Where to look.
+        name: The study's name.
+        header: What it must agree with.
+        problem: What is searched.
+        resume: `"auto"`, `"must"` or `"never"`; see `SubnetSearch`.
+
+    Raises:
+        StudyMismatchError: A stored study of this name was made with other settings.
+        SearchError: `resume` forbids it.
+    """
+    versions = {package: _version(package) for package in _RECORDED}
+    study = storage.find_study(name)
+    if study is None and resume == "must":
+        names = storage.study_names()
+        msg = (
+            f"There is no study {name!r} in {storage.url!r}, and resume='must'."
+            f"{did_you_mean(name, names)} It holds: {listed(names)}."
+        )
+        raise SearchError(msg)
+    if study is None:
+        return storage.create_study(name, header, problem.space, versions)
+    if resume == "never":
+        msg = (
+            f"Study {name!r} exists in {storage.url!r}, and resume='never'. "
+            "Give this search another name=."
+        )
+        raise SearchError(msg)
+    if digest(study.header["warm_start"]) == digest(header["warm_start"]):
+        start = {k: v for k, v in study.header.items() if k == "warm_from"}
+        header = {k: v for k, v in header.items() if k != "warm_from"} | start  # names aside
+    if not study.has() and study.differences(header):
+        study.forget(whole=True)  # nothing was measured: its settings were a mistake
+        return storage.create_study(name, header, problem.space, versions)
+    study.check(header)
+    stored = study.versions  # another version of this package may have recorded other packages
+    changed = [f"{k} {stored[k]} -> {v}" for k, v in versions.items() if stored.get(k, v) != v]
+    if changed:
+        warnings.warn(
+            f"Study {name!r} was made with other versions ({', '.join(changed)}); proposals may "
+            "differ from an uninterrupted run. Silence: ignore lightning_subnet.VersionWarning.",
+            VersionWarning,
+            stacklevel=users_line(),
+        )
+    return study
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

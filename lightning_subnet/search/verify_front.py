@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A second look at the front: noisy measures are taken again, so that a lucky draw does not win.
+
+A search keeps the luckiest of noisy values. A second, independent value is not the luckiest of
+anything: it stands beside the first in the study, and decides the front.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lightning_subnet.search.session import Session
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.study.history import Evaluation, History
+
+if TYPE_CHECKING:
+    from lightning_subnet.study.storage import Study
+
+_log = logging.getLogger(__name__)
+
+Verified = Mapping[str, Mapping[str, tuple[float, float]]]
+"""Second (value, standard error) by name of measure, by key of the subnet."""
+
+
+def noisy_names(session: Session) -> list[str]:
+    """Return the measures that another measurement of the same subnet would give otherwise."""
+    return [n for n, m in session.measures.items() if not m.exact and n in session.problem.names]
+
+
+def verified_values(session: Session) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return the second values that the study has."""
+    return stored_verified(session.study, noisy_names(session))
+
+
+def stored_verified(
+    study: Study, names: Iterable[str]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return the second values of some measures that a study has."""
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for name in names:
+        for key, pair in study.storage.values_of(_fingerprint(study, name)).items():
+            found.setdefault(key, {})[name] = pair
+    return found
+
+
+def keep_verified(session: Session, verified: Verified) -> None:
+    """Store second values that another process has measured."""
+    for evaluation in session.history:
+        for name, (value, error) in verified.get(evaluation.subnet.key, {}).items():
+            session.study.storage.keep_value(
+                _fingerprint(session.study, name), evaluation.subnet, value, error
+            )
+
+
+def with_verified(history: History, verified: Verified) -> History:
+    """Return the evaluations with their second values in place of the first."""
+    return History(
+        history.space,
+        (
+            _replaced(evaluation, verified[evaluation.subnet.key])
+            if evaluation.subnet.key in verified and evaluation.ok
+            else evaluation
+            for evaluation in history
+        ),
+    )
+
+
+def _replaced(evaluation: Evaluation, pairs: Mapping[str, tuple[float, float]]) -> Evaluation:
+    return replace(
+        evaluation,
+        values={**evaluation.values, **{name: value for name, (value, _) in pairs.items()}},
+        errors={**evaluation.errors, **{name: error for name, (_, error) in pairs.items()}},
+    )
+
+
+def verify_front(session: Session) -> dict[str, list[float]]:
+    """Take noisy measures of the front once more, until all of the front was.
+
+    A measurement that fails leaves the first value in force.
+
+    Returns:
+        By name of measure, the relative change of each value.
+    """
+    names = noisy_names(session)
+    changes: dict[str, list[float]] = {name: [] for name in names}
+    tried: set[Subnet] = set()
+    while names:
+        verified = verified_values(session)
+        front = session.problem.front(with_verified(session.history, verified))
+        unseen = [e for e in front if e.subnet.key not in verified and e.subnet not in tried]
+        if not unseen:
+            break
+        tried |= {e.subnet for e in unseen}
+        for name in names:
+            changes[name] += _measured_again(session, unseen, name)
+    return {name: values for name, values in changes.items() if values}
+
+
+def _measured_again(session: Session, evaluations: Sequence[Evaluation], name: str) -> list[float]:
+    """Store second values and return the relative changes, of those that have one."""
+    space, changes = session.problem.space, []
+    X = space.indices([e.subnet for e in evaluations])
+    values, errors, failures = session.measures[name].evaluate_each(space, X)
+    for i, why in failures.items():
+        _log.warning("%s of %s could not be measured again.", name, evaluations[i], exc_info=why)
+    fingerprint = _fingerprint(session.study, name)
+    for evaluation, value, error in zip(evaluations, values.tolist(), errors.tolist(), strict=True):
+        if math.isfinite(value):
+            session.study.storage.keep_value(fingerprint, evaluation.subnet, value, error)
+            if before := evaluation.values[name]:
+                changes.append(value / before - 1)
+    return changes
+
+
+def _fingerprint(study: Study, name: str) -> str:
+    return f"verified:{study.name}:{name}"

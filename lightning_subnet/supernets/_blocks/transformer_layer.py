@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layer of Transformers, elastic or plain, and what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from lightning_subnet.elasticity.attention import (
+    ElasticEmbedding,
+    ElasticLayerNorm,
+    ElasticMultiheadAttention,
+    KeyValueCache,
+    MultiheadAttention,
+    length_of,
+)
+from lightning_subnet.elasticity.layers import ElasticLinear
+from lightning_subnet.elasticity.sorting import Channels, inputs, outputs
+from lightning_subnet.errors import ElasticityError, SpaceError, did_you_mean, listed
+from lightning_subnet.space.choices import Choice, Value
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.study.additive import Term, additive_measure
+from lightning_subnet.study.measures import Measure
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+Costs = tuple[float, float]  # MACs and parameters
+_M = TypeVar("_M", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """What a layer is in one subnet.
+
+    Args:
+        dim: Channels between layers.
+        heads: Heads of self-attention.
+        ffn: Channels inside the feed-forward part.
+        qkv: Channels of queries.
+        kv_heads: Heads of keys and values in self-attention; 0: as many as `heads`.
+        memory: Channels of what cross attention attends to; 0: there is no cross attention.
+        cross_heads: Its heads.
+        bias: Whether linear layers have biases.
+    """
+
+    dim: int
+    heads: int
+    ffn: int
+    qkv: int
+    kv_heads: int = 0
+    memory: int = 0
+    cross_heads: int = 1
+    bias: bool = True
+
+    @property
+    def kv(self) -> int:
+        """Channels of keys and of values in self-attention."""
+        return (self.kv_heads or self.heads) * (self.qkv // self.heads)
+
+    def macs(self, tokens: int, memory: int = 0) -> int:
+        """Return multiply-accumulates for so many tokens that attend to so many of the memory."""
+        own = tokens * self.dim * 2 * (self.qkv + self.kv) + 2 * tokens * tokens * self.qkv
+        feed = 2 * tokens * self.dim * self.ffn
+        if not self.memory:
+            return own + feed
+        cross = 2 * self.qkv * (tokens * self.dim + memory * self.memory + tokens * memory)
+        return own + cross + feed
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What all layers of a network have in common.
+
+    Args:
+        norm_first: Whether a part normalises its input (GPT, ViT) or the sum behind it (HAT).
+        activation: `"relu"` or `"gelu"`.
+        dropout: Of attention weights, of the feed-forward part and of what is added.
+    """
+
+    norm_first: bool = True
+    activation: str = "gelu"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            msg = f"activation={self.activation!r} is not one of {listed(ACTIVATIONS)}."
+            raise SpaceError(msg + did_you_mean(self.activation, ACTIVATIONS))
+        if not 0 <= self.dropout < 1:
+            msg = f"dropout={self.dropout!r} must be a share in [0, 1)."
+            raise SpaceError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """How to make the leaves of a layer: elastic or plain."""
+
+    linear: Callable[..., nn.Linear]
+    norm: Callable[[int], nn.LayerNorm]
+    embedding: Callable[..., nn.Embedding]
+    attention: Callable[..., MultiheadAttention]
+
+
+PLAIN = Kit(nn.Linear, nn.LayerNorm, nn.Embedding, MultiheadAttention)
+ELASTIC = Kit(ElasticLinear, ElasticLayerNorm, ElasticEmbedding, ElasticMultiheadAttention)
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention, cross attention if there is a memory, and a feed-forward part.
+
+    Args:
+        kit: Elastic or plain leaves.
+        spec: The sizes; of elastic leaves, the largest.
+        style: What all layers have in common.
+    """
+
+    def __init__(self, kit: Kit, spec: LayerSpec, style: Style) -> None:
+        super().__init__()
+        room = {"kv_dim": spec.kv} if kit is ELASTIC else {}
+        self.attention = kit.attention(
+            spec.dim,
+            spec.heads,
+            n_kv_heads=spec.kv_heads or None,
+            qkv_dim=spec.qkv,
+            bias=spec.bias,
+            dropout=style.dropout,
+            **room,
+        )
+        self.attention_norm = kit.norm(spec.dim)
+        self.cross: MultiheadAttention | None = None
+        if spec.memory:
+            self.cross = kit.attention(
+                spec.dim,
+                spec.cross_heads,
+                qkv_dim=spec.qkv,
+                memory_dim=spec.memory,
+                bias=spec.bias,
+                dropout=style.dropout,
+            )
+            self.cross_norm = kit.norm(spec.dim)
+        self.inner = kit.linear(spec.dim, spec.ffn, bias=spec.bias)
+        self.activation = ACTIVATIONS[style.activation]()
+        self.outer = kit.linear(spec.ffn, spec.dim, bias=spec.bias)
+        self.feed_norm = kit.norm(spec.dim)
+        self.dropout = nn.Dropout(style.dropout)
+        self.norm_first = style.norm_first
+        for linear in (self.inner, self.outer):
+            nn.init.xavier_uniform_(linear.weight)
+            if spec.bias:
+                nn.init.zeros_(linear.bias)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        *,
+        causal: bool = False,
+        padding: torch.Tensor | None = None,
+        memory: torch.Tensor | None = None,
+        memory_padding: torch.Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        """Apply the layer; (n, t, dim) to the same."""
+        own, other = (None, None) if cache is None else (cache.own, cache.cross)
+        x = self._added(
+            x,
+            self.attention_norm,
+            lambda y: self.attention(y, causal=causal, key_padding_mask=padding, cache=own),
+        )
+        cross = self.cross
+        if cross is not None:
+            x = self._added(
+                x,
+                self.cross_norm,
+                lambda y: cross(y, memory, key_padding_mask=memory_padding, cache=other),
+            )
+        return self._added(x, self.feed_norm, self._feed)
+
+    def _feed(self, x: torch.Tensor) -> torch.Tensor:
+        fed: torch.Tensor = self.outer(self.dropout(self.activation(self.inner(x))))
+        return fed
+
+    def _added(
+        self, x: torch.Tensor, norm: nn.Module, part: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        added: torch.Tensor
+        if self.norm_first:
+            added = x + self.dropout(part(norm(x)))
+        else:
+            added = norm(x + self.dropout(part(x)))
+        return added
+
+
+class LayerCache:
+    """What one layer has seen: of its own positions, and of the memory."""
+
+    def __init__(self) -> None:
+        self.own, self.cross = KeyValueCache(), KeyValueCache()
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Keep these rows of the batch, in this order."""
+        self.own.reorder(rows)
+        self.cross.reorder(rows)
+
+
+def resize(layer: Any, spec: LayerSpec) -> None:
+    """Put sizes in force in an elastic layer."""
+    layer.attention.resize(
+        dim=spec.dim,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads or None,
+        qkv=spec.qkv,
+        bias=spec.bias,
+    )
+    if layer.cross is not None:
+        layer.cross.resize(dim=spec.dim, heads=spec.cross_heads, qkv=spec.qkv, bias=spec.bias)
+    for linear, width in ((layer.inner, spec.ffn), (layer.outer, spec.dim)):
+        linear.active_out = width
+        linear.active_bias = spec.bias
+
+
+def feed_channels(layer: Any, widths: Sequence[int]) -> Channels:
+    """Return the channels inside the feed-forward part of a layer, for `sort_channels`.
+
+    Args:
+        layer: A `TransformerLayer` of elastic leaves.
+        widths: Numbers of channels of subnets that are to stay as they are.
+    """
+    read = inputs(layer.outer)
+    return Channels([*outputs(layer.inner), *read], read, widths)
+
+
+def head_channels(layer: Any, head_dim: int, heads: Sequence[int]) -> Channels:
+    """Return the channels of self-attention, of which each head keeps its own.
+
+    Args:
+        layer: A `TransformerLayer` of elastic leaves, with as many keys as queries.
+        head_dim: Channels of a head.
+        heads: Numbers of heads of subnets that are to stay as they are.
+    """
+    own, read = layer.attention, inputs(layer.attention.out)
+    axes = [*outputs(own.q, own.k, own.v), *read]
+    return Channels(axes, read, [n * head_dim for n in heads], unit=head_dim)
+
+
+@cache
+def layer_params(spec: LayerSpec) -> int:
+    """Return the number of parameters of a layer."""
+    with torch.device("meta"):  # shapes are all that is needed
+        layer = TransformerLayer(PLAIN, spec, Style())
+    return sum(p.numel() for p in layer.parameters())
+
+
+def sliced_into(plain: _M, whole: nn.Module) -> _M:
+    """Give a plain network the leading slices of a super-network's weights, as copies.
+
+    Parts have the same names in both, so the shape of each plain weight says what to take.
+
+    Args:
+        plain: The network of the subnet, on the meta device or with weights that are not needed.
+        whole: The super-network.
+    """
+    weights = dict(whole.named_parameters()) | dict(whole.named_buffers())
+    taken = {
+        name: weights[name].detach()[tuple(map(slice, tensor.shape))].clone()
+        for name, tensor in plain.state_dict().items()
+    }
+    plain.load_state_dict(taken, assign=True)
+    for name, parameter in plain.named_parameters():
+        parameter.requires_grad_(weights[name].requires_grad)
+    return plain
+
+
+def own_subnet(space: SearchSpace, subnet: Subnet) -> Subnet:
+    """Return a subnet as one of this space.
+
+    Raises:
+        InvalidSubnetError: A value that the network was not built with, or a missing one.
+    """
+    return space.from_indices(space.indices([subnet]))[0]
+
+
+def existing(
+    depth: str, depths: Sequence[int], layers: Mapping[str, Sequence[Value]]
+) -> dict[str, Choice]:
+    """Return the choices of each layer, which exist while the network is deep enough.
+
+    Args:
+        depth: The name of the choice of depth.
+        depths: Its values.
+        layers: The values of each layer's choices, by the name before the layer's number.
+    """
+    return {
+        f"{name}.{i}": Choice(
+            values, when={} if i < min(depths) else {depth: [d for d in depths if d > i]}
+        )
+        for name, values in layers.items()
+        for i in range(max(depths))
+    }
+
+
+def table_measures(
+    space: SearchSpace,
+    parts: Iterable[tuple[Sequence[str], Callable[..., Costs]]],
+    constant: Costs,
+    module: nn.Module,
+) -> list[Measure]:
+    """Return `macs`, `params` and `size_mb` as sums over parts.
+
+    Args:
+        space: The space.
+        parts: Pairs (names of choices, a function of their values that returns MACs and
+            parameters). Parts that share a function and the values share the table.
+        constant: MACs and parameters of what every subnet has.
+        module: The network, whose type `size_mb` counts the bytes of.
+    """
+    known: dict[Any, np.ndarray[Any, np.dtype[np.float64]]] = {}
+    tables = []
+    for names, costs in parts:
+        values = [space.choices[name].values for name in names]
+        key = (costs, *(tuple(v) for v in values))
+        if key not in known:
+            shape = (*map(len, values), 2)
+            known[key] = np.array([costs(*v) for v in product(*values)], float).reshape(shape)
+        tables.append((tuple(names), known[key]))
+    n_bytes = next(module.parameters()).element_size() / 1e6
+    kinds = (("macs", "MAC", 0, 1.0), ("params", "", 1, 1.0), ("size_mb", "MB", 1, n_bytes))
+    return [
+        additive_measure(
+            name,
+            space,
+            [Term(names, table[..., at] * scale) for names, table in tables],
+            constant=constant[at] * scale,
+            unit=unit,
+        )
+        for name, unit, at, scale in kinds
+    ]
+
+
+def sinusoid(length: int, dim: int) -> torch.Tensor:
+    """Return the positional encoding of Vaswani et al., 2017, section 3.5, (length, dim)."""
+    position = torch.arange(length)[:, None]
+    angle = position * torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000.0) / dim))
+    return torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :dim]
+
+
+def check_positive(**sizes: int | Sequence[int]) -> None:
+    """Refuse sizes that are not positive integers, or that stand twice.
+
+    Raises:
+        SpaceError: The first that is not.
+    """
+    for name, given in sizes.items():
+        values = list(given) if isinstance(given, list | tuple) else [given]
+        good = all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
+        if not values or not good or len(set(values)) < len(values):
+            many = "positive integers, each once" if values != [given] else "a positive integer"
+            msg = f"{name}={given!r} must be {many}."
+            raise SpaceError(msg)
+
+
+def check_divides(name: str, parts: Iterable[int], whole_name: str, wholes: Iterable[int]) -> None:
+    """Refuse a number of heads that does not divide the channels.
+
+    Raises:
+        SpaceError: The first pair that does not.
+    """
+    wholes = list(wholes)
+    for part in parts:
+        for whole in wholes:
+            if whole % part:
+                msg = (
+                    f"{name}={part} does not divide {whole_name}={whole}. "
+                    f"Take values of {name} that divide every {whole_name}."
+                )
+                raise SpaceError(msg)
+
+
+def check_tokens(tokens: torch.Tensor, longest: int) -> None:
+    """Refuse what is no batch of token sequences that have positions.
+
+    Raises:
+        ElasticityError: Another type or shape, or too long.
+    """
+    if tokens.ndim != 2 or tokens.is_floating_point():  # noqa: PLR2004 - rows and positions
+        msg = f"Tokens are integers (n, length), not {tuple(tokens.shape)} {tokens.dtype}."
+        raise ElasticityError(msg)
+    if length_of(tokens, 1) > longest:
+        msg = (
+            f"{tokens.shape[1]} tokens are more than the {longest} positions of this network. "
+            "Cut the sequence, or build the network with more."
+        )
+        raise ElasticityError(msg)

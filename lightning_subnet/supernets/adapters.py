@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other people's super-networks: those of `ofa`, `whittle` and HAT, and blocks that may be skipped.
+
+None of those packages is imported; a network is known by its methods. Each adapter attaches the
+protocol (`elastic`) and returns the same object.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from torch import nn
+
+from lightning_subnet.elasticity.protocol import activated, elastic
+from lightning_subnet.errors import SearchError, SpaceError, did_you_mean, listed
+from lightning_subnet.space.choices import Choice
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.supernets._blocks.resnet_space import ResNetConfig, resnet_choices
+
+_Net = TypeVar("_Net", bound=nn.Module)
+Config = Callable[[Subnet], Mapping[str, Any]]
+
+_MOBILE = ("OFAMobileNetV3", "OFAProxylessNASNets")
+_RESNET = "OFAResNets"
+
+
+# The once-for-all package
+
+
+def from_ofa(net: _Net) -> _Net:
+    """Make a super-network of the `ofa` package searchable: its space is that of its own lists.
+
+    Choices are named as the package names its settings, numbered: `d.<stage>`, `ks.<block>`,
+    `e.<block>`; of a ResNet `d.0` is the stem's and `w.<place>` are width multipliers themselves,
+    not their numbers. Extraction is the network's own `get_active_subnet(preserve_weight=True)`.
+
+    Args:
+        net: An `OFAMobileNetV3`, `OFAProxylessNASNets` or `OFAResNets`.
+
+    Returns:
+        The same object, with `search_space()`, `activate(subnet)`, `extract(subnet)` and
+        `active_subnet`.
+
+    Raises:
+        SearchError: Any other network.
+        SpaceError: The network was built with one value for everything.
+
+    References:
+        Cai et al., Once-for-All: Train One Network and Specialize it for Efficient Deployment, ICLR
+        2020, and its package `ofa`.
+
+    Example:
+        >>> from_ofa(nn.Linear(2, 2))
+        Traceback (most recent call last):
+        ...
+        lightning_subnet.errors.SearchError: from_ofa() got a Linear, which is none of ...
+    """
+    names = {cls.__name__ for cls in type(net).__mro__}
+    if not isinstance(net, nn.Module) or not names & {*_MOBILE, _RESNET}:
+        msg = (
+            f"from_ofa() got a {type(net).__name__}, which is none of {listed((*_MOBILE, _RESNET))}"
+            ". Pass the super-network itself, or use elastic(net, space=, activate=)."
+        )
+        raise SearchError(msg)
+    choices = _ofa_resnet_choices(net) if _RESNET in names else _ofa_mobile_choices(net)
+    activate = _activate_ofa_resnet if _RESNET in names else _activate_ofa_mobile
+    return elastic(net, space=SearchSpace(choices), activate=activate, extract=_extract_ofa)
+
+
+def _ofa_mobile_choices(net: Any) -> dict[str, Choice]:
+    """Return the choices of a MobileNetV3 or a ProxylessNAS network, depths first."""
+    groups, choices, when = net.block_group_info, {}, {}
+    for s, group in enumerate(groups):
+        depths = sorted({min(d, len(group)) for d in net.depth_list})
+        if len(depths) > 1 or len(group) == max(net.depth_list):
+            choices[f"d.{s}"] = Choice(depths)
+        for b, i in enumerate(group):
+            deep = [d for d in depths if d > b]
+            when[i - 1] = {f"d.{s}": deep} if len(deep) < len(depths) else {}
+    for name, values in (("ks", net.ks_list), ("e", net.expand_ratio_list)):
+        for number, condition in when.items():
+            choices[f"{name}.{number}"] = Choice(sorted(values), when=condition)
+    return choices
+
+
+def _activate_ofa_mobile(net: Any, subnet: Subnet) -> None:
+    values = subnet.grouped()
+    net.set_active_subnet(ks=values["ks"], e=values["e"], d=values["d"])
+
+
+def _ofa_resnet_choices(net: Any) -> dict[str, Choice]:
+    return resnet_choices(
+        ResNetConfig(
+            widths=tuple(net.STAGE_WIDTH_LIST),
+            base_depths=tuple(net.BASE_DEPTH_LIST),
+            depths=tuple(net.depth_list),
+            expansions=tuple(net.expand_ratio_list),
+            width_mults=tuple(net.width_mult_list),
+            divisor=net.CHANNEL_DIVISIBLE,
+        )
+    )
+
+
+def _activate_ofa_resnet(net: Any, subnet: Subnet) -> None:
+    values = subnet.grouped()
+    multipliers = list(net.width_mult_list)
+    net.set_active_subnet(
+        d=values["d"], e=values["e"], w=[multipliers.index(w) for w in values["w"]]
+    )
+
+
+def _extract_ofa(net: Any, subnet: Subnet) -> nn.Module:
+    with activated(net, subnet):
+        plain: nn.Module = net.get_active_subnet(preserve_weight=True)
+    return plain
+
+
+# Whittle
+
+
+def from_whittle(net: _Net, space: SearchSpace, *, config: Config | None = None) -> _Net:
+    """Make a network in the style of `whittle` searchable.
+
+    If all choices are arguments of its `set_sub_network`, they are passed to that by name; else
+    they go to its `select_sub_network(config)` as one dictionary. Numbered choices (`num_heads.0`,
+    `num_heads.1`) arrive as lists. `reset_super_network()` is called before, so that nothing of the
+    last subnet stays.
+
+    Args:
+        net: A network with `reset_super_network()` and at least one of the two.
+        space: What may vary, by the names that the network uses.
+        config: What the network gets for a subnet, if not `subnet.grouped()`.
+
+    Returns:
+        The same object, with `search_space()`, `activate(subnet)` and `active_subnet`.
+
+    Raises:
+        SearchError: The network does not have these methods.
+        SpaceError: The network does not take the smallest or the largest subnet of the space.
+
+    References:
+        The package `whittle`, whose `GPT` has these methods.
+    """
+    _check_network(net, "from_whittle", ("reset_super_network",))
+    _check_space(space, "from_whittle")
+    by_name = getattr(net, "set_sub_network", None)
+    selects = callable(getattr(net, "select_sub_network", None))
+    given = dict((config or _grouped)(space.largest))
+    if not selects and not callable(by_name):
+        msg = (
+            f"from_whittle() got a {type(net).__name__}, which has neither select_sub_network() "
+            "nor set_sub_network(). Pass the super-network itself."
+        )
+        raise SearchError(msg)
+    misfit = _misfit(by_name, given) if callable(by_name) else "there is no such method"
+    if misfit and not selects:
+        msg = f"The space does not fit {type(net).__name__}: {misfit}."
+        raise SpaceError(msg)
+
+    def activate(net: Any, subnet: Subnet) -> None:
+        values = dict((config or _grouped)(subnet))
+        net.reset_super_network()
+        if misfit:
+            net.select_sub_network(values)
+        else:
+            net.set_sub_network(**values)
+
+    attached = _tried(net, space, activate)
+    attached.reset_super_network()  # type: ignore[operator] # checked above
+    return attached
+
+
+def _grouped(subnet: Subnet) -> dict[str, Any]:
+    return subnet.grouped()
+
+
+def _misfit(function: Any, given: Mapping[str, Any]) -> str:
+    """Return why a function does not take arguments of these names, or an empty string."""
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return ""
+    for name in given:
+        if name not in parameters:
+            hint = did_you_mean(name, parameters)
+            return f"{name!r} is no argument of set_sub_network(){hint.rstrip('?')}"
+    for name, p in parameters.items():
+        if p.default is p.empty and name not in given and p.kind is not p.VAR_POSITIONAL:
+            return f"set_sub_network() needs {name!r}, which is no choice"
+    return ""
+
+
+# Hardware-aware transformers
+
+
+def from_hat(
+    net: _Net, space: SearchSpace | Mapping[str, Any], *, config: Config | None = None
+) -> _Net:
+    """Make a network in the style of HAT searchable: one with `set_sample_config(config)`.
+
+    Args:
+        net: The network.
+        space: What may vary, by the names of HAT's configurations, or what HAT's
+            `get_all_choices(args)` returns: `{"encoder": {"encoder_embed_dim": [640, 512], ...},
+            "decoder": {...}}`. Of that, `<part>_embed_dim` and `<part>_layer_num` hold for the
+            whole part, and each other name is a choice of every layer, which exists only while the
+            part is deep enough.
+        config: What the network gets for a subnet. By default names that begin with `encoder_` or
+            `decoder_` (or another part in the mapping) go into a dictionary of that part, others
+            beside them; numbered choices are lists.
+
+    Returns:
+        The same object, with `search_space()`, `activate(subnet)` and `active_subnet`.
+
+    Raises:
+        SearchError: The network has no `set_sample_config`.
+        SpaceError: The network does not take the smallest or the largest subnet of the space.
+
+    References:
+        Wang et al., HAT: Hardware-Aware Transformers, ACL 2020, and its implementation
+        (mit-han-lab/hardware-aware-transformers, `utils.get_all_choices`).
+    """
+    _check_network(net, "from_hat", ("set_sample_config",))
+    parts: tuple[str, ...] = ("encoder", "decoder")
+    if isinstance(space, Mapping):
+        parts, space = tuple(space), SearchSpace(_hat_choices(space))
+    _check_space(space, "from_hat")
+
+    def nested(subnet: Subnet) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, value in subnet.grouped().items():
+            part = next((part for part in parts if name.startswith(f"{part}_")), None)
+            (values if part is None else values.setdefault(part, {}))[name] = value
+        return values
+
+    def activate(net: Any, subnet: Subnet) -> None:
+        net.set_sample_config((config or nested)(subnet))
+
+    return _tried(net, space, activate)
+
+
+def _hat_choices(parts: Mapping[str, Any]) -> dict[str, Choice]:
+    """Return the choices of HAT's lists: of each part, then of each of its layers."""
+    choices: dict[str, Choice] = {}
+    for part, lists in parts.items():
+        if not isinstance(lists, Mapping) or f"{part}_layer_num" not in lists:
+            msg = (
+                f"{part!r} holds {lists!r:.60}, not the choices of a part by name with "
+                f"'{part}_layer_num'. Pass get_all_choices(args), or a SearchSpace."
+            )
+            raise SpaceError(msg)
+        depth, whole = f"{part}_layer_num", (f"{part}_layer_num", f"{part}_embed_dim")
+        depths = sorted(lists[depth])
+        choices |= {name: Choice(sorted(lists[name])) for name in whole if name in lists}
+        for name in (name for name in lists if name not in whole):
+            for layer in range(max(depths)):
+                deep = [d for d in depths if d > layer]
+                when = {depth: deep} if len(deep) < len(depths) else {}
+                choices[f"{name}.{layer}"] = Choice(sorted(lists[name]), when=when)
+    return choices
+
+
+# What they share
+
+
+def _check_network(net: object, adapter: str, methods: Sequence[str]) -> None:
+    if not isinstance(net, nn.Module):
+        msg = f"{adapter}() got a {type(net).__name__}, which is no nn.Module. Pass the network."
+        raise SearchError(msg)
+    missing = [name for name in methods if not callable(getattr(net, name, None))]
+    if missing:
+        msg = (
+            f"{adapter}() got a {type(net).__name__}, which has no {missing[0]}(). "
+            "Pass the super-network itself, or use elastic(net, space=, activate=)."
+        )
+        raise SearchError(msg)
+
+
+def _check_space(space: object, adapter: str) -> None:
+    if not isinstance(space, SearchSpace):
+        msg = f"{adapter}(space={space!r:.60}) is no SearchSpace. Write SearchSpace({{...}})."
+        raise SearchError(msg)
+
+
+def _tried(net: _Net, space: SearchSpace, activate: Callable[[Any, Subnet], object]) -> _Net:
+    """Attach the protocol once the network has taken the extremes of the space."""
+    for subnet in (space.smallest, space.largest):
+        try:
+            activate(net, subnet)
+        except Exception as error:
+            msg = (
+                f"The space does not fit {type(net).__name__}: {subnet!r:.200} raises "
+                f"{type(error).__name__}: {error!s:.100}. Name choices and values as it does."
+            )
+            raise SpaceError(msg) from error
+    return elastic(net, space=space, activate=activate)

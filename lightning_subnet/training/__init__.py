@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: training and validating subnets with a Lightning Trainer."""

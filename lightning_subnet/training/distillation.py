@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In-place distillation: the losses by which small subnets learn from the largest, and its logits.
+
+The student's classes are in dimension 1 throughout, as `cross_entropy` has them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_subnet._torch.shadowing import shadowed
+from lightning_subnet.errors import SearchError, did_you_mean, listed
+
+DistillLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Return the cross entropy of logits with a teacher's probabilities, classes in dimension 1.
+
+    Example:
+        >>> soft_cross_entropy(torch.zeros(1, 2), torch.tensor([[5.0, 1.0]])).item()
+        0.6931...
+    """
+    return F.cross_entropy(student, teacher.softmax(1))
+
+
+def alpha_divergence(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    *,
+    alpha: float | Sequence[float] = (-1.0, 1.0),
+    clip: float = 5.0,
+) -> torch.Tensor:
+    r"""Return the alpha-divergence of a student from a teacher; of several alphas the greatest.
+
+    With probabilities :math:`p` of the teacher and :math:`q` of the student it is
+    :math:`D_\alpha = \frac{1}{\alpha (\alpha - 1)} \sum_i q_i [(p_i / q_i)^\alpha - 1]`, which is
+    KL(p, q) in the limit of alpha = 1 and KL(q, p) in that of 0. A positive alpha punishes a
+    student that has too little where the teacher has much, a negative one that it has much where
+    the teacher has little; the greater of two, taken for each sample, punishes both.
+
+    Powers of p / q are clipped, in the value and in the gradient
+    :math:`-\frac{1}{\alpha} \sum_i q_i (p_i / q_i)^\alpha \nabla \log q_i`, which is otherwise that
+    of the value. Where a power is clipped the gradient goes on to push, as in the authors' code,
+    and so is not that of the clipped value. At alpha = 1 nothing is clipped, as the gradient is
+    bounded; at alpha = 0 the ratio itself is.
+
+    Args:
+        student: Logits (n, n_classes, ...).
+        teacher: Logits of the same shape; no gradient flows into them.
+        alpha: One or several.
+        clip: The most that a power of p / q may be; `math.inf` does not clip.
+
+    Returns:
+        The mean over all dimensions but 1, a scalar.
+
+    Raises:
+        SearchError: Shapes that differ, no alpha, or a clip that is not positive.
+
+    References:
+        Wang et al., AlphaNet: Improved Training of Supernets with Alpha-Divergence, ICML 2021,
+        Algorithm 1 (the greater of two, clipped); its experiments have alphas -1 and 1, clip 5.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, math.log(3)]])
+        >>> round(alpha_divergence(student, teacher, alpha=2).item(), 4)  # half of chi-squared
+        0.125
+    """
+    alphas = [alpha] if isinstance(alpha, int | float) else [*alpha]
+    if not alphas or not all(math.isfinite(a) for a in alphas) or not clip > 0:
+        msg = f"alpha={alpha!r} and clip={clip!r}: give finite alphas, such as (-1, 1), and clip>0."
+        raise SearchError(msg)
+    if student.shape != teacher.shape:
+        msg = (
+            f"Logits of the student are {tuple(student.shape)} and of the teacher "
+            f"{tuple(teacher.shape)}; they must have the same shape (n, n_classes, ...)."
+        )
+        raise SearchError(msg)
+    log_q, log_p = student.log_softmax(1), teacher.detach().log_softmax(1)
+    pairs = [_divergence(log_q, log_p, a, clip) for a in alphas]
+    values = torch.stack([value for value, _ in pairs])
+    slopes = torch.stack([slope for _, slope in pairs])
+    which = values.argmax(0, keepdim=True)
+    slope = slopes.gather(0, which).mean()
+    return slope - slope.detach() + values.gather(0, which).mean()
+
+
+def _divergence(
+    log_q: torch.Tensor, log_p: torch.Tensor, alpha: float, clip: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the divergence of each sample, without gradient, and what has its gradient."""
+    fixed = log_q.detach()
+    q, log_ratio = fixed.exp(), log_p - fixed
+    if math.isclose(alpha, 1.0, abs_tol=1e-3):
+        pull = log_p.exp()
+        value = pull * log_ratio
+    elif math.isclose(alpha, 0.0, abs_tol=1e-3):
+        log_ratio = log_ratio.clamp(max=math.log(clip))
+        value, pull = -q * log_ratio, q * log_ratio
+    else:
+        power = (alpha * log_ratio).exp().clamp(max=clip)
+        value, pull = q * (power - 1) / (alpha * (alpha - 1)), q * power / alpha
+    return value.sum(1), -(pull * log_q).sum(1)
+
+
+LOSSES: dict[str, DistillLoss] = {"soft": soft_cross_entropy, "alpha": alpha_divergence}
+
+
+def loss_named(given: str | DistillLoss | None) -> DistillLoss:
+    """Return a loss by its name, or the function that was given.
+
+    Raises:
+        SearchError: An unknown name, or nothing to call.
+    """
+    if given is None:
+        return soft_cross_entropy
+    if isinstance(given, str) and given in LOSSES:
+        return LOSSES[given]
+    if not callable(given):
+        msg = (
+            f"distill_loss={given!r:.60} is unknown.{did_you_mean(given, LOSSES)} It is one of "
+            f"{listed(LOSSES)}, or a function of the student's and the teacher's logits."
+        )
+        raise SearchError(msg)
+    return given
+
+
+class Logits:
+    """The logits of the module in training, taken from its forward passes.
+
+    Args:
+        module: What is trained.
+        source: The module whose output is taken; None: what the `forward` of `module` returns to
+            its own training step, which may call it by that name.
+        name: How the source is called, in messages.
+        classes: Whether the loss needs classes in dimension 1.
+    """
+
+    def __init__(
+        self, module: nn.Module, source: nn.Module | None, name: str, *, classes: bool = True
+    ) -> None:
+        self._module, self._source, self._name = module, source, name
+        self._classes = classes
+        self._seen: list[Any] = []
+        self._teacher: torch.Tensor | None = None
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Keep the output of each forward pass."""
+        self._seen, self._teacher = [], None
+        try:
+            with self._watching():
+                yield
+        finally:
+            self._seen, self._teacher = [], None
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        if self._source is not None:
+            with self._source.register_forward_hook(lambda _m, _i, out: self._seen.append(out)):
+                yield
+            return
+        forward = self._module.forward
+
+        def remembered(*args: Any, **kwargs: Any) -> Any:
+            out = forward(*args, **kwargs)
+            self._seen.append(out)
+            return out
+
+        with shadowed(self._module, "forward", remembered):
+            yield
+
+    def teacher(self) -> torch.Tensor:
+        """Return the logits of the pass of the largest subnet, without its graph.
+
+        Raises:
+            SearchError: There was no pass or more than one, or its output is no batch of logits.
+        """
+        self._teacher = self._taken().detach()
+        return self._teacher
+
+    def student(self) -> torch.Tensor:
+        """Return the logits of the pass of another subnet.
+
+        Raises:
+            SearchError: As for the teacher, or their shapes differ.
+        """
+        out, teacher = self._taken(), self._teacher
+        if teacher is not None and out.shape != teacher.shape:
+            shapes = f"{tuple(teacher.shape)} for the largest subnet and {tuple(out.shape)} for"
+            self._refuse(f"{shapes} another")
+        return out
+
+    def _taken(self) -> torch.Tensor:
+        seen, self._seen = self._seen, []
+        out = seen[0] if len(seen) == 1 else None
+        if not isinstance(out, torch.Tensor) or (self._classes and not _has_classes(out)):
+            self._refuse(f"{len(seen)} outputs" if len(seen) != 1 else _kind(out))
+        return out
+
+    def _refuse(self, what: str) -> NoReturn:
+        msg = (
+            f"Distillation needs one tensor of logits (n, n_classes) per step; {self._name} of "
+            f"{type(self._module).__name__} gave {what}. "
+            "Name the submodule whose output is the logits: distill='net'."
+        )
+        raise SearchError(msg)
+
+
+def _has_classes(out: torch.Tensor) -> bool:
+    return out.is_floating_point() and out.ndim > 1 and out.shape[1] > 1
+
+
+def _kind(out: Any) -> str:
+    if isinstance(out, torch.Tensor):
+        return f"{tuple(out.shape)} {out.dtype}"
+    return f"a {type(out).__name__}"

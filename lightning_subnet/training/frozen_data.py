@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data that is set up once and then stays the same for every subnet."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lightning_subnet._torch.fingerprints import cloned, leaves
+from lightning_subnet._torch.shadowing import shadowed
+from lightning_subnet.elasticity.batchnorm import batch_norms, n_samples
+from lightning_subnet.errors import SearchError
+from lightning_subnet.training._lightning import (
+    CombinedLoader,
+    LightningModule,
+    Trainer,
+    attach,
+    is_overridden,
+    like_combined,
+    prepares_data,
+)
+
+_RESIDENT_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the data of a search comes from.
+
+    Args:
+        datamodule: A LightningDataModule; None takes the loaders below, or the module's own.
+        dataloaders: Validation dataloaders, instead.
+        train_dataloaders: Training data for BatchNorm recalibration, instead.
+        split: `"val"`, or `"test"` for the test data of the datamodule.
+        calibration_images: How many training samples recalibrate BatchNorm; 0 for none.
+        ready: The data was set up already (inside the training that it belongs to).
+    """
+
+    datamodule: Any = None
+    dataloaders: Any = None
+    train_dataloaders: Any = None
+    split: Literal["val", "test"] = "val"
+    calibration_images: int = 512
+    ready: bool = False
+
+
+@dataclass
+class FrozenData:
+    """Batches in memory.
+
+    Args:
+        loaders: Validation loaders.
+        given: The same in the structure in which the user gave them, for the Trainer.
+        calibration: Whole batches of training data.
+        images: How many samples of them recalibrate BatchNorm.
+    """
+
+    loaders: list[Any] = field(default_factory=list)
+    given: Any = None
+    calibration: list[Any] = field(default_factory=list)
+    images: int = 0
+
+
+class Resident:
+    """Batches in memory, as a dataloader that needs no workers and no sampler."""
+
+    def __init__(self, batches: list[Any], loader: Any = None) -> None:
+        self.batches = batches
+        self.dataset = getattr(loader, "dataset", None)
+        self.batch_size = getattr(loader, "batch_size", None)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (cloned(batch) for batch in self.batches)
+
+
+@contextmanager
+def frozen_data(model: LightningModule, source: Source, trainer: Trainer) -> Iterator[FrozenData]:
+    """Set the data up once and yield its batches, in memory where they fit.
+
+    `trainer.validate(model, datamodule=dm)` would run `prepare_data`, `setup` and `val_dataloader`
+    at every call, so that a `random_split` in `setup` gives every subnet other data. Here they run
+    once, a datamodule's with the stage "fit", as before training, and a module's with "validate"
+    (with "fit" where its own dataloaders are used); inside this context these hooks do nothing, and
+    `teardown` runs on leaving.
+
+    Raises:
+        SearchError: No validation data, no training data where BatchNorm needs it, or data given
+            twice.
+    """
+    datamodule = source.datamodule
+    if datamodule is not None and source.dataloaders is not None and not source.ready:
+        msg = "fit() got both datamodule= and dataloaders=. Pass one of them."
+        raise SearchError(msg)
+    owner = datamodule if datamodule is not None else model
+    hook = f"{source.split}_dataloader"
+    if source.dataloaders is None and not is_overridden(hook, owner):
+        msg = (
+            f"{type(owner).__name__} has no {hook}. Pass a datamodule that has one, "
+            "or dataloaders=."
+        )
+        raise SearchError(msg)
+    parts = [part for part in (datamodule, model) if part is not None]
+    with ExitStack() as stack:
+        model.trainer = trainer
+        attach(trainer, model, datamodule)
+        if not source.ready:
+            own = owner is model and source.dataloaders is None
+            stages = {id(datamodule): "fit", id(model): "fit" if own else "validate"}
+            _set_up(parts, stages, source, trainer)
+            for part in parts:
+                stack.callback(part.teardown, stages[id(part)])
+        for part in parts:
+            for name in ("prepare_data", "setup", "teardown"):
+                stack.enter_context(shadowed(part, name, lambda *_args, **_kwargs: None))
+        stack.enter_context(shadowed(model, "configure_callbacks", list))
+        loaders = source.dataloaders
+        loaders = loaders if loaders is not None else getattr(owner, hook)()
+        data = _frozen(loaders, owner, hook, trainer)
+        data.images = source.calibration_images
+        data.calibration = trainer.strategy.broadcast(calibration_batches(model, source, owner))
+        if datamodule is not None:
+            stack.enter_context(shadowed(datamodule, "val_dataloader", lambda: data.given))
+        yield data
+
+
+def _set_up(parts: list[Any], stages: Mapping[int, str], source: Source, trainer: Trainer) -> None:
+    """Run `prepare_data` once per machine and `setup` once per process."""
+    for part in parts:
+        if prepares_data(part, trainer):
+            part.prepare_data()
+    trainer.strategy.barrier("lightning_subnet.prepare_data")
+    for part in parts:
+        weights: dict[str, Any] = {}
+        if isinstance(part, torch.nn.Module) and is_overridden("setup", part):
+            weights = {name: value.clone() for name, value in part.state_dict().items()}
+        part.setup(stages[id(part)])
+        if source.split == "test" and not isinstance(part, torch.nn.Module):
+            part.setup("test")
+        now = part.state_dict() if weights else {}
+        for name, value in weights.items():  # a setup may initialise; searched is what came
+            if name in now and now[name].shape == value.shape:
+                now[name].copy_(value)
+
+
+def _frozen(given: Any, owner: Any, hook: str, trainer: Trainer) -> FrozenData:
+    """Return validation loaders in memory, in a list and in the structure that was given."""
+    if isinstance(given, CombinedLoader):
+        loaders = [_resident(loader, trainer) for loader in given.flattened]
+        return FrozenData(loaders, like_combined(given, loaders))
+    several = isinstance(given, (list, tuple, Mapping))
+    items = [given]
+    if several:
+        items = list(given.values() if isinstance(given, Mapping) else given)
+    if not items or any(loader is None for loader in items):
+        msg = f"The validation data is empty: {type(owner).__name__}.{hook}() gave {given!r}."
+        raise SearchError(msg)
+    loaders = [_resident(loader, trainer) for loader in items]
+    if isinstance(given, Mapping):
+        return FrozenData(loaders, dict(zip(given, loaders, strict=True)))
+    return FrozenData(loaders, loaders if several else loaders[0])
+
+
+def _resident(loader: Any, trainer: Trainer) -> Any:
+    """Return a loader over this process' batches in memory, or the loader itself if too many.
+
+    With several processes, process r of n takes the batches r, r + n, ...: every sample is seen
+    once, while Lightning's sampler would repeat some to make all shares equal.
+    """
+    limit: Any = trainer.limit_val_batches  # a number of batches, or a share of them (1.0 is all)
+    if trainer.world_size > 1:
+        loader = _share(loader, trainer.global_rank, trainer.world_size)
+    batches, size = [], 0
+    with _own_generators(loader):
+        for batch in itertools.islice(loader, limit if isinstance(limit, int) else None):
+            size += sum(x.nbytes for x in leaves(batch) if isinstance(x, torch.Tensor))
+            if size > _RESIDENT_BYTES:
+                return loader
+            batches.append(batch)
+    if not batches:
+        msg = "A validation dataloader gave no batches. Check the split in setup('fit')."
+        if trainer.world_size > 1:
+            msg = (
+                f"A validation dataloader has too few batches for {trainer.world_size} processes. "
+                "Lower its batch_size, or search with fewer devices."
+            )
+        raise SearchError(msg)
+    return Resident(batches, loader)
+
+
+@contextmanager
+def _own_generators(loader: Any) -> Iterator[None]:
+    """Let a loader with a generator of its own draw the same at every search."""
+    owners = (loader, getattr(loader, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    generators = [item for item in found if isinstance(item, torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(0)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def with_own_workers(loaders: Any) -> Any:
+    """Return loaders of the same data that leave the workers of these ones alone.
+
+    A loader that keeps its workers has one iterator, which starts anew wherever it is iterated.
+    """
+
+    def alone(loader: Any) -> Any:
+        if not getattr(loader, "persistent_workers", False):
+            return loader
+        loader = copy.copy(loader)
+        loader._iterator = None
+        return loader
+
+    if isinstance(loaders, CombinedLoader):
+        return like_combined(loaders, [alone(loader) for loader in loaders.flattened])
+    return tree_map(alone, loaders)
+
+
+class _Every:
+    """Each n-th item of an iterable, from the r-th on."""
+
+    def __init__(self, items: Any, rank: int, world: int) -> None:
+        self.items, self.rank, self.world = items, rank, world
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.items), self.rank, None, self.world)
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.items), self.world))
+
+
+def _share(loader: Any, rank: int, world: int) -> Any:
+    """Return a loader of each n-th batch; one that is shared out already stays as it is."""
+    if isinstance(getattr(loader, "sampler", None), DistributedSampler):
+        return loader
+    if type(loader) is not DataLoader or loader.batch_sampler is None:
+        return _Every(loader, rank, world)
+    share: Any = _Every(loader.batch_sampler, rank, world)
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=share,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+    )
+
+
+def calibration_batches(model: LightningModule, source: Source, owner: Any) -> list[Any]:
+    """Return fixed batches of training data, as many as hold the wanted samples.
+
+    Args:
+        model: The LightningModule; without BatchNorm it needs none.
+        source: Its data, and how many samples are wanted.
+        owner: What has the `train_dataloader`, where the source has none itself.
+    """
+    wanted = source.calibration_images
+    if not wanted or not batch_norms(model):
+        return []
+    loaders = source.train_dataloaders
+    if loaders is None and is_overridden("train_dataloader", owner):
+        loaders = owner.train_dataloader()
+    if loaders is None:
+        where = "train_dataloaders=" if source.datamodule is None else "a train_dataloader to it"
+        msg = (
+            f"{type(model).__name__} has BatchNorm, whose statistics each subnet needs anew, and "
+            f"{type(owner).__name__} has no train_dataloader. Add {where}, or set "
+            "calibration_images=0 where the statistics do not depend on the subnet."
+        )
+        raise SearchError(msg)
+    if isinstance(loaders, (list, tuple, Mapping)):  # as Lightning would train on them
+        loaders = CombinedLoader(loaders, "max_size_cycle")
+    combined = isinstance(loaders, CombinedLoader)
+    batches, found = [], 0
+    with _own_generators(loaders):
+        for item in loaders:
+            batch = item[0] if combined else item  # (batch, index, index of the loader)
+            batches.append(batch)
+            found += n_samples(batch)
+            if found >= wanted:
+                break
+    if not batches:
+        msg = "The training dataloader gave no batches, and BatchNorm needs some. Check setup()."
+        raise SearchError(msg)
+    if own_step(model) is None:
+        model_input(batches[0], model)
+    return batches
+
+
+def own_step(model: LightningModule) -> Callable[[Any], Any] | None:
+    """Return the model's `calibration_step`, if it has one."""
+    step: Callable[[Any], Any] | None = getattr(model, "calibration_step", None)
+    return step
+
+
+def _first_item(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+
+
+def model_input(batch: Any, model: LightningModule) -> torch.Tensor:
+    """Return what the network sees of a training batch: the tensor, or the first of several."""
+    batch = _first_item(batch)
+    if isinstance(batch, torch.Tensor):
+        return batch
+    msg = (
+        f"The training batch is a {type(batch).__name__}, so the input of forward() cannot be told "
+        f"from it. Give {type(model).__name__} a method calibration_step(batch) that runs the "
+        "network on a batch; it recalibrates BatchNorm."
+    )
+    raise SearchError(msg)
+
+
+def first_input(loaders: list[Any]) -> Any:
+    """Return the first sample of the first batch, as `forward` would take it."""
+    batch = _first_item(next(iter(loaders[0])))
+    if isinstance(batch, torch.Tensor) and batch.ndim:
+        return batch[:1]
+    msg = (
+        f"The validation batch is a {type(batch).__name__}, so the input of forward() cannot be "
+        "told from it. Set example_input_array on the module."
+    )
+    raise SearchError(msg)

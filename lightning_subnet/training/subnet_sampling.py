@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training a super-network: a callback that lets several subnets share each optimizer step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from lightning_subnet._torch.shadowing import shadowed
+from lightning_subnet.costs.counts import BUILT_IN, count_measures
+from lightning_subnet.elasticity.batchnorm import frozen_statistics
+from lightning_subnet.elasticity.protocol import Elastic, elastic, elastic_part
+from lightning_subnet.elasticity.sorting import sort_channels, sortable_part
+from lightning_subnet.errors import SearchError, did_you_mean, listed
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.study.measures import Measure
+from lightning_subnet.training._lightning import (
+    Callback,
+    LightningModule,
+    Trainer,
+    backward,
+    check_training,
+    distributed_model,
+    is_overridden,
+    mean_gradients,
+    run_training_step,
+)
+from lightning_subnet.training.distillation import DistillLoss, Logits, loss_named
+from lightning_subnet.training.progressive_shrinking import Phase, ProgressiveShrinking
+from lightning_subnet.training.sampling_rules import (
+    Draw,
+    Rule,
+    Strata,
+    check_rule,
+    step_subnets,
+    uniform,
+)
+
+
+class SubnetSampling(Callback):
+    """Train with several subnets per optimizer step; their gradients are added up.
+
+    The first subnet goes through `training_step` as Lightning calls it; the others follow on the
+    same batch before the optimizer steps, one graph alive at a time. So `global_step`, schedulers,
+    accumulation, clipping and mixed precision are as without the callback, and the activation
+    memory is that of one subnet. Which subnets step t trains is a function of (seed, t), and of the
+    schedule: equal on all ranks, and the same after a resume. Outside of training steps the largest
+    subnet is in force, so validation, checkpoints and early stopping keep their meaning; BatchNorm
+    statistics are those of the first subnet of each step.
+
+    Args:
+        rule: `"sandwich"`: the largest, the smallest and `n_random` others; `"random"`: `n_random`.
+            `"turns"`: the sandwich over steps: the largest in each, and beside it the smallest in
+            one step and a random one in each of the next `n_random`. Two passes per step instead of
+            four, but more than half of the cost, as every second pass is of the largest.
+            `"ranks"`: the sandwich over processes, each of which trains one subnet on its batch:
+            the first process the largest, the last the smallest, the others random ones (of two
+            processes the last trains the smallest and a random one by turns). A step takes no more
+            time and memory than one of the largest, and gradients are averaged, not added up;
+            BatchNorm statistics are those of the largest, which DDP copies to all processes.
+        n_random: How many random subnets per step (of `"turns"`: per turn); None: 2.
+        schedule: What is trained when; see `ProgressiveShrinking`. None: the whole space.
+        stratify: Random subnets come from bands of an exact cost, from each equally often, in place
+            of uniformly from the space, most of which costs about the same; see `Strata`. A name
+            (`"macs"`, `"params"`, `"size_mb"`) or an exact `Measure`.
+        distill: In-place distillation: the subnets after the first learn from its logits instead of
+            from the labels. True takes what `forward` returns (of a LightningModule without its own
+            `forward`, that of its elastic part); a name takes the output of that submodule.
+        distill_loss: `"soft"`, the default: the cross entropy with the teacher's probabilities, in
+            dimension 1. `"alpha"`: `alpha_divergence`. Or a function, called as
+            `distill_loss(student_logits, teacher_logits)`.
+        label_weight: With distillation, how much of the loss of `training_step` a student keeps. 0:
+            it sees no labels (BigNAS); 1: it learns from them and from its teacher (OFA). Labels
+            help while the largest subnet has little to teach, as in a short training.
+        space: What may vary, for a module that is not elastic itself.
+        activate: Called as `activate(module, subnet)`, with `space`.
+        seed: The seed of the draws.
+
+    Raises:
+        SearchError: An unknown rule, no random subnets, or arguments that do not go together.
+
+    References:
+        Yu and Huang, Universally Slimmable Networks and Improved Training Techniques, ICCV 2019
+        (sandwich rule, in-place distillation); Yu et al., BigNAS, ECCV 2020, section 3.1; Cai et
+        al., Once-for-All, ICLR 2020, section 3.3 (labels and the largest network's soft labels).
+
+    Example:
+        >>> SubnetSampling(rule="sandwich", n_random=2).rule
+        'sandwich'
+    """
+
+    def __init__(  # noqa: PLR0913 - each technique is one argument, and most are left out
+        self,
+        rule: Rule = "sandwich",
+        *,
+        n_random: int | None = None,
+        schedule: ProgressiveShrinking | None = None,
+        stratify: str | Measure | None = None,
+        distill: bool | str = False,
+        distill_loss: str | DistillLoss | None = None,
+        label_weight: float = 0.0,
+        space: SearchSpace | None = None,
+        activate: Callable[[Any, Subnet], object] | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_rule(rule, n_random)
+        if (space is None) != (activate is None):
+            msg = "space= and activate= go together: what may vary, and how it is put in force."
+            raise SearchError(msg)
+        if distill and rule not in ("sandwich", "turns"):
+            msg = "distill= needs rule='sandwich' or 'turns': the largest subnet is the teacher."
+            raise SearchError(msg)
+        if distill_loss is not None and not distill:
+            msg = (
+                "distill_loss= is for distillation: give distill=True, or the name of a submodule."
+            )
+            raise SearchError(msg)
+        if not (0 <= label_weight < math.inf) or (label_weight and not distill):
+            msg = (
+                f"label_weight={label_weight!r} is the share of labels beside distillation: give a "
+                "finite number of at least 0, with distill=True."
+            )
+            raise SearchError(msg)
+        if schedule is not None and not isinstance(schedule, ProgressiveShrinking):
+            msg = f"schedule={schedule!r:.60} is no schedule. Give a ProgressiveShrinking({{...}})."
+            raise SearchError(msg)
+        if stratify is not None and not isinstance(stratify, str | Measure):
+            msg = f"stratify={stratify!r:.60} is no exact cost. Give 'macs', 'params' or a Measure."
+            raise SearchError(msg)
+        self.rule = rule
+        self.n_random = 2 if n_random is None else n_random
+        self.schedule = schedule
+        self.stratify = stratify
+        self.seed = seed
+        self.label_weight = label_weight
+        self._distill = distill
+        self._distill_loss = loss_named(distill_loss)
+        self._named_loss = distill_loss is None or isinstance(distill_loss, str)
+        self._given = (space, activate)
+        self._part: Elastic | None = None
+        self._space: SearchSpace | None = None
+        self._measure: Measure | None = None
+        self._opened: dict[Phase | None, tuple[SearchSpace | None, Draw]] = {}
+        self._ranks = (0, 1)
+        self._step: tuple[Any, int] | None = None
+        self._subnets: list[Subnet] = []
+        self._logits: Logits | None = None
+        self._watch = ExitStack()
+
+    def subnets(self, step: int, epoch: int = 0) -> list[Subnet]:
+        """Return the subnets that this process trains in an optimizer step, the first first.
+
+        Args:
+            step: The optimizer step.
+            epoch: Its epoch, of which a schedule in epochs needs to know.
+        """
+        assert self._part is not None, "the subnets are known once training has begun"
+        space = self._space = self._space or self._part.search_space()  # building it takes time
+        opened, draw = self._open(space, self._phase(step, epoch))
+        return step_subnets(
+            self.rule,
+            space.largest,
+            opened,
+            draw,
+            step=step,
+            n_random=self.n_random,
+            ranks=self._ranks,
+        )
+
+    def _phase(self, step: int, epoch: int) -> Phase | None:
+        return None if self.schedule is None else self.schedule.phase(step=step, epoch=epoch)
+
+    def _open(self, space: SearchSpace, phase: Phase | None) -> tuple[SearchSpace | None, Draw]:
+        """Return what is open in a phase, and what draws from it."""
+        if phase not in self._opened:
+            opened: SearchSpace | None = space
+            if self.schedule is not None and phase is not None:
+                opened = self.schedule.opened(space, phase)
+            draw = uniform(opened or space, self.seed)
+            if opened is not None and self._measure is not None:
+                draw = Strata(opened, self._measure, self.seed).draw
+            self._opened[phase] = opened, draw
+        return self._opened[phase]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that this training can be shared, and put the largest subnet in force.
+
+        By then `configure_model` has run, so the network is there.
+        """
+        space, activate = self._given
+        if space is not None and activate is not None:
+            elastic(pl_module, space=space, activate=activate)
+        check_training(pl_module, trainer)
+        self._ranks = (trainer.global_rank, trainer.world_size)
+        if self.rule == "ranks" and trainer.world_size == 1:
+            msg = (
+                "rule='ranks' gives every process one subnet, and this training has one process. "
+                "Use rule='sandwich', or Trainer(devices=2, strategy='ddp')."
+            )
+            raise SearchError(msg)
+        self._part = elastic_part(pl_module)
+        self._space = self._part.search_space()
+        self._opened = {}
+        self._measure = self._exact(pl_module, self._part)
+        phases: list[Phase | None] = [None]
+        if self.schedule is not None:
+            self.schedule.check(self._space)
+            phases = [*self.schedule.phases]
+            if self.schedule.sorts:
+                sortable_part(pl_module)
+        for phase in phases:  # what cannot be drawn from shows here
+            self._open(self._space, phase)
+        self._logits = self._logits_of(pl_module) if self._distill else None
+        self._activate_largest()
+
+    def _exact(self, module: LightningModule, part: Elastic) -> Measure | None:
+        """Return the cost that subnets are stratified by."""
+        name = self.stratify
+        if not isinstance(name, str):
+            return name
+        tables = getattr(part, "exact_measures", None)
+        own = [measure.name for measure in tables()] if callable(tables) else []
+        known = list(dict.fromkeys([*own, *BUILT_IN]))
+        if name not in known:
+            msg = (
+                f"stratify={name!r} is no exact cost of {type(part).__name__}."
+                f"{did_you_mean(name, known)} It has {listed(known)}, or give a Measure."
+            )
+            raise SearchError(msg)
+
+        def example() -> Any:
+            sample = module.example_input_array
+            if sample is None:
+                msg = (
+                    f"{name!r} of {type(part).__name__} is counted on an input, and there is none. "
+                    f"Set example_input_array of {type(module).__name__}, or give a Measure."
+                )
+                raise SearchError(msg)
+            return sample
+
+        return count_measures(module, part, [name], example)[0]
+
+    def _logits_of(self, module: LightningModule) -> Logits:
+        """Return where the logits are taken from."""
+        if isinstance(self._distill, str):
+            if self._distill not in dict(module.named_modules()):
+                names = [name for name, _ in module.named_modules() if name]
+                msg = (
+                    f"distill={self._distill!r} is no submodule of {type(module).__name__}."
+                    f"{did_you_mean(self._distill, names)} "
+                    "Name the one whose output is the logits."
+                )
+                raise SearchError(msg)
+            source, name = module.get_submodule(self._distill), repr(self._distill)
+            return Logits(module, source, name, classes=self._named_loss)
+        if is_overridden("forward", module):
+            return Logits(module, None, "forward()", classes=self._named_loss)
+        part: Any = self._part
+        if part is module:
+            msg = (
+                f"{type(module).__name__} has no forward(), so distill=True finds no logits. "
+                "Write one that training_step calls, or name a submodule: distill='net'."
+            )
+            raise SearchError(msg)
+        return Logits(module, part, "forward()", classes=self._named_loss)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Choose the subnets of this step and put the first in force."""
+        assert self._part is not None
+        self._step = (batch, batch_idx)
+        self._begin_phase(trainer, pl_module, batch_idx)
+        self._subnets = self.subnets(trainer.global_step, trainer.current_epoch)
+        self._part.activate(self._subnets[0])
+        parallel = distributed_model(trainer)
+        if parallel is not None:  # gradients of all subnets are reduced together, once
+            parallel.require_backward_grad_sync = False
+            parallel.require_forward_param_sync = True
+        if self._logits is not None:
+            self._watch.enter_context(self._logits.watched())
+
+    def _begin_phase(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
+        """Log the phase of the schedule; sort channels where one begins that asks for it."""
+        step, epoch = trainer.global_step, trainer.current_epoch
+        schedule, phase = self.schedule, self._phase(step, epoch)
+        if schedule is None or phase is None:
+            return
+        module.log("shrinking_phase", float(phase.number), prog_bar=True, on_step=True)
+        # A second call within the step (accumulated batches, a resume) would change no function.
+        if phase.sorts and schedule.begins(phase, step=step, epoch=epoch, batch_idx=batch_idx):
+            assert self._space is not None
+            keep = schedule.opened(self._space, schedule.before(phase))
+            sort_channels(sortable_part(module), keep=keep, optimizers=trainer.optimizers)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the gradients of the other subnets, then reduce over ranks."""
+        assert self._part is not None
+        assert self._step is not None
+        teacher = None if self._logits is None else self._logits.teacher()
+        with muted(pl_module), frozen_statistics(pl_module):
+            for subnet in self._subnets[1:]:
+                self._part.activate(subnet)
+                loss = run_training_step(trainer, pl_module, *self._step)
+                if self._logits is not None and teacher is not None:
+                    taught = self._distill_loss(self._logits.student(), teacher)
+                    if loss is not None and self.label_weight > 0:
+                        taught = taught + self.label_weight * loss
+                    loss = taught
+                if loss is not None:
+                    backward(trainer, pl_module, loss)
+        self._part.activate(self._subnets[0])  # an optimizer may call the closure again
+        mean_gradients(trainer, pl_module, uneven=self.rule == "ranks")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Put the largest subnet in force again."""
+        self._finish()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the largest subnet in force."""
+        self._finish()
+
+    def _finish(self) -> None:
+        self._watch.close()
+        self._step = None
+        self._activate_largest()
+
+    def _activate_largest(self) -> None:
+        if self._part is not None and self._space is not None:
+            self._part.activate(self._space.largest)
+
+
+@contextmanager
+def muted(module: LightningModule) -> Iterator[None]:
+    """Drop what the module logs."""
+
+    def dropped(*_args: Any, **_kwargs: Any) -> None: ...
+
+    with shadowed(module, "log", dropped), shadowed(module, "log_dict", dropped):
+        yield
