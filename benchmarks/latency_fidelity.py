@@ -36,7 +36,9 @@ from benchmarks.data import RESULTS
 from lightning_subnet import Latency, LatencyTable, extract
 from lightning_subnet.costs.runtimes.base import RUNTIMES
 from lightning_subnet.elasticity.protocol import activated
-from lightning_subnet.predictors.registry import features, kendall_tau, make
+from lightning_subnet.predictors.base import kendall_tau
+from lightning_subnet.predictors.features import features
+from lightning_subnet.predictors.registry import make
 from lightning_subnet.supernets import ElasticMobileNetV3
 
 TARGET, HELD_TO_IT = 0.95, ("eager", "onnxruntime")

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
         SpaceExhausted,
         SubnetError,
     )
-    from lightning_subnet.experiments.comparing import compare
-    from lightning_subnet.experiments.comparison import Comparison
+    from lightning_subnet.experiments.comparison import Comparison, compare
     from lightning_subnet.experiments.space_reduction import (
         Reduction,
         ReductionWarning,
@@ -119,7 +118,7 @@ _HOME = {
     "alpha_divergence": "training.distillation",
     "check_elastic": "elasticity.checking",
     "closest_subnet": "costs.closest",
-    "compare": "experiments.comparing",
+    "compare": "experiments.comparison",
     "elastic": "elasticity.protocol",
     "elasticity_report": "results.elasticity_report",
     "export_onnx": "export.exporting",

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from lightning_subnet.errors import StorageError
 
 
 def differences(stored: Any, now: Any, path: str = "") -> Iterator[str]:
@@ -29,3 +33,40 @@ def differences(stored: Any, now: Any, path: str = "") -> Iterator[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."  # noqa: PLR2004 - a line's worth
+
+
+def digest(data: object) -> str:
+    """Return a short stable hash of JSON-able data."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def write(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Write JSON."""
+    Path(path).write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+
+def read(path: str | Path, form: str, what: str) -> dict[str, Any]:
+    """Return JSON of a form.
+
+    Args:
+        path: The file.
+        form: The text under `format`.
+        what: The class that writes it, for the message.
+
+    Raises:
+        StorageError: Not such a file.
+    """
+    try:
+        data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        if data["format"] != form:
+            raise KeyError(data["format"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise unreadable(path, what, error) from error
+    return data
+
+
+def unreadable(path: str | Path, what: str, error: Exception) -> StorageError:
+    """Return the error of a file that holds something else."""
+    msg = f"{path} holds no {what} ({error!r:.80}). Write one with {what}.save(path)."
+    return StorageError(msg)

@@ -61,6 +61,14 @@ class StudyMismatchError(StorageError, ValueError):
     """A stored study of this name was made with other settings."""
 
 
+class PluginError(SubnetError, ImportError):
+    """What another package offers by an entry point cannot be used."""
+
+
+class PluginWarning(UserWarning):
+    """Another package offers something under a name that is taken."""
+
+
 class NoFeasibleSubnet(SubnetError, LookupError):
     """No evaluated subnet satisfies the bounds; `nearest` violates them least.
 

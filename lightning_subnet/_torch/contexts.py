@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+
+from lightning_subnet.training._lightning import LightningModule
 
 
 @contextmanager
@@ -28,3 +31,49 @@ def random_state(seed: int | None = None) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy_)  # noqa: NPY002 - as above
+
+
+@contextmanager
+def shadowed(owner: Any, name: str, shadow: Any) -> Iterator[None]:
+    """Replace a method on an instance; what the instance had under that name comes back.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Linear(2, 2)
+        >>> with shadowed(net, "forward", lambda x: -x):
+        ...     net(torch.ones(1)).item()
+        -1.0
+        >>> "forward" in vars(net)
+        False
+    """
+    # LightningDataModule.from_datasets keeps its dataloaders as attributes of the instance.
+    own = vars(owner).get(name)
+    setattr(owner, name, shadow)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+        if own is not None:
+            setattr(owner, name, own)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module in eval mode inside a `with` block, and every flag back afterwards."""
+    training = {child: child.training for child in module.modules()}
+    try:
+        module.eval()
+        yield
+    finally:
+        for child, flag in training.items():
+            child.training = flag
+
+
+@contextmanager
+def muted(module: LightningModule) -> Iterator[None]:
+    """Drop what the module logs."""
+
+    def dropped(*_args: Any, **_kwargs: Any) -> None: ...
+
+    with shadowed(module, "log", dropped), shadowed(module, "log_dict", dropped):
+        yield

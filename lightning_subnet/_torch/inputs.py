@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from lightning_subnet.errors import ObjectiveError
 
@@ -54,3 +56,44 @@ def sample_for(model: nn.Module, given: Any, *measures: Any) -> Any:
     own = (getattr(measure, "input", None) for measure in measures)
     found = next((x for x in own if x is not None), given)
     return getattr(model, "example_input_array", None) if found is None else found
+
+
+def arguments(module: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword arguments for a call, as the weights are (`as_weight`).
+
+    Args:
+        module: What is to be called.
+        example_input: A tensor, a tuple of positional or a dict of keyword arguments.
+    """
+    named = example_input if isinstance(example_input, dict) else {}
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = () if named else inputs
+    weight = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if weight is None:
+        return inputs, named
+    return as_weight(weight, inputs), as_weight(weight, named)
+
+
+def as_weight(weight: torch.Tensor, inputs: Any) -> Any:
+    """Return inputs on the device of a weight and, if floating, in its precision.
+
+    That is wherever, and in whichever precision, a Trainer left it.
+    """
+
+    def moved(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor):
+            return x
+        return x.to(weight) if x.is_floating_point() else x.to(weight.device)
+
+    return tree_map(moved, inputs)
+
+
+def cloned(batch: Any, device: Any = None) -> Any:
+    """Return a copy of a batch, as a step may work on it in place."""
+
+    def clone(x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            return x.to(device, copy=True)
+        return copy.deepcopy(x)
+
+    return tree_map(clone, batch)

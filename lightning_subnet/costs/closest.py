@@ -16,6 +16,7 @@ from torch import nn
 
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet._torch.inputs import sample_for
+from lightning_subnet._types import Floats, Indices
 from lightning_subnet.costs.counts import BUILT_IN, count_measures
 from lightning_subnet.elasticity.protocol import Elastic, activated, elastic_part
 from lightning_subnet.errors import (
@@ -26,9 +27,9 @@ from lightning_subnet.errors import (
     did_you_mean,
     listed,
 )
-from lightning_subnet.predictors._sklearn import Floats, one_thread
-from lightning_subnet.predictors.registry import features, make
-from lightning_subnet.space.choices import Indices
+from lightning_subnet.predictors._sklearn import one_thread
+from lightning_subnet.predictors.features import features
+from lightning_subnet.predictors.registry import make
 from lightning_subnet.space.members import distinct_rows, row_codes
 from lightning_subnet.space.minimise import least
 from lightning_subnet.space.space import SearchSpace

@@ -7,100 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_subnet._torch.macs import count_macs
 from lightning_subnet.elasticity.extraction import extract
-from lightning_subnet.elasticity.protocol import Elastic, evaluating
+from lightning_subnet.elasticity.protocol import Elastic
 from lightning_subnet.errors import MeasurementError
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.measures import Measure
 
 BUILT_IN = ("macs", "params", "size_mb")
-
-
-def count_macs(module: nn.Module, example_input: Any) -> int:
-    """Return the multiply-accumulates of one forward pass.
-
-    Counted are matrix products, convolutions and attention, as `torch.utils.flop_counter` does
-    (FLOPs = 2 MACs); biases, normalisation and activations are not.
-
-    Args:
-        module: The network, with the subnet to be counted in force; run in eval mode.
-        example_input: A tensor, a tuple of positional or a dict of keyword arguments.
-
-    Raises:
-        MeasurementError: The network does not take the input, or nothing was counted.
-
-    Example:
-        >>> count_macs(nn.Linear(10, 5), torch.zeros(1, 10))
-        50
-    """
-    inputs, named = arguments(module, example_input)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # nothing inside it is counted
-    try:
-        # The counter sees nothing inside fused attention on a CPU; its plain form is counted.
-        with (
-            evaluating(module),
-            torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),
-            FlopCounterMode(display=False) as counter,
-        ):
-            module(*inputs, **named)
-    except Exception as error:
-        shapes = [
-            tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
-            for x in (*inputs, *named.values())
-        ]
-        msg = (
-            f"{type(module).__name__} failed on an input of {shapes} while its MACs were "
-            f"counted: {error}. Set example_input_array to an input that forward() takes."
-        )
-        raise MeasurementError(msg) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    macs = int(counter.get_total_flops()) // 2
-    if macs == 0:
-        msg = (
-            f"No multiplication was counted in {type(module).__name__}: "
-            "its operators are unknown to the counter."
-        )
-        raise MeasurementError(msg)
-    return macs
-
-
-def arguments(module: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return positional and keyword arguments for a call, as the weights are (`as_weight`).
-
-    Args:
-        module: What is to be called.
-        example_input: A tensor, a tuple of positional or a dict of keyword arguments.
-    """
-    named = example_input if isinstance(example_input, dict) else {}
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    inputs = () if named else inputs
-    weight = next((p for p in module.parameters() if p.is_floating_point()), None)
-    if weight is None:
-        return inputs, named
-    return as_weight(weight, inputs), as_weight(weight, named)
-
-
-def as_weight(weight: torch.Tensor, inputs: Any) -> Any:
-    """Return inputs on the device of a weight and, if floating, in its precision.
-
-    That is wherever, and in whichever precision, a Trainer left it.
-    """
-
-    def moved(x: Any) -> Any:
-        if not isinstance(x, torch.Tensor):
-            return x
-        return x.to(weight) if x.is_floating_point() else x.to(weight.device)
-
-    return tree_map(moved, inputs)
 
 
 def traced_measures(module: nn.Module, elastic: Elastic, example_input: Any) -> dict[str, Measure]:

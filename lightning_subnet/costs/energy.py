@@ -19,15 +19,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_subnet._torch.codeprint import code_fingerprint
+from lightning_subnet._json import digest
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet._torch.device import describe_device, usable_device
-from lightning_subnet._torch.inputs import batched, described
-from lightning_subnet.costs.counts import arguments
+from lightning_subnet._torch.fingerprints import code_fingerprint
+from lightning_subnet._torch.inputs import arguments, batched, described
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, ObjectiveError
-from lightning_subnet.space.choices import digest
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.measures import Measure
 

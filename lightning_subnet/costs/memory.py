@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet._torch.device import usable_device
-from lightning_subnet._torch.inputs import batched, described
-from lightning_subnet.costs.counts import arguments, remembered
+from lightning_subnet._torch.inputs import arguments, batched, described
+from lightning_subnet.costs.counts import remembered
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.space.subnet import Subnet

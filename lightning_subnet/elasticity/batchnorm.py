@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from lightning_subnet.elasticity.protocol import evaluating
+from lightning_subnet._torch.contexts import evaluating
 from lightning_subnet.errors import MeasurementError
 
 

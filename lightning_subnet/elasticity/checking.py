@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_subnet._torch.contexts import random_state
-from lightning_subnet.costs.counts import count_macs
-from lightning_subnet.elasticity.protocol import Elastic, activated, elastic_part, evaluating
+from lightning_subnet._torch.contexts import evaluating, random_state
+from lightning_subnet._torch.macs import count_macs
+from lightning_subnet.elasticity.protocol import Elastic, activated, elastic_part
 from lightning_subnet.errors import ElasticityError, MeasurementError
 from lightning_subnet.space.choices import Value
 from lightning_subnet.space.space import SearchSpace

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_subnet._torch.contexts import evaluating
 from lightning_subnet.elasticity.layers import ElasticLayer, ElasticSequential
-from lightning_subnet.elasticity.protocol import activated, elastic_part, evaluating
+from lightning_subnet.elasticity.protocol import activated, elastic_part
 from lightning_subnet.errors import MeasurementError
 from lightning_subnet.space.subnet import Subnet
 

@@ -97,18 +97,6 @@ def activated(module: nn.Module, subnet: Subnet) -> Iterator[None]:
         part.activate(part.search_space().largest if before is None else before)
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in eval mode inside a `with` block, and every flag back afterwards."""
-    training = {child: child.training for child in module.modules()}
-    try:
-        module.eval()
-        yield
-    finally:
-        for child, flag in training.items():
-            child.training = flag
-
-
 def elastic_part(module: nn.Module) -> Elastic:
     """Return the module itself if it is elastic, else its only elastic descendant.
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._types import Floats, Indices
 from lightning_subnet.errors import SearchError, users_line
-from lightning_subnet.predictors._sklearn import Floats, dense_clusters, one_thread
-from lightning_subnet.space.choices import Indices, Value
+from lightning_subnet.predictors._sklearn import dense_clusters, one_thread
+from lightning_subnet.space.choices import Value
 from lightning_subnet.space.members import distinct_rows
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.strategies._toolkit.surrogates import Surrogates, evolve

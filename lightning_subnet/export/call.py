@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten_with_path
 
-from lightning_subnet.costs.counts import arguments
-from lightning_subnet.elasticity.protocol import evaluating
+from lightning_subnet._torch.contexts import evaluating
+from lightning_subnet._torch.inputs import arguments
 from lightning_subnet.errors import ExportError
 
 Returns = Literal["tensor", "tuple", "dict"]

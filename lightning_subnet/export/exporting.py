@@ -20,14 +20,10 @@ from torch import nn
 
 from lightning_subnet.errors import ExportError, SubnetError
 from lightning_subnet.export.call import Call, brief
-from lightning_subnet.export.formats.base import (
-    FixedBatchError,
-    library,
-    quiet,
-    to_exported_program,
-    to_onnx,
-    to_openvino,
-)
+from lightning_subnet.export.formats.base import FixedBatchError, library, quiet
+from lightning_subnet.export.formats.onnx import to_onnx
+from lightning_subnet.export.formats.openvino import to_openvino
+from lightning_subnet.export.formats.torch_export import to_exported_program
 from lightning_subnet.export.loading import FORMAT, SUFFIXES, beside, fingerprint
 from lightning_subnet.export.parity import compared, rows
 from lightning_subnet.space.subnet import Subnet

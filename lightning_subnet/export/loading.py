@@ -14,7 +14,9 @@ import torch
 
 from lightning_subnet.errors import ExportError, SubnetError, did_you_mean, listed
 from lightning_subnet.export.call import brief, named_outputs, restored
-from lightning_subnet.export.formats.base import onnx_session, openvino_compiled, quiet
+from lightning_subnet.export.formats.base import quiet
+from lightning_subnet.export.formats.onnx import onnx_session
+from lightning_subnet.export.formats.openvino import openvino_compiled
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lightning_subnet.elasticity.protocol import evaluating
+from lightning_subnet._torch.contexts import evaluating
 from lightning_subnet.errors import ExportError
 from lightning_subnet.export.call import Call, Flat, brief
 from lightning_subnet.export.formats.base import FixedBatchError

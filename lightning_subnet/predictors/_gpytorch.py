@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_subnet.predictors._sklearn import Floats, one_thread
+from lightning_subnet._types import Floats
+from lightning_subnet.predictors._sklearn import one_thread
 from lightning_subnet.predictors.gaussian_process import Gaussian
 
 _JITTER = 1e-8  # of the prior variance; also the variance of what is computed exactly

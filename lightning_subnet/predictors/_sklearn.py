@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from lightning_subnet._types import Floats
 
 _ALPHAS = np.logspace(-4, 1.5, 12)
 _TINY = 1e-9

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from lightning_subnet.predictors._sklearn import Floats, squared_distances
+from lightning_subnet._types import Floats, Indices
+from lightning_subnet.predictors._sklearn import squared_distances
 from lightning_subnet.predictors.base import Predictor, spaced
-from lightning_subnet.space.choices import Indices
 from lightning_subnet.space.space import SearchSpace
 
 _SEARCH_ROWS = 120  # rows that weights and warp are chosen on: their cost grows with the cube
@@ -168,7 +168,7 @@ class Additive(Predictor):
         Gaussian Processes for Machine Learning (2006), equation 5.12, for left-out predictions.
 
     Example:
-        >>> from lightning_subnet.predictors.registry import features
+        >>> from lightning_subnet.predictors.features import features
         >>> space = SearchSpace({f"width.{i}": [8, 16, 32, 64] for i in range(8)})
         >>> X = space.sample_indices(200, 0)
         >>> y = 80 - 20 * np.exp(-X.mean(axis=1))
@@ -184,6 +184,11 @@ class Additive(Predictor):
     def __init__(self, effects: Effects | None = None, *, random_state: int = 0) -> None:
         super().__init__(random_state=random_state)
         self.effects = effects
+
+    @classmethod
+    def for_space(cls, space: SearchSpace, *, random_state: int = 0) -> Predictor:
+        """Return a predictor that knows which features of the space are alike."""
+        return cls(effects=Effects.of(space), random_state=random_state)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(random_state={self.random_state!r})"

@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._types import Floats, Indices
 from lightning_subnet.errors import SubnetError, users_line
 from lightning_subnet.predictors import _sklearn
-from lightning_subnet.predictors._sklearn import Floats, KernelRegression, Scale, Setting
-from lightning_subnet.space.choices import Indices
+from lightning_subnet.predictors._sklearn import KernelRegression, Scale, Setting
+from lightning_subnet.space.space import SearchSpace
 
 Pairs = tuple[tuple[float, float], ...]
 
@@ -120,6 +121,11 @@ class Predictor:
 
     def __init__(self, *, random_state: int = 0) -> None:
         self.random_state = random_state
+
+    @classmethod
+    def for_space(cls, space: SearchSpace, *, random_state: int = 0) -> Predictor:
+        """Return a predictor of the features of a space, which may tell it which are alike."""
+        return cls(random_state=random_state)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the settings by name, as scikit-learn does."""

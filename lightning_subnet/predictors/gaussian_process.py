@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_subnet.predictors._sklearn import Floats, Scale, Setting, squared_distances, weights
+from lightning_subnet._types import Floats
+from lightning_subnet.predictors._sklearn import Scale, Setting, squared_distances, weights
 from lightning_subnet.predictors.base import _KERNEL_ROWS, _SEARCH_ROWS, Predictor, spaced
 
 MOST_ROWS = _KERNEL_ROWS

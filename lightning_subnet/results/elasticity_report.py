@@ -13,10 +13,10 @@ import numpy as np
 from lightning_subnet.errors import SearchError, did_you_mean, listed
 from lightning_subnet.predictors.registry import make
 from lightning_subnet.results.sensitivity import FEWEST, Dimension, Sensitivity, Study, dimensions
-from lightning_subnet.search.study_header import check_part
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.study.history import History
 from lightning_subnet.study.measures import Measure, NetworkMeasure, by_name
+from lightning_subnet.study.problem import check_part
 
 if TYPE_CHECKING:
     import pandas as pd

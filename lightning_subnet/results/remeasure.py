@@ -7,19 +7,25 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from lightning_subnet._torch.inputs import sample_for
 from lightning_subnet.elasticity.protocol import elastic_part
-from lightning_subnet.errors import MeasurementError, ObjectiveError, SearchError
+from lightning_subnet.errors import MeasurementError, ObjectiveError, SearchError, listed
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.evaluators import as_numbers
 from lightning_subnet.study.history import Evaluation, History
 from lightning_subnet.study.measures import Measure, NetworkMeasure
-from lightning_subnet.study.problem import Problem, Searched
+from lightning_subnet.study.problem import Problem, Searched, check_part
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lightning_subnet.results.result import SearchResult
+    from lightning_subnet.training.frozen_data import Source
 
 Told = Callable[[Subnet], Any]
 
@@ -201,3 +207,28 @@ def _again(before: Evaluation, number: int, name: str, told: Told) -> Evaluation
         seconds=time.perf_counter() - start,
         generation=before.generation,
     )
+
+
+def validated_again(result: SearchResult, model: Any, source: Source, trainer: Any) -> pd.DataFrame:
+    """Validate the front on other data; see `SearchResult.verify`."""
+    import pandas as pd
+
+    from lightning_subnet.training.evaluator import TrainerEvaluator
+
+    front = result.front
+    rows: list[dict[str, float]] = []
+    with TrainerEvaluator(model, source, trainer=trainer) as evaluator:
+        check_part(result.history.space, evaluator.space)
+        for evaluation in front:
+            logged = evaluator.evaluate(evaluation.subnet)
+            rows.append({})
+            if not any(o.name in logged for o in result.objectives):
+                msg = f"No objective was logged; logged: {listed(logged)}."
+                raise SearchError(msg)
+            for objective in (o for o in result.objectives if o.name in logged):
+                name, worse = objective.name, 1.0 if objective.direction == "max" else -1.0
+                before, now = evaluation.values[name], float(logged[name])
+                rows[-1][name] = before
+                rows[-1][f"{name}_verified"] = now
+                rows[-1][f"{name}_drop"] = worse * (before - now)
+    return pd.DataFrame(rows, index=pd.Index([e.number for e in front], name="number"))

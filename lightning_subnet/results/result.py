@@ -16,10 +16,10 @@ from lightning_subnet.errors import (
     listed,
 )
 from lightning_subnet.results.record import best_of, nothing
-from lightning_subnet.search.verify_front import Verified, verified_values, with_verified
+from lightning_subnet.search.verify_front import verified_values
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study import pareto
-from lightning_subnet.study.history import Evaluation, History
+from lightning_subnet.study.history import Evaluation, History, Verified, with_verified
 from lightning_subnet.study.objectives import Objective, minimised, parse_constraints
 from lightning_subnet.study.problem import Problem
 
@@ -274,7 +274,7 @@ class SearchResult:
         Raises:
             SearchError: As `fit`.
         """
-        from lightning_subnet.results.tables import validated_again
+        from lightning_subnet.results.remeasure import validated_again
         from lightning_subnet.training.frozen_data import Source
 
         if calibration_images is None:

@@ -4,19 +4,17 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_subnet.errors import ObjectiveError, SearchError, listed
-from lightning_subnet.search.study_header import check_part
+from lightning_subnet.errors import ObjectiveError
 from lightning_subnet.study.measures import Measure
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lightning_subnet.results.result import SearchResult
-    from lightning_subnet.training.frozen_data import Source
 
 
 def told(measure: Measure) -> dict[str, str]:
@@ -64,28 +62,3 @@ def frame(result: SearchResult) -> pd.DataFrame:
     on_front = {evaluation.number for evaluation in result.front}
     frame["front"] = [number in on_front for number in frame.index]
     return frame
-
-
-def validated_again(result: SearchResult, model: Any, source: Source, trainer: Any) -> pd.DataFrame:
-    """Validate the front on other data; see `SearchResult.verify`."""
-    import pandas as pd
-
-    from lightning_subnet.training.evaluator import TrainerEvaluator
-
-    front = result.front
-    rows: list[dict[str, float]] = []
-    with TrainerEvaluator(model, source, trainer=trainer) as evaluator:
-        check_part(result.history.space, evaluator.space)
-        for evaluation in front:
-            logged = evaluator.evaluate(evaluation.subnet)
-            rows.append({})
-            if not any(o.name in logged for o in result.objectives):
-                msg = f"No objective was logged; logged: {listed(logged)}."
-                raise SearchError(msg)
-            for objective in (o for o in result.objectives if o.name in logged):
-                name, worse = objective.name, 1.0 if objective.direction == "max" else -1.0
-                before, now = evaluation.values[name], float(logged[name])
-                rows[-1][name] = before
-                rows[-1][f"{name}_verified"] = now
-                rows[-1][f"{name}_drop"] = worse * (before - now)
-    return pd.DataFrame(rows, index=pd.Index([e.number for e in front], name="number"))

@@ -14,14 +14,14 @@ from lightning_subnet.results.result import SearchResult
 from lightning_subnet.search.loop import loop
 from lightning_subnet.search.profile import Profile
 from lightning_subnet.search.session import Session
-from lightning_subnet.search.study_header import check_part
-from lightning_subnet.search.verify_front import Verified, keep_verified, verified_values
+from lightning_subnet.search.verify_front import keep_verified, verified_values
 from lightning_subnet.search.warm_start import WarmStart
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.evaluators import Evaluator, Measured
-from lightning_subnet.study.history import Evaluation
+from lightning_subnet.study.history import Evaluation, Verified
 from lightning_subnet.study.measures import Measure
+from lightning_subnet.study.problem import check_part
 from lightning_subnet.study.storage import Storage
 from lightning_subnet.training._lightning import gathered
 from lightning_subnet.training.evaluator import TrainerEvaluator

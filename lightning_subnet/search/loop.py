@@ -3,13 +3,20 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
 import numpy as np
 
+from lightning_subnet.errors import ObjectiveError
 from lightning_subnet.search.profile import check_feasible
-from lightning_subnet.search.progress import Progress
 from lightning_subnet.search.session import Session
 from lightning_subnet.search.verify_front import verify_front
+from lightning_subnet.study import pareto
 from lightning_subnet.study.evaluators import Evaluator
+from lightning_subnet.study.history import Evaluation
 
 
 def loop(
@@ -51,3 +58,113 @@ def loop(
                 f"again, which changed it by {np.median(np.abs(values)):.1%} (median)",
                 flush=True,
             )
+
+
+_LINES = 10
+_FIRST = 10
+
+
+class Progress:
+    """Shows evaluations done, best values, hypervolume, failures and time left.
+
+    The hypervolume is that of the front over that of the first ten feasible evaluations, whose
+    worst values are the reference point; so it starts at 1 and grows.
+
+    Args:
+        session: The search.
+        enabled: Show anything at all.
+    """
+
+    def __init__(self, session: Session, *, enabled: bool = True) -> None:
+        self._session = session
+        self._enabled = enabled
+        self._total = session.budget.evaluations
+        self._bar: Any = None
+        self._task: Any = None
+        self._start = time.perf_counter()
+        self._done = 0
+
+    def __enter__(self) -> Progress:
+        if not self._enabled:
+            return self
+        session = self._session
+        if session.spent:
+            print(f"{session.study.name}: goes on after {session.spent} evaluations", flush=True)
+        if sys.stdout.isatty():
+            from rich import progress
+
+            self._bar = progress.Progress(
+                progress.TextColumn("[bold]{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[best]}"),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(
+                session.study.name, total=self._total, completed=session.spent, best=self._best()
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, evaluation: Evaluation) -> None:
+        """Show one more evaluation."""
+        self._done += 1
+        if not self._enabled:
+            return
+        spent = self._session.spent
+        if not evaluation.ok:
+            line = f"evaluation {evaluation.number} failed: {evaluation.reason}"
+            (self._bar.console.print if self._bar else print)(line)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=spent, best=self._best())
+        elif (
+            self._total is None
+            or spent == self._total
+            or spent % max(self._total // _LINES, 1) == 0
+        ):
+            rate = (time.perf_counter() - self._start) / self._done
+            left = "" if self._total is None else f"  {rate * (self._total - spent):.0f} s left"
+            total = "" if self._total is None else f"/{self._total}"
+            print(f"{self._session.study.name}: {spent}{total}  {self._best()}{left}", flush=True)
+
+    def _best(self) -> str:
+        session = self._session
+        history = session.history
+        parts = []
+        for objective in session.problem.objectives:
+            column = history.column(objective.name)
+            column = column[~np.isnan(column)]
+            if len(column):
+                best = column.min() if objective.direction == "min" else column.max()
+                parts.append(f"{objective.name} {best:.4g}")
+        text = "best " + ", ".join(parts) if parts else ""
+        if (grown := self._hypervolume()) is not None:
+            text += f"  hypervolume x{grown:.2f}"
+        failed = int((~history.ok).sum()) if len(history) else 0
+        return text + (f"  {failed} failed" if failed else "")
+
+    def _hypervolume(self) -> float | None:
+        """Return the hypervolume over that of the first evaluations; None while it means nothing.
+
+        It is also None where the first evaluations agree in an objective, or with one objective.
+        """
+        problem, history = self._session.problem, self._session.history
+        if len(problem.objectives) == 1 or len(history) <= _FIRST:
+            return None
+        try:
+            F, missed = problem.scores(history)
+        except ObjectiveError:  # a relative bound whose reference failed
+            return None
+        F = F[missed <= 0]
+        reference = F[:_FIRST].max(axis=0) if len(F) > _FIRST else np.zeros(0)
+        start = pareto.hypervolume(F[:_FIRST], reference) if len(F) > _FIRST else 0.0
+        return pareto.hypervolume(F, reference) / start if start > 0 else None

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lightning_subnet._types import Indices
 from lightning_subnet.errors import SearchError
-from lightning_subnet.space.choices import Indices
 from lightning_subnet.space.members import distinct_rows, row_codes
 from lightning_subnet.space.minimise import least
 from lightning_subnet.space.subnet import Subnet

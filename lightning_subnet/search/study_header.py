@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightning_subnet._json import digest
 from lightning_subnet.errors import (
-    InvalidSubnetError,
     SearchError,
     did_you_mean,
     listed,
     users_line,
 )
-from lightning_subnet.space.choices import digest
-from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.strategies.base import Strategy
 from lightning_subnet.study.measures import Measure
@@ -64,33 +62,6 @@ def make_header(
         **({"warm_from": list(warm_from)} if warm_from else {}),
         **({"values": space["values"]} if "values" in space else {}),
     }
-
-
-def check_part(space: SearchSpace, whole: SearchSpace, measures: Sequence[Measure] = ()) -> None:
-    """Raise `SearchError` if a given space is no part of the model's.
-
-    Args:
-        space: The given space.
-        whole: The model's.
-        measures: What is computed. Those of value indices need a part in the model's own indices.
-    """
-    try:
-        for end in (space.smallest, space.largest):
-            whole.subnet(end.active)
-    except InvalidSubnetError as error:
-        msg = (
-            f"space= does not fit the model's own space: {error}\n"
-            "Leave space= out, or give a part: model.search_space().restricted_to(...)."
-        )
-        raise SearchError(msg) from error
-    other = space.choices != whole.choices or space.names != whole.names
-    if other and (by_index := [m.name for m in measures if m.vectorised]):
-        msg = (
-            f"space= has other choices than the model's own, and {by_index[0]!r} would read its "
-            "value indices as the model's.\nNarrow the model's space instead: "
-            "model.search_space().narrowed_to({'depth': [2, 3]}), say."
-        )
-        raise SearchError(msg)
 
 
 def open_study(

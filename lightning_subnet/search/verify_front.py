@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_subnet.search.session import Session
 from lightning_subnet.space.subnet import Subnet
-from lightning_subnet.study.history import Evaluation, History
+from lightning_subnet.study.history import Evaluation, Verified, with_verified
 
 if TYPE_CHECKING:
     from lightning_subnet.study.storage import Study
 
 _log = logging.getLogger(__name__)
-
-Verified = Mapping[str, Mapping[str, tuple[float, float]]]
-"""Second (value, standard error) by name of measure, by key of the subnet."""
 
 
 def noisy_names(session: Session) -> list[str]:
@@ -54,27 +50,6 @@ def keep_verified(session: Session, verified: Verified) -> None:
             session.study.storage.keep_value(
                 _fingerprint(session.study, name), evaluation.subnet, value, error
             )
-
-
-def with_verified(history: History, verified: Verified) -> History:
-    """Return the evaluations with their second values in place of the first."""
-    return History(
-        history.space,
-        (
-            _replaced(evaluation, verified[evaluation.subnet.key])
-            if evaluation.subnet.key in verified and evaluation.ok
-            else evaluation
-            for evaluation in history
-        ),
-    )
-
-
-def _replaced(evaluation: Evaluation, pairs: Mapping[str, tuple[float, float]]) -> Evaluation:
-    return replace(
-        evaluation,
-        values={**evaluation.values, **{name: value for name, (value, _) in pairs.items()}},
-        errors={**evaluation.errors, **{name: error for name, (_, error) in pairs.items()}},
-    )
 
 
 def verify_front(session: Session) -> dict[str, list[float]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_subnet._types import Floats
 from lightning_subnet.errors import (
     InvalidSubnetError,
     ObjectiveError,
@@ -18,11 +19,10 @@ from lightning_subnet.errors import (
     listed,
     users_line,
 )
-from lightning_subnet.predictors._sklearn import Floats
-from lightning_subnet.search.verify_front import stored_verified, with_verified
+from lightning_subnet.search.verify_front import stored_verified
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
-from lightning_subnet.study.history import Evaluation, History
+from lightning_subnet.study.history import Evaluation, History, with_verified
 from lightning_subnet.study.objectives import Constraint, parse_objectives
 from lightning_subnet.study.problem import Problem, Searched
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._types import Indices
 from lightning_subnet.errors import SpaceError
-from lightning_subnet.space.choices import Choices, Indices
+from lightning_subnet.space.choices import Choices
 
 _MAX_STATES = 100_000
 _MAX_RANK = 2**62

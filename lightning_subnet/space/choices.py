@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -14,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._json import digest
+from lightning_subnet._types import Indices
 from lightning_subnet.errors import InvalidSubnetError, SpaceError, did_you_mean, listed
 
 Value = str | int | float | bool | None
-Indices = npt.NDArray[np.int64]
 
 _RESERVED = {"front", "generation", "number", "reason", "reused", "seconds", "status"}
 _MAX_VALUES = 2**16
@@ -367,9 +366,3 @@ class Choices:
     def fingerprint(self) -> str:
         """A hash of the choices that is the same in every process."""
         return digest(self.to_json())
-
-
-def digest(data: object) -> str:
-    """Return a short stable hash of JSON-able data."""
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

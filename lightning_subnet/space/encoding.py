@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._types import Indices
 from lightning_subnet.errors import SpaceError
-from lightning_subnet.space.choices import Choices, Indices
+from lightning_subnet.space.choices import Choices
 
 Encoding = Literal["onehot", "ordinal"]
 

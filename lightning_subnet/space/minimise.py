@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lightning_subnet.predictors._sklearn import Floats
-from lightning_subnet.space.choices import Indices
+from lightning_subnet._types import Floats, Indices
 from lightning_subnet.space.members import distinct_rows
 from lightning_subnet.space.space import SearchSpace
 

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._json import digest
+from lightning_subnet._types import Indices
 from lightning_subnet.errors import (
     InvalidSubnetError,
     SpaceError,
     SpaceExhausted,
 )
-from lightning_subnet.space.choices import Choice, Choices, Indices, Value, by_name, digest
+from lightning_subnet.space.choices import Choice, Choices, Value, by_name
 from lightning_subnet.space.encoding import Encoding, column_names, encoded
 from lightning_subnet.space.members import (
     AllMembers,

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._types import Indices
 from lightning_subnet.errors import SpaceExhausted, StrategyError
-from lightning_subnet.space.choices import Indices, plain
+from lightning_subnet.space.choices import plain
 from lightning_subnet.space.members import row_codes
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.history import History

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lightning_subnet.space.choices import Indices
+from lightning_subnet._types import Indices
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.strategies._toolkit.sampling import by_choice
 from lightning_subnet.strategies.base import Strategy, fill, positive, probability

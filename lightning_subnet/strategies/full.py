@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from lightning_subnet._types import Indices
 from lightning_subnet.predictors._sklearn import one_thread
-from lightning_subnet.space.choices import Indices
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.strategies._toolkit.breeding import ranked
 from lightning_subnet.strategies._toolkit.published import study_rng

@@ -8,7 +8,7 @@ from itertools import chain, zip_longest
 
 import numpy as np
 
-from lightning_subnet.space.choices import Indices
+from lightning_subnet._types import Indices
 from lightning_subnet.space.members import row_codes
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet

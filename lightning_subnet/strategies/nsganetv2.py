@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from lightning_subnet._types import Floats, Indices
 from lightning_subnet.predictors import _sklearn
-from lightning_subnet.predictors._sklearn import Floats, Scale, one_thread
-from lightning_subnet.predictors.registry import Predictor, kendall_tau
-from lightning_subnet.space.choices import Indices
+from lightning_subnet.predictors._sklearn import Scale, one_thread
+from lightning_subnet.predictors.base import Predictor, kendall_tau
 from lightning_subnet.space.members import distinct_rows
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.strategies._toolkit.breeding import best_first

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from lightning_subnet._types import Indices
 from lightning_subnet.errors import StrategyError, did_you_mean
 from lightning_subnet.predictors._sklearn import one_thread
-from lightning_subnet.space.choices import Indices
 from lightning_subnet.space.members import distinct_rows
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.strategies._toolkit.breeding import best_first

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._types import Indices
 from lightning_subnet.errors import TellError
-from lightning_subnet.space.choices import Indices
 from lightning_subnet.space.members import row_codes
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
@@ -215,3 +215,28 @@ class History(Sequence[Evaluation]):
         index = pd.Index([e.number for e in self], name="number", dtype="int64")
         frame = pd.DataFrame(rows, columns=columns, index=index)
         return frame.astype({"generation": "Int64"})
+
+
+Verified = Mapping[str, Mapping[str, tuple[float, float]]]
+"""Second (value, standard error) by name of measure, by key of the subnet."""
+
+
+def with_verified(history: History, verified: Verified) -> History:
+    """Return the evaluations with their second values in place of the first."""
+    return History(
+        history.space,
+        (
+            _replaced(evaluation, verified[evaluation.subnet.key])
+            if evaluation.subnet.key in verified and evaluation.ok
+            else evaluation
+            for evaluation in history
+        ),
+    )
+
+
+def _replaced(evaluation: Evaluation, pairs: Mapping[str, tuple[float, float]]) -> Evaluation:
+    return replace(
+        evaluation,
+        values={**evaluation.values, **{name: value for name, (value, _) in pairs.items()}},
+        errors={**evaluation.errors, **{name: error for name, (_, error) in pairs.items()}},
+    )

@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._types import Indices
 from lightning_subnet.errors import MeasurementError, ObjectiveError
-from lightning_subnet.space.choices import Indices
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 

@@ -12,8 +12,13 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from lightning_subnet.errors import MeasurementError, ObjectiveError
-from lightning_subnet.space.choices import Indices
+from lightning_subnet._types import Indices
+from lightning_subnet.errors import (
+    InvalidSubnetError,
+    MeasurementError,
+    ObjectiveError,
+    SearchError,
+)
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.study import pareto
 from lightning_subnet.study.history import Evaluation, History
@@ -183,3 +188,30 @@ class Searched(Protocol):
     @property
     def final(self) -> History:
         """What was measured, second values of noisy measures in place of the first."""
+
+
+def check_part(space: SearchSpace, whole: SearchSpace, measures: Sequence[Measure] = ()) -> None:
+    """Raise `SearchError` if a given space is no part of the model's.
+
+    Args:
+        space: The given space.
+        whole: The model's.
+        measures: What is computed. Those of value indices need a part in the model's own indices.
+    """
+    try:
+        for end in (space.smallest, space.largest):
+            whole.subnet(end.active)
+    except InvalidSubnetError as error:
+        msg = (
+            f"space= does not fit the model's own space: {error}\n"
+            "Leave space= out, or give a part: model.search_space().restricted_to(...)."
+        )
+        raise SearchError(msg) from error
+    other = space.choices != whole.choices or space.names != whole.names
+    if other and (by_index := [m.name for m in measures if m.vectorised]):
+        msg = (
+            f"space= has other choices than the model's own, and {by_index[0]!r} would read its "
+            "value indices as the model's.\nNarrow the model's space instead: "
+            "model.search_space().narrowed_to({'depth': [2, 3]}), say."
+        )
+        raise SearchError(msg)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_subnet._torch.shadowing import shadowed
+from lightning_subnet._torch.contexts import shadowed
 from lightning_subnet.errors import SearchError, did_you_mean, listed
 
 DistillLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

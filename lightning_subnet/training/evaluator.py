@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from lightning_subnet._torch.codeprint import code_fingerprint
-from lightning_subnet._torch.contexts import random_state
-from lightning_subnet._torch.fingerprints import data_fingerprint, hashed
+from lightning_subnet._json import digest
+from lightning_subnet._torch.contexts import evaluating, random_state
+from lightning_subnet._torch.fingerprints import code_fingerprint, data_fingerprint, hashed
+from lightning_subnet._torch.inputs import arguments
 from lightning_subnet.costs.counts import BUILT_IN as COUNTS
-from lightning_subnet.costs.counts import arguments, count_measures
-from lightning_subnet.elasticity.protocol import elastic_part, evaluating
+from lightning_subnet.costs.counts import count_measures
+from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, SearchError
-from lightning_subnet.space.choices import digest
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.evaluators import Evaluator, Measured
@@ -37,8 +37,9 @@ from lightning_subnet.training._lightning import (
     launch,
     quiet,
 )
+from lightning_subnet.training.extractor import Extractor
 from lightning_subnet.training.frozen_data import FrozenData, Source, first_input, frozen_data
-from lightning_subnet.training.recalibration import Extractor, Recalibration
+from lightning_subnet.training.recalibration import Recalibration
 from lightning_subnet.training.restore import StepState, module_state
 
 # The same for every search, so that strategies and seeds are compared on the same data.

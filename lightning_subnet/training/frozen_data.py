@@ -14,8 +14,9 @@ import torch
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_subnet._torch.fingerprints import cloned, leaves
-from lightning_subnet._torch.shadowing import shadowed
+from lightning_subnet._torch.contexts import shadowed
+from lightning_subnet._torch.fingerprints import leaves
+from lightning_subnet._torch.inputs import cloned
 from lightning_subnet.elasticity.batchnorm import batch_norms, n_samples
 from lightning_subnet.errors import SearchError
 from lightning_subnet.training._lightning import (

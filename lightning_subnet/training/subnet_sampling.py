@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
-from lightning_subnet._torch.shadowing import shadowed
+from lightning_subnet._torch.contexts import muted
 from lightning_subnet.costs.counts import BUILT_IN, count_measures
 from lightning_subnet.elasticity.batchnorm import frozen_statistics
 from lightning_subnet.elasticity.protocol import Elastic, elastic, elastic_part
@@ -335,13 +335,3 @@ class SubnetSampling(Callback):
     def _activate_largest(self) -> None:
         if self._part is not None and self._space is not None:
             self._part.activate(self._space.largest)
-
-
-@contextmanager
-def muted(module: LightningModule) -> Iterator[None]:
-    """Drop what the module logs."""
-
-    def dropped(*_args: Any, **_kwargs: Any) -> None: ...
-
-    with shadowed(module, "log", dropped), shadowed(module, "log_dict", dropped):
-        yield

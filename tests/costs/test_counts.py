@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from lightning_subnet import SearchSpace, Subnet, SubnetMixin
-from lightning_subnet.costs.counts import count_macs, traced_measures
+from lightning_subnet._torch.macs import count_macs
+from lightning_subnet.costs.counts import traced_measures
 from lightning_subnet.errors import MeasurementError
 from tests.networks import ElasticMlp
 

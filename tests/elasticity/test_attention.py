@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_subnet.costs.counts import count_macs
+from lightning_subnet._torch.macs import count_macs
 from lightning_subnet.elasticity.attention import (
     ElasticEmbedding,
     ElasticLayerNorm,

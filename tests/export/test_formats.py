@@ -29,14 +29,10 @@ from lightning_subnet import (
     supernets,
 )
 from lightning_subnet.errors import ExportError
-from lightning_subnet.export.formats.base import (
-    FixedBatchError,
-    onnx_session,
-    openvino_compiled,
-    to_exported_program,
-    to_onnx,
-    to_openvino,
-)
+from lightning_subnet.export.formats.base import FixedBatchError
+from lightning_subnet.export.formats.onnx import onnx_session, to_onnx
+from lightning_subnet.export.formats.openvino import openvino_compiled, to_openvino
+from lightning_subnet.export.formats.torch_export import to_exported_program
 from lightning_subnet.supernets import (
     ElasticGPT,
     ElasticMobileNetV3,
@@ -350,7 +346,9 @@ importlib.machinery.PathFinder.find_spec = classmethod(
     lambda cls, name, *rest: None if name.split(".")[0] in hidden else find(name, *rest)
 )
 import torch
-from lightning_subnet.export.formats.base import to_onnx, to_openvino, to_exported_program
+from lightning_subnet.export.formats.onnx import to_onnx
+from lightning_subnet.export.formats.openvino import to_openvino
+from lightning_subnet.export.formats.torch_export import to_exported_program
 from lightning_subnet.errors import ExportError
 net, x, told = torch.nn.Linear(3, 2), torch.zeros(1, 3), []
 for convert in (to_onnx, to_openvino):

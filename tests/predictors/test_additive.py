@@ -22,7 +22,8 @@ from benchmarks import data as files
 from lightning_subnet import Choice, SearchSpace
 from lightning_subnet.predictors import additive as _additive
 from lightning_subnet.predictors.additive import Additive, Effects, Warp
-from lightning_subnet.predictors.registry import features, make
+from lightning_subnet.predictors.features import features
+from lightning_subnet.predictors.registry import make
 from tests.problems import ROOT, conditional, data_file, grid, mixed
 from tests.spaces import nested, property_test, spaces
 
@@ -332,7 +333,8 @@ def test_near_blocks_have_effects_that_are_more_alike() -> None:
 def test_another_process_predicts_the_same() -> None:
     code = (
         "import numpy as np\n"
-        "from lightning_subnet.predictors.registry import features, make\n"
+        "from lightning_subnet.predictors.features import features\n"
+        "from lightning_subnet.predictors.registry import make\n"
         "from tests.problems import conditional, mixed\n"
         "for space in (conditional(), mixed()):\n"
         "    X = space.sample_indices(30, 0); F = features(space, X)\n"

@@ -31,9 +31,11 @@ from lightning_subnet import Choice, SearchSpace
 from lightning_subnet.predictors import _gpytorch as _gp
 from lightning_subnet.predictors import _sklearn
 from lightning_subnet.predictors import gaussian_process as _gaussian
-from lightning_subnet.predictors.base import Setting
+from lightning_subnet.predictors._sklearn import Setting
+from lightning_subnet.predictors.base import PredictorWarning
+from lightning_subnet.predictors.features import features
 from lightning_subnet.predictors.gaussian_process import GP, Gaussian, Kernel
-from lightning_subnet.predictors.registry import PredictorWarning, features, make
+from lightning_subnet.predictors.registry import make
 from tests.predictors.test_registry import hat
 
 KERNEL = Kernel(0.8, 0.6, 0.7, 0.3, 1.4, 0.05)

@@ -18,7 +18,7 @@ from lightning_subnet import (
     measure,
 )
 from lightning_subnet.errors import SearchError
-from lightning_subnet.predictors.registry import PredictorError
+from lightning_subnet.predictors.base import PredictorError
 from lightning_subnet.supernets import ElasticMobileNetV3, ElasticViT
 from tests.networks import ElasticMlp, LitMlp
 from tests.problems import assert_clear

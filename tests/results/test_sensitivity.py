@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from lightning_subnet import Choice, Measure, SearchSpace
+from lightning_subnet._types import Indices
 from lightning_subnet.errors import ObjectiveError, SearchError
 from lightning_subnet.results.sensitivity import Study, dimensions, explained, turned_down
-from lightning_subnet.space.choices import Indices
 from tests.problems import assert_clear
 
 

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_subnet import Choice, SearchSpace
+from lightning_subnet._json import digest
 from lightning_subnet.errors import InvalidSubnetError, SpaceError
-from lightning_subnet.space.choices import Choices, digest, plain
+from lightning_subnet.space.choices import Choices, plain
 from tests.spaces import (
     brute_force,
     error_of,

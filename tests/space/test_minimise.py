@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lightning_subnet import SearchSpace
-from lightning_subnet.space.choices import Indices
+from lightning_subnet._types import Indices
 from lightning_subnet.space.members import row_codes
 from lightning_subnet.space.minimise import least
 from tests.problems import conditional, grid, mixed

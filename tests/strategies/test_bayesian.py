@@ -23,8 +23,8 @@ from lightning_subnet.errors import StrategyError
 from lightning_subnet.predictors import _gpytorch as _gp
 from lightning_subnet.predictors import base as _predictor
 from lightning_subnet.predictors import gaussian_process as _gaussian
+from lightning_subnet.predictors.base import PredictorWarning
 from lightning_subnet.predictors.gaussian_process import Gaussian
-from lightning_subnet.predictors.registry import PredictorWarning
 from lightning_subnet.strategies import Bayesian, RandomSearch
 from lightning_subnet.strategies.bayesian import Models
 from lightning_subnet.study import pareto

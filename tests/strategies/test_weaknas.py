@@ -9,7 +9,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 
 from lightning_subnet import History, Objective, Problem, Subnet
 from lightning_subnet.errors import StrategyError
-from lightning_subnet.predictors.registry import PredictorError, kendall_tau
+from lightning_subnet.predictors.base import PredictorError, kendall_tau
 from lightning_subnet.strategies import RandomSearch, WeakNAS
 from lightning_subnet.strategies._toolkit.published import Bare, positions
 from tests.problems import (

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lightning_subnet import Subnet, check_elastic, extract
-from lightning_subnet.costs.counts import count_macs
+from lightning_subnet._torch.macs import count_macs
 from lightning_subnet.elasticity.attention import MultiheadAttention
 from lightning_subnet.errors import InvalidSubnetError
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_subnet import Latency, extract
-from lightning_subnet.costs.counts import count_macs
+from lightning_subnet._torch.macs import count_macs
 from lightning_subnet.errors import ElasticityError
 from lightning_subnet.supernets import Decoding, ElasticDecoding, ElasticGPT, ElasticTransformer
 from lightning_subnet.supernets.decoding import beam_search

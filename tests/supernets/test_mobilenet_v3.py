@@ -13,11 +13,11 @@ from lightning_subnet import SearchSpace, Subnet
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.layers import ElasticBatchNorm2d, ElasticConv2d
 from lightning_subnet.errors import InvalidSubnetError, SpaceError
+from lightning_subnet.supernets._blocks.mbconv import make_divisible
 from lightning_subnet.supernets.mobilenet_v3 import (
     ElasticMobileNetV3,
     MobileNetV3,
     MobileNetV3Config,
-    make_divisible,
 )
 from tests.problems import assert_clear, data_file
 from tests.supernets.contract import SupernetContract, megabytes, shaken, untouched

@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_subnet import extract
 from lightning_subnet.errors import ElasticityError, SpaceError
+from lightning_subnet.supernets._blocks.transformer_config import TransformerConfig
 from lightning_subnet.supernets._blocks.transformer_layer import (
     ELASTIC,
     PLAIN,
@@ -21,11 +22,7 @@ from lightning_subnet.supernets._blocks.transformer_layer import (
     TransformerLayer,
     sinusoid,
 )
-from lightning_subnet.supernets.transformer import (
-    ElasticTransformer,
-    Transformer,
-    TransformerConfig,
-)
+from lightning_subnet.supernets.transformer import ElasticTransformer, Transformer
 from tests.supernets.attention_contract import AttentionContract, shaken
 
 tiny = ElasticTransformer.tiny

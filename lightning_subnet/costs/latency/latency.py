@@ -16,14 +16,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from lightning_subnet._torch.codeprint import code_fingerprint
+from lightning_subnet._json import digest
 from lightning_subnet._torch.device import describe_device
+from lightning_subnet._torch.fingerprints import code_fingerprint
 from lightning_subnet.costs.latency.bench import Bench, Meter, described
 from lightning_subnet.costs.latency.timing import FEWEST, Timing, conditions
 from lightning_subnet.costs.runtimes.base import Runner, runtime
 from lightning_subnet.elasticity.protocol import activated, elastic_part
 from lightning_subnet.errors import ObjectiveError
-from lightning_subnet.space.choices import digest
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.measures import Measure
 

@@ -20,10 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_subnet.costs.counts import as_weight
+from lightning_subnet._torch.inputs import as_weight
 from lightning_subnet.errors import ExportError, ObjectiveError, did_you_mean, listed
 from lightning_subnet.export.call import Call
-from lightning_subnet.export.formats.base import library, openvino_core, quiet, to_onnx, to_openvino
+from lightning_subnet.export.formats.base import library, quiet
+from lightning_subnet.export.formats.onnx import to_onnx
+from lightning_subnet.export.formats.openvino import openvino_core, to_openvino
 
 _TRUE = {
     "64-true": torch.float64,

@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lightning_subnet._json import differences
 from lightning_subnet._torch.device import describe_device
-from lightning_subnet.errors import MeasurementError, StorageError
-from lightning_subnet.predictors._sklearn import Floats
-from lightning_subnet.predictors.registry import kendall_tau
+from lightning_subnet._types import Floats
+from lightning_subnet.errors import MeasurementError
+from lightning_subnet.predictors.base import kendall_tau
 from lightning_subnet.space.space import SearchSpace
 
 ANY = "any"
@@ -123,34 +120,3 @@ def check_space(what: str, stored: SearchSpace, now: SearchSpace) -> None:
         "Measure this network: build() or fit() with it."
     )
     raise MeasurementError(msg)
-
-
-def write(path: str | Path, data: Mapping[str, Any]) -> None:
-    """Write JSON."""
-    Path(path).write_text(json.dumps(data, indent=1), encoding="utf-8")
-
-
-def read(path: str | Path, form: str, what: str) -> dict[str, Any]:
-    """Return JSON of a form.
-
-    Args:
-        path: The file.
-        form: The text under `format`.
-        what: The class that writes it, for the message.
-
-    Raises:
-        StorageError: Not such a file.
-    """
-    try:
-        data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        if data["format"] != form:
-            raise KeyError(data["format"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise unreadable(path, what, error) from error
-    return data
-
-
-def unreadable(path: str | Path, what: str, error: Exception) -> StorageError:
-    """Return the error of a file that holds something else."""
-    msg = f"{path} holds no {what} ({error!r:.80}). Write one with {what}.save(path)."
-    return StorageError(msg)

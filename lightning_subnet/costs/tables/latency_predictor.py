@@ -12,24 +12,23 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from lightning_subnet._json import digest, read, unreadable, write
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet._torch.inputs import batched, described, sample_for
+from lightning_subnet._types import Floats, Indices
 from lightning_subnet.costs.tables.files import (
     Agreement,
     check_device,
     check_space,
     device_of,
-    read,
     settings_of,
-    unreadable,
-    write,
 )
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, ObjectiveError
-from lightning_subnet.predictors._sklearn import Floats, one_thread
-from lightning_subnet.predictors.registry import features, make, names
-from lightning_subnet.space.choices import Indices, digest
+from lightning_subnet.predictors._sklearn import one_thread
+from lightning_subnet.predictors.features import features
+from lightning_subnet.predictors.registry import make, names
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.measures import Measure, NetworkMeasure

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from lightning_subnet._json import digest, read, unreadable, write
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet._torch.inputs import batched, described, sample_for
+from lightning_subnet._types import Floats, Indices
 from lightning_subnet.costs.latency.latency import Latency
 from lightning_subnet.costs.tables.blocks import BlockBench, Choose, Tracer
 from lightning_subnet.costs.tables.files import (
@@ -20,16 +22,11 @@ from lightning_subnet.costs.tables.files import (
     check_device,
     check_space,
     device_of,
-    read,
     settings_of,
-    unreadable,
-    write,
 )
 from lightning_subnet.costs.tables.places import Place, layout, sampled
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, ObjectiveError
-from lightning_subnet.predictors._sklearn import Floats
-from lightning_subnet.space.choices import Indices, digest
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.measures import Measure

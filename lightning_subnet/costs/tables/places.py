@@ -9,9 +9,8 @@ from itertools import product
 
 import numpy as np
 
+from lightning_subnet._types import Floats, Indices
 from lightning_subnet.costs.tables.blocks import Tracer
-from lightning_subnet.predictors._sklearn import Floats
-from lightning_subnet.space.choices import Indices
 
 _MOST = 512  # combinations of the choices that one block depends on
 _CHECKED = 24  # random subnets on which the lookup is verified

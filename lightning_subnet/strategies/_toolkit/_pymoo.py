@@ -21,7 +21,7 @@ from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
 from pymoo.util.ref_dirs import get_reference_directions
 
-from lightning_subnet.space.choices import Indices
+from lightning_subnet._types import Indices
 from lightning_subnet.space.members import distinct_rows
 
 _CROWD = 4

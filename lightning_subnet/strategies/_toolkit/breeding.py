@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_subnet.predictors._sklearn import Floats
-from lightning_subnet.space.choices import Indices
+from lightning_subnet._types import Floats, Indices
 from lightning_subnet.space.members import distinct_rows
 from lightning_subnet.strategies._toolkit.sampling import by_choice
 from lightning_subnet.strategies._toolkit.surrogates import Surrogates

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from lightning_subnet._types import Floats, Indices
 from lightning_subnet.predictors import _sklearn
-from lightning_subnet.predictors._sklearn import Floats, Scale
-from lightning_subnet.predictors.base import spaced
-from lightning_subnet.predictors.registry import Predictor
-from lightning_subnet.space.choices import Indices
+from lightning_subnet.predictors._sklearn import Scale
+from lightning_subnet.predictors.base import Predictor, spaced
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.strategies._toolkit.surrogates import Surrogates
 from lightning_subnet.study.history import History

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_subnet._types import Floats, Indices
 from lightning_subnet.errors import StrategyError, did_you_mean
-from lightning_subnet.predictors._sklearn import Floats
-from lightning_subnet.predictors.registry import features, make, names
-from lightning_subnet.space.choices import Indices
+from lightning_subnet.predictors.features import features
+from lightning_subnet.predictors.registry import make, names
 from lightning_subnet.space.members import distinct_rows
 from lightning_subnet.strategies.base import Strategy
 from lightning_subnet.study.history import History

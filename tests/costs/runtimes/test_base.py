@@ -159,12 +159,8 @@ def test_each_runtime_measures_and_leaves_nothing_changed(name: str) -> None:
 @pytest.mark.parametrize("name", CONVERTED)
 def test_what_is_timed_gives_the_outputs_of_the_network(name: str) -> None:
     # The runner's own session is what a converted file would be run by, so its form is compared.
-    from lightning_subnet.export.formats.base import (
-        onnx_session,
-        openvino_compiled,
-        to_onnx,
-        to_openvino,
-    )
+    from lightning_subnet.export.formats.onnx import onnx_session, to_onnx
+    from lightning_subnet.export.formats.openvino import openvino_compiled, to_openvino
 
     net = Wide().extract(Wide().search_space().largest).eval()
     expected = net(ROWS).detach().numpy()
@@ -209,7 +205,7 @@ def test_fingerprints_tell_settings_apart_and_versions() -> None:
     import onnxruntime
     import openvino
 
-    from lightning_subnet.export.formats.base import openvino_core
+    from lightning_subnet.export.formats.openvino import openvino_core
 
     found = [fingerprint(**settings) for settings in SETTINGS]
     if "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -237,7 +233,7 @@ def program(code: str, *arguments: str) -> str:
 def test_signals_find_their_stack_when_openvino_is_done() -> None:
     told = program(
         "import gc, os, signal, torch\n"
-        "from lightning_subnet.export.formats.base import openvino_compiled, to_openvino\n"
+        "from lightning_subnet.export.formats.openvino import openvino_compiled, to_openvino\n"
         "model = to_openvino(torch.nn.Linear(3, 2), torch.zeros(1, 3))\n"
         "first, second = openvino_compiled(model), openvino_compiled(model)\n"
         "del first; gc.collect()\n"
