@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml constraints.txt tests/oracles.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "error: '$(PYTHON)' has no working venv module; install it (on Debian and Ubuntu: the package python3-venv)" >&2; exit 1; }
 	@$(PY) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs,cli,onnx,openvino]'
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs,onnx,openvino]'
 	# The parity tests' oracle: kept apart, as its torchvision has no operators for a CPU build of torch.
 	$(PY) -m pip install --disable-pip-version-check -q --no-deps --upgrade --target $(VENV)/oracles -r tests/oracles.txt
 	@touch $@

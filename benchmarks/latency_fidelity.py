@@ -33,11 +33,12 @@ import pandas as pd
 import torch
 
 from benchmarks.data import RESULTS
-from lightning_subnet import Latency, LatencyTable, extract
+from lightning_subnet import Latency, extract
+from lightning_subnet.costs import LatencyTable
 from lightning_subnet.costs.runtimes.base import RUNTIMES
 from lightning_subnet.elasticity.protocol import activated
 from lightning_subnet.predictors.base import kendall_tau
-from lightning_subnet.predictors.features import features
+from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.predictors.registry import make
 from lightning_subnet.supernets import ElasticMobileNetV3
 

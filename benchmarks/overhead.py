@@ -32,7 +32,8 @@ import pandas as pd
 from benchmarks.data import RESULTS, ROOT
 from benchmarks.problems import SearchProblem, ofa
 from benchmarks.search_efficiency import STRATEGIES, available, strategy_of
-from lightning_subnet import History, Strategy, Subnet, SubnetSearch
+from lightning_subnet import History, Subnet, SubnetSearch
+from lightning_subnet.strategies import Strategy
 from lightning_subnet.study.history import Evaluation
 from lightning_subnet.study.objectives import parse_objectives
 from lightning_subnet.study.problem import Problem

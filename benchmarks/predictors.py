@@ -20,11 +20,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.data import OFA_NAMES, columns_of, data_folder, ofa_space, rows_of, values_in
-from benchmarks.data import hwgpt as hwgpt_data
+from benchmarks.data import (
+    OFA_NAMES,
+    columns_of,
+    data_folder,
+    hwgpt as hwgpt_data,
+    ofa_space,
+    rows_of,
+    values_in,
+)
 from lightning_subnet import Choice, SearchSpace
 from lightning_subnet.predictors.base import kendall_tau
-from lightning_subnet.predictors.features import features
+from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.predictors.registry import make
 
 SAMPLES = (25, 50, 100, 250, 1000)

@@ -29,8 +29,10 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.problems import SearchProblem, nb201, ofa, ofa_latency
-from lightning_subnet import Comparison, SubnetSearch
-from lightning_subnet.experiments.space_reduction import Reduction, ReductionWarning, reduction
+from lightning_subnet import SubnetSearch
+from lightning_subnet.errors import ReductionWarning
+from lightning_subnet.experiments import Comparison
+from lightning_subnet.experiments.space_reduction import Reduction, reduction
 from lightning_subnet.strategies import LINAS, NSGA2, RandomSearch
 
 HERE = Path(__file__).resolve().parent

@@ -21,7 +21,7 @@ from sklearn.neural_network import MLPRegressor
 from benchmarks.data import OFA_NAMES, columns_of, data_folder, ofa_space, rows_of, values_in
 from lightning_subnet import Choice, SearchSpace
 from lightning_subnet.predictors._sklearn import one_thread
-from lightning_subnet.predictors.features import features
+from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.supernets import ElasticMobileNetV3
 
 DEVICE = "titan_rtx_32"  # of the four the one whose latency the data determines best

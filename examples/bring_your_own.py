@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_subnet import Latency, SearchSpace, Subnet, SubnetSearch, skippable_blocks
+from lightning_subnet import Latency, SearchSpace, Subnet, SubnetSearch
 from lightning_subnet.strategies import Hybrid
+from lightning_subnet.supernets import skippable_blocks
 
 DATA = Path(os.environ.get("LIGHTNING_SUBNET_DATA", "../shared/data"))
 WHOLE = {"budget": 100, "images": 500, "timed": 8, "seconds": 1, "gentle": 15, "first": 12,

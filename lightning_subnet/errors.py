@@ -103,3 +103,43 @@ def listed(items: Iterable[object], limit: int = 8) -> str:
     items = list(items)
     shown = ", ".join(repr(item) for item in items[:limit])
     return f"{shown}, ... ({len(items)} in all)" if len(items) > limit else shown or "nothing"
+
+
+class ExportWarning(UserWarning):
+    """Something could not be exported as asked, and the rest was.
+
+    Silence it with `warnings.simplefilter("ignore", lightning_subnet.errors.ExportWarning)`.
+    """
+
+
+class VersionWarning(UserWarning):
+    """A study is resumed with other versions than it was made with.
+
+    Silence it with `warnings.simplefilter("ignore", lightning_subnet.errors.VersionWarning)`.
+    """
+
+
+class BudgetWarning(UserWarning):
+    """The budget ends before the strategy has begun to learn.
+
+    Silence it with `warnings.simplefilter("ignore", lightning_subnet.errors.BudgetWarning)`.
+    """
+
+
+class ReductionWarning(UserWarning):
+    """A reduction left the space as it was.
+
+    Silence it with `warnings.simplefilter("ignore", lightning_subnet.errors.ReductionWarning)`.
+    """
+
+
+class PredictorError(SubnetError, ValueError):
+    """A predictor is unknown, or the data is nothing that it can learn from."""
+
+
+class PredictorWarning(UserWarning):
+    """A predictor was replaced by a simpler one; told once per cause."""
+
+
+class FixedBatchError(ExportError):
+    """A network takes batches of one size only."""

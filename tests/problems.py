@@ -21,14 +21,13 @@ from lightning_subnet import (
     History,
     Measure,
     Objective,
-    Problem,
     SearchSpace,
     Subnet,
     SubnetSearch,
     TableEvaluator,
     measure,
 )
-from lightning_subnet.study import pareto
+from lightning_subnet.study import Problem, pareto
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,8 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 
 from lightning_subnet import Choice, SearchSpace, SubnetError
 from tests.problems import conditional as by_depth  # noqa: F401 - the tests of floor 0 take it from here

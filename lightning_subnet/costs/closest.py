@@ -28,7 +28,7 @@ from lightning_subnet.errors import (
     listed,
 )
 from lightning_subnet.predictors._sklearn import one_thread
-from lightning_subnet.predictors.features import features
+from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.predictors.registry import make
 from lightning_subnet.space.members import distinct_rows, row_codes
 from lightning_subnet.space.minimise import least

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_subnet._types import Floats, Indices
-from lightning_subnet.errors import SearchError, users_line
+from lightning_subnet.errors import ReductionWarning, SearchError, users_line
 from lightning_subnet.predictors._sklearn import dense_clusters, one_thread
 from lightning_subnet.space.choices import Value
 from lightning_subnet.space.members import distinct_rows
@@ -31,13 +31,6 @@ _PART = 20  # a cluster has at least this part of a small archive
 _LEAST = 10  # rows: fewer say nothing of where good subnets lie
 _MOST = 10_000  # rows that are clustered: time grows with the square
 _POPULATION = 200
-
-
-class ReductionWarning(UserWarning):
-    """A reduction left the space as it was.
-
-    Silence it with `warnings.simplefilter("ignore", lightning_subnet.ReductionWarning)`.
-    """
 
 
 @dataclass(frozen=True)
@@ -206,7 +199,7 @@ def reduction(  # noqa: PLR0913 - the settings of a reduction, each optional
         )
         warnings.warn(
             f"The space stays as it is ({space.size:.3g} subnets): {why}. Give a longer search as "
-            "the archive, or more samples=. Silence: ignore lightning_subnet.ReductionWarning.",
+            "the archive, or more samples=. Silence: ignore lightning_subnet.errors.ReductionWarning.",
             ReductionWarning,
             stacklevel=users_line(),
         )

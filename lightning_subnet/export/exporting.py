@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_subnet.errors import ExportError, SubnetError
+from lightning_subnet.errors import ExportError, FixedBatchError, SubnetError
 from lightning_subnet.export.call import Call, brief
-from lightning_subnet.export.formats.base import FixedBatchError, library, quiet
+from lightning_subnet.export.formats.base import library, quiet
 from lightning_subnet.export.formats.onnx import to_onnx
 from lightning_subnet.export.formats.openvino import to_openvino
 from lightning_subnet.export.formats.torch_export import to_exported_program
@@ -34,13 +34,6 @@ NEEDS = {
     "torch": (),
     "openvino": ("openvino", "onnx"),
 }
-
-
-class ExportWarning(UserWarning):
-    """Something could not be exported as asked, and the rest was.
-
-    Silence it with `warnings.simplefilter("ignore", lightning_subnet.ExportWarning)`.
-    """
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Deployed:
 
     Example:
         >>> from tempfile import TemporaryDirectory
-        >>> from lightning_subnet import export_torch, load_exported
+        >>> from lightning_subnet.export import export_torch, load_exported
         >>> with TemporaryDirectory() as folder:
         ...     exported = export_torch(torch.nn.Linear(3, 2), f"{folder}/net.pt2",
         ...                             torch.zeros(1, 3))

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from lightning_subnet._torch.contexts import evaluating
-from lightning_subnet.errors import ExportError
+from lightning_subnet.errors import ExportError, FixedBatchError
 from lightning_subnet.export.call import Call, Flat, brief
-from lightning_subnet.export.formats.base import FixedBatchError
 from lightning_subnet.export.loading import open_runner
 
 

@@ -168,7 +168,7 @@ class Additive(Predictor):
         Gaussian Processes for Machine Learning (2006), equation 5.12, for left-out predictions.
 
     Example:
-        >>> from lightning_subnet.predictors.features import features
+        >>> from lightning_subnet.predictors.masked_features import features
         >>> space = SearchSpace({f"width.{i}": [8, 16, 32, 64] for i in range(8)})
         >>> X = space.sample_indices(200, 0)
         >>> y = 80 - 20 * np.exp(-X.mean(axis=1))

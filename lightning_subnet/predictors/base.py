@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_subnet._types import Floats, Indices
-from lightning_subnet.errors import SubnetError, users_line
+from lightning_subnet.errors import PredictorError, PredictorWarning, users_line
 from lightning_subnet.predictors import _sklearn
 from lightning_subnet.predictors._sklearn import KernelRegression, Scale, Setting
 from lightning_subnet.space.space import SearchSpace
@@ -27,14 +27,6 @@ _SEARCH_ROWS = 400  # rows that settings are chosen on: their cost grows with th
 _KERNEL_ROWS = 2000  # rows of a kernel matrix
 _LOG_RATIO = 1.2  # below it a logarithm is a straight line
 _told: set[tuple[str, str]] = set()
-
-
-class PredictorError(SubnetError, ValueError):
-    """A predictor is unknown, or the data is nothing that it can learn from."""
-
-
-class PredictorWarning(UserWarning):
-    """A predictor was replaced by a simpler one; told once per cause."""
 
 
 def warn_once(message: str, *, cause: tuple[str, str]) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_subnet.errors import ExportError, SearchError, did_you_mean
-from lightning_subnet.export.exporting import EXPORTERS, NEEDS, Exported, ExportWarning
+from lightning_subnet.errors import ExportError, ExportWarning, SearchError, did_you_mean
+from lightning_subnet.export.exporting import EXPORTERS, NEEDS, Exported
 from lightning_subnet.export.formats.base import library
 from lightning_subnet.export.loading import SUFFIXES
 from lightning_subnet.space.subnet import Subnet
@@ -263,7 +263,7 @@ def _loading(entries: list[_Entry]) -> str:
     )
     lines = [
         f"## How to load one\n\nInputs: {told}.",
-        "```python\nfrom lightning_subnet import load_exported\n"
+        "```python\nfrom lightning_subnet.export import load_exported\n"
         f'net = load_exported("{written[0].path.name}")\n'
         f"outputs = net({names})  # tensors; net.subnet, net.values and net.metadata say what it is"
         "\n```",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lightning_subnet.export.exporting import Exported
-    from lightning_subnet.results.elasticity_report import ElasticityReport
+    from lightning_subnet.results.sensitivity_report import ElasticityReport
     from lightning_subnet.search.session import Session
 
 _Module = TypeVar("_Module")
@@ -192,7 +192,7 @@ class SearchResult:
         Raises:
             SearchError: Too few evaluations, or an unknown metric.
         """
-        from lightning_subnet.results.elasticity_report import elasticity_report
+        from lightning_subnet.results.sensitivity_report import elasticity_report
 
         options.setdefault("measures", list(self.problem.exact.values()))
         return elasticity_report(self.history.space, result=self, **options)

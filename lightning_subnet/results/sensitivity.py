@@ -15,7 +15,7 @@ import numpy.typing as npt
 from lightning_subnet._types import Indices
 from lightning_subnet.errors import ObjectiveError, SearchError
 from lightning_subnet.predictors import _sklearn
-from lightning_subnet.predictors.features import features
+from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.predictors.registry import make
 from lightning_subnet.space.members import row_codes
 from lightning_subnet.space.space import SearchSpace

@@ -396,7 +396,7 @@ class SubnetSearch:
         Raises:
             SearchError: Nothing was measured yet, or all measures are exact.
         """
-        from lightning_subnet.predictors.report import expensive_report
+        from lightning_subnet.predictors.quality import expensive_report
 
         if (space := self.space) is None:
             return expensive_report(self.name, None, None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from lightning_subnet.errors import SearchError, users_line
+from lightning_subnet.errors import BudgetWarning, SearchError, users_line
 from lightning_subnet.search.budget import Budget
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.strategies import resolve
@@ -26,13 +26,6 @@ from lightning_subnet.study.objectives import (
 )
 
 _OPENING = ("population", "samples", "first")  # settings that say how many subnets come first
-
-
-class BudgetWarning(UserWarning):
-    """The budget ends before the strategy has begun to learn.
-
-    Silence it with `warnings.simplefilter("ignore", lightning_subnet.BudgetWarning)`.
-    """
 
 
 def checked_whole(name: str, value: Any) -> int:
@@ -94,7 +87,7 @@ def _warn_of_small_budget(given: Any, parsed: Parsed) -> None:
             f"strategy={given!r} begins with {first} subnets that follow no measurement, and the "
             f"budget is {limit}. Give fewer: strategy={type(strategy).__name__}"
             f"({setting}={max(limit // 4, 2)}), from lightning_subnet.strategies. "
-            "Silence: ignore lightning_subnet.BudgetWarning.",
+            "Silence: ignore lightning_subnet.errors.BudgetWarning.",
             BudgetWarning,
             stacklevel=users_line(),
         )

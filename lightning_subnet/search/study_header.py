@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning_subnet._json import digest
 from lightning_subnet.errors import (
     SearchError,
+    VersionWarning,
     did_you_mean,
     listed,
     users_line,
@@ -26,13 +27,6 @@ if TYPE_CHECKING:
 Resume = Literal["auto", "must", "never"]
 
 _RECORDED = ("lightning-subnet", "numpy", "pymoo", "torch", "lightning", "torchmetrics")
-
-
-class VersionWarning(UserWarning):
-    """A study is resumed with other versions than it was made with.
-
-    Silence it with `warnings.simplefilter("ignore", lightning_subnet.VersionWarning)`.
-    """
 
 
 def make_header(
@@ -109,7 +103,7 @@ def open_study(
     if changed:
         warnings.warn(
             f"Study {name!r} was made with other versions ({', '.join(changed)}); proposals may "
-            "differ from an uninterrupted run. Silence: ignore lightning_subnet.VersionWarning.",
+            "differ from an uninterrupted run. Silence: ignore lightning_subnet.errors.VersionWarning.",
             VersionWarning,
             stacklevel=users_line(),
         )

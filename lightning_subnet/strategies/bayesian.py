@@ -12,8 +12,8 @@ from lightning_subnet.errors import StrategyError
 from lightning_subnet.predictors import _gpytorch as _gp
 from lightning_subnet.predictors._sklearn import Scale
 from lightning_subnet.predictors.base import spaced, warn_once
-from lightning_subnet.predictors.features import features
 from lightning_subnet.predictors.gaussian_process import MOST_ROWS, Gaussian
+from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.space.members import row_codes
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.strategies._toolkit.sampling import (

@@ -16,8 +16,7 @@ from lightning_subnet._json import digest
 from lightning_subnet._torch.contexts import evaluating, random_state
 from lightning_subnet._torch.fingerprints import code_fingerprint, data_fingerprint, hashed
 from lightning_subnet._torch.inputs import arguments
-from lightning_subnet.costs.counts import BUILT_IN as COUNTS
-from lightning_subnet.costs.counts import count_measures
+from lightning_subnet.costs.counts import BUILT_IN as COUNTS, count_measures
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, SearchError
 from lightning_subnet.space.space import SearchSpace

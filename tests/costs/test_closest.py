@@ -19,11 +19,10 @@ from lightning_subnet import (
     NoFeasibleSubnet,
     SearchSpace,
     SubnetError,
-    closest_subnet,
     extract,
     measure,
-    network_measure,
 )
+from lightning_subnet.costs import closest_subnet, network_measure
 from lightning_subnet.errors import ObjectiveError
 from lightning_subnet.supernets import ElasticMobileNetV3
 from tests.networks import ElasticMlp, LitMlp

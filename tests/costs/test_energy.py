@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_subnet import Energy, SearchSpace, Subnet, SubnetMixin
+from lightning_subnet import SearchSpace, Subnet, SubnetMixin
+from lightning_subnet.costs import Energy
 from lightning_subnet.costs.energy import RaplCounter
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.study.measures import NetworkMeasure

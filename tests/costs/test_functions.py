@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_subnet import SubnetSearch, network_measure
+from lightning_subnet import SubnetSearch
+from lightning_subnet.costs import network_measure
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.strategies import NSGA2
 from lightning_subnet.study.measures import NetworkMeasure

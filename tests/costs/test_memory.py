@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_subnet import PeakMemory, SearchSpace, Subnet, SubnetMixin, SubnetSearch, extract
+from lightning_subnet import SearchSpace, Subnet, SubnetMixin, SubnetSearch, extract
+from lightning_subnet.costs import PeakMemory
 from lightning_subnet.costs.memory import peak_bytes
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.strategies import NSGA2

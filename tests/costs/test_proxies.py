@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_subnet import SubnetSearch, SynFlow, measure
+from lightning_subnet import SubnetSearch, measure
+from lightning_subnet.costs import SynFlow
 from lightning_subnet.costs.proxies import log_flow
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.errors import MeasurementError, ObjectiveError

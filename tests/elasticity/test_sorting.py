@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from lightning_subnet import SearchSpace, SubnetMixin, extract, recalibrate, sort_channels
+from lightning_subnet import SearchSpace, SubnetMixin, extract, recalibrate
+from lightning_subnet.elasticity import sort_channels
 from lightning_subnet.elasticity.sorting import Channels, inputs, outputs
 from lightning_subnet.errors import ElasticityError, SearchError
 from lightning_subnet.supernets import (

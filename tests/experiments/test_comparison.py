@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from lightning_subnet import Comparison, FunctionEvaluator, Subnet, SubnetSearch, compare
+from lightning_subnet import FunctionEvaluator, Subnet, SubnetSearch, compare
 from lightning_subnet.errors import MeasurementError, ObjectiveError, SearchError, StrategyError
+from lightning_subnet.experiments import Comparison
 from lightning_subnet.strategies import NSGA2, RandomSearch
 from lightning_subnet.study import pareto
 from tests.networks import Digits, LitMlp, quiet_trainer

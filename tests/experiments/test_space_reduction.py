@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lightning_subnet import FunctionEvaluator, SearchResult, SearchSpace, SubnetSearch
-from lightning_subnet.errors import SearchError, StrategyError, SubnetError
-from lightning_subnet.experiments.space_reduction import ReductionWarning, reduce_space, reduction
+from lightning_subnet.errors import ReductionWarning, SearchError, StrategyError, SubnetError
+from lightning_subnet.experiments.space_reduction import reduce_space, reduction
 from lightning_subnet.study.additive import Term, additive_measure
 from tests.problems import assert_clear, conditional, grid, history_of, numpy_state, problem_of
 from tests.spaces import ofa_mobilenet_v3

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_subnet import Latency, measure, specialise
+from lightning_subnet import Latency, measure
 from lightning_subnet.errors import SearchError, SubnetError
+from lightning_subnet.experiments import specialise
 from lightning_subnet.strategies import NSGA2
 from lightning_subnet.study.storage import Storage
 from tests.networks import Digits, LitMlp, quiet_trainer

@@ -22,19 +22,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_subnet import (
     Evaluation,
-    ExportWarning,
     Latency,
     SearchResult,
     SubnetSearch,
     activated,
     elastic,
     export_onnx,
-    export_openvino,
-    export_torch,
     extract,
-    load_exported,
 )
-from lightning_subnet.errors import ExportError, SearchError
+from lightning_subnet.errors import ExportError, ExportWarning, SearchError
+from lightning_subnet.export import export_openvino, export_torch, load_exported
 from lightning_subnet.supernets import ElasticMobileNetV3
 from tests.export.test_formats import Fixed, Several, Unsupported, lively
 from tests.networks import Digits, ElasticMlp, LitMlp, digits, quiet_trainer

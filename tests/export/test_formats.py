@@ -28,8 +28,7 @@ from lightning_subnet import (
     recalibrate,
     supernets,
 )
-from lightning_subnet.errors import ExportError
-from lightning_subnet.export.formats.base import FixedBatchError
+from lightning_subnet.errors import ExportError, FixedBatchError
 from lightning_subnet.export.formats.onnx import onnx_session, to_onnx
 from lightning_subnet.export.formats.openvino import openvino_compiled, to_openvino
 from lightning_subnet.export.formats.torch_export import to_exported_program

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from scipy.stats import kendalltau
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Kernel
@@ -22,7 +21,7 @@ from benchmarks import data as files
 from lightning_subnet import Choice, SearchSpace
 from lightning_subnet.predictors import additive as _additive
 from lightning_subnet.predictors.additive import Additive, Effects, Warp
-from lightning_subnet.predictors.features import features
+from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.predictors.registry import make
 from tests.problems import ROOT, conditional, data_file, grid, mixed
 from tests.spaces import nested, property_test, spaces
@@ -333,7 +332,7 @@ def test_near_blocks_have_effects_that_are_more_alike() -> None:
 def test_another_process_predicts_the_same() -> None:
     code = (
         "import numpy as np\n"
-        "from lightning_subnet.predictors.features import features\n"
+        "from lightning_subnet.predictors.masked_features import features\n"
         "from lightning_subnet.predictors.registry import make\n"
         "from tests.problems import conditional, mixed\n"
         "for space in (conditional(), mixed()):\n"

@@ -28,13 +28,11 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct
 
 from lightning_subnet import Choice, SearchSpace
-from lightning_subnet.predictors import _gpytorch as _gp
-from lightning_subnet.predictors import _sklearn
-from lightning_subnet.predictors import gaussian_process as _gaussian
+from lightning_subnet.errors import PredictorWarning
+from lightning_subnet.predictors import _gpytorch as _gp, _sklearn, gaussian_process as _gaussian
 from lightning_subnet.predictors._sklearn import Setting
-from lightning_subnet.predictors.base import PredictorWarning
-from lightning_subnet.predictors.features import features
 from lightning_subnet.predictors.gaussian_process import GP, Gaussian, Kernel
+from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.predictors.registry import make
 from tests.predictors.test_registry import hat
 

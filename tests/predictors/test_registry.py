@@ -19,18 +19,13 @@ from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsRegressor
 
 from lightning_subnet import Choice, Evaluation, History, SearchSpace
+from lightning_subnet.errors import PredictorError, PredictorWarning
 from lightning_subnet.predictors import base as _predictor
 from lightning_subnet.predictors.auto import Auto
-from lightning_subnet.predictors.base import (
-    Predictor,
-    PredictorError,
-    PredictorWarning,
-    Ridge,
-    kendall_tau,
-)
-from lightning_subnet.predictors.features import features
+from lightning_subnet.predictors.base import Predictor, Ridge, kendall_tau
+from lightning_subnet.predictors.masked_features import features
+from lightning_subnet.predictors.quality import report
 from lightning_subnet.predictors.registry import make, names
-from lightning_subnet.predictors.report import report
 from tests.problems import (
     ROOT,
     assert_clear,
@@ -172,7 +167,7 @@ def test_mean_and_uncertainty(name: str) -> None:
 
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 10])
-@pytest.mark.filterwarnings("ignore::lightning_subnet.predictors.base.PredictorWarning")
+@pytest.mark.filterwarnings("ignore::lightning_subnet.errors.PredictorWarning")
 def test_few_samples(name: str, n: int) -> None:
     F, y = sample(n)
     mean, std = make(name).fit(F, y).predict(np.vstack([F, F + 0.1]), return_std=True)
@@ -453,7 +448,7 @@ def test_no_rows_to_predict() -> None:
 # The report
 
 
-@pytest.mark.filterwarnings("ignore::lightning_subnet.predictors.base.PredictorWarning")
+@pytest.mark.filterwarnings("ignore::lightning_subnet.errors.PredictorWarning")
 def test_the_report_has_a_row_for_each_measure() -> None:
     problem = problem_of(grid(4, 4))
     history = history_of(problem, problem.space.sample(40, rng=0), failed=lambda i: i % 4 == 0)
@@ -504,7 +499,7 @@ def test_real_latencies_rank_as_well_as_the_best_peer_does(device: str, peer: fl
     assert two > 0.8
 
 
-@pytest.mark.filterwarnings("ignore::lightning_subnet.predictors.base.PredictorWarning")
+@pytest.mark.filterwarnings("ignore::lightning_subnet.errors.PredictorWarning")
 @pytest.mark.parametrize("fails", ["nan", "raises"])
 def test_a_predictor_that_fails_after_its_fit_is_replaced(fails: str) -> None:
     class Late(SklearnRidge):

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from lightning_subnet import activated, extract, from_ofa, recalibrate, skippable_blocks
+from lightning_subnet import activated, extract, recalibrate
 from lightning_subnet._torch.macs import count_macs
 from lightning_subnet.costs.counts import traced_measures
 from lightning_subnet.errors import SearchError
-from lightning_subnet.supernets import ElasticMobileNetV3, ElasticResNet
+from lightning_subnet.supernets import ElasticMobileNetV3, ElasticResNet, from_ofa, skippable_blocks
 from tests.programs.ofa_parity_program import import_originals, shaken
 
 OFA = {

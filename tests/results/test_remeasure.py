@@ -11,14 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_subnet import (
-    FunctionEvaluator,
-    SearchResult,
-    SubnetError,
-    SubnetSearch,
-    measure,
-    network_measure,
-)
+from lightning_subnet import FunctionEvaluator, SearchResult, SubnetError, SubnetSearch, measure
+from lightning_subnet.costs import network_measure
 from lightning_subnet.errors import MeasurementError
 from lightning_subnet.strategies import NSGA2
 from tests.networks import ElasticMlp

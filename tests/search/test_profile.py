@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_subnet import Measure, Profile, SearchSpace, measure
+from lightning_subnet import Measure, SearchSpace, measure
+from lightning_subnet.search import Profile
 from tests.problems import conditional, cost, grid, mixed, problem_of, search_of
 
 

@@ -17,7 +17,6 @@ from lightning_subnet import (
     SearchSpace,
     Subnet,
     SubnetSearch,
-    VersionWarning,
     measure,
 )
 from lightning_subnet.errors import (
@@ -31,6 +30,7 @@ from lightning_subnet.errors import (
     StudyMismatchError,
     SubnetError,
     TellError,
+    VersionWarning,
 )
 from lightning_subnet.strategies import NSGA2, RandomSearch
 from tests.problems import (

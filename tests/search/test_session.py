@@ -14,9 +14,6 @@ from lightning_subnet import (
     History,
     Measure,
     Objective,
-    Problem,
-    SpaceExhausted,
-    Strategy,
     Subnet,
     measure,
 )
@@ -24,11 +21,13 @@ from lightning_subnet.errors import (
     MeasurementError,
     ObjectiveError,
     SearchError,
+    SpaceExhausted,
     StrategyError,
     TellError,
 )
 from lightning_subnet.search.session import Session
-from lightning_subnet.strategies import RandomSearch
+from lightning_subnet.strategies import RandomSearch, Strategy
+from lightning_subnet.study import Problem
 from lightning_subnet.study.storage import Storage
 from tests.problems import Counting, assert_clear, cost, grid, problem_of, record, told
 

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from lightning_subnet import Choice, SearchSpace, SpaceExhausted, SubnetSearch
+from lightning_subnet import Choice, SearchSpace, SubnetSearch
 from lightning_subnet.elasticity.extraction import extract
-from lightning_subnet.errors import InvalidSubnetError, SearchError, SpaceError
+from lightning_subnet.errors import InvalidSubnetError, SearchError, SpaceError, SpaceExhausted
 from lightning_subnet.space.members import row_codes
 from lightning_subnet.strategies import names, resolve
 from lightning_subnet.study.problem import Problem

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from lightning_subnet import Evaluation, Measure, SpaceExhausted, Strategy, Subnet, SubnetSearch
-from lightning_subnet.strategies import names, resolve
+from lightning_subnet import Evaluation, Measure, Subnet, SubnetSearch
+from lightning_subnet.errors import SpaceExhausted
+from lightning_subnet.strategies import Strategy, names, resolve
 from tests.problems import (
     ROOT,
     Counting,

@@ -15,19 +15,19 @@ from lightning_subnet import (
     FunctionEvaluator,
     History,
     Objective,
-    Problem,
     SearchSpace,
     SubnetSearch,
 )
-from lightning_subnet.errors import StrategyError
-from lightning_subnet.predictors import _gpytorch as _gp
-from lightning_subnet.predictors import base as _predictor
-from lightning_subnet.predictors import gaussian_process as _gaussian
-from lightning_subnet.predictors.base import PredictorWarning
+from lightning_subnet.errors import PredictorWarning, StrategyError
+from lightning_subnet.predictors import (
+    _gpytorch as _gp,
+    base as _predictor,
+    gaussian_process as _gaussian,
+)
 from lightning_subnet.predictors.gaussian_process import Gaussian
 from lightning_subnet.strategies import Bayesian, RandomSearch
 from lightning_subnet.strategies.bayesian import Models
-from lightning_subnet.study import pareto
+from lightning_subnet.study import Problem, pareto
 from tests.predictors.test_gpytorch import oracle
 from tests.problems import (
     assert_clear,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from pymoo.problems import get_problem
 
-from lightning_subnet import FunctionEvaluator, History, Objective, Problem, Subnet
+from lightning_subnet import FunctionEvaluator, History, Objective, Subnet
 from lightning_subnet.errors import StrategyError
 from lightning_subnet.strategies import NSGA2, SMSEMOA, UNSGA3, RandomSearch, Strategy
-from lightning_subnet.study import pareto
+from lightning_subnet.study import Problem, pareto
 from lightning_subnet.study.evaluators import Evaluator
 from tests.problems import (
     NasBench201,

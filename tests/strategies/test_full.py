@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from lightning_subnet import Evaluation, FunctionEvaluator, History, Objective, Problem
+from lightning_subnet import Evaluation, FunctionEvaluator, History, Objective
 from lightning_subnet.errors import StrategyError
 from lightning_subnet.strategies import FullSearch, RandomSearch
-from lightning_subnet.study import pareto
+from lightning_subnet.study import Problem, pareto
 from tests.problems import Situation, assert_clear, grid, history_of, problem_of, search_of
 from tests.strategies.contract import StrategyContract, propose
 

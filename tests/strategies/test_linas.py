@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Lasso
 
-from lightning_subnet import BudgetWarning, FunctionEvaluator, History, SearchSpace, SubnetSearch
-from lightning_subnet.errors import StrategyError, StudyMismatchError
-from lightning_subnet.predictors.base import PredictorError
+from lightning_subnet import FunctionEvaluator, History, SearchSpace, SubnetSearch
+from lightning_subnet.errors import BudgetWarning, PredictorError, StrategyError, StudyMismatchError
 from lightning_subnet.strategies import LINAS, NSGA2, Hybrid, RandomSearch
 from lightning_subnet.strategies._toolkit.surrogates import Surrogates
 from tests.problems import NasBench201, conditional, cost, history_of, problem_of

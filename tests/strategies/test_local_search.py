@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from lightning_subnet import Evaluation, FunctionEvaluator, History, Objective, Problem, Subnet
+from lightning_subnet import Evaluation, FunctionEvaluator, History, Objective, Subnet
 from lightning_subnet.errors import StrategyError
 from lightning_subnet.strategies import LocalSearch, RandomSearch
+from lightning_subnet.study import Problem
 from tests.problems import Situation, grid, history_of, problem_of, search_of
 from tests.strategies.contract import StrategyContract, propose
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy.interpolate import RBFInterpolator
 
-from lightning_subnet import FunctionEvaluator, Objective, Problem
+from lightning_subnet import FunctionEvaluator, Objective
 from lightning_subnet.errors import StrategyError
 from lightning_subnet.strategies import NSGANetV2, RandomSearch
 from lightning_subnet.strategies._toolkit.published import CubicRBF, positions
 from lightning_subnet.strategies.nsganetv2 import Switching, evenly
-from lightning_subnet.study import pareto
+from lightning_subnet.study import Problem, pareto
 from tests.problems import Situation, assert_clear, cost, grid, history_of, problem_of, search_of
 from tests.strategies.contract import StrategyContract, propose
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from sklearn.ensemble import ExtraTreesRegressor
 
-from lightning_subnet import History, Objective, Problem, Subnet
-from lightning_subnet.errors import StrategyError
-from lightning_subnet.predictors.base import PredictorError, kendall_tau
+from lightning_subnet import History, Objective, Subnet
+from lightning_subnet.errors import PredictorError, StrategyError
+from lightning_subnet.predictors.base import kendall_tau
 from lightning_subnet.strategies import RandomSearch, WeakNAS
 from lightning_subnet.strategies._toolkit.published import Bare, positions
+from lightning_subnet.study import Problem
 from tests.problems import (
     NasBench201,
     Situation,

@@ -15,17 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_subnet import (
-    Choice,
-    SearchSpace,
-    SubnetSearch,
-    check_elastic,
-    extract,
-    from_hat,
-    from_ofa,
-    from_whittle,
-)
+from lightning_subnet import Choice, SearchSpace, SubnetSearch, check_elastic, extract
 from lightning_subnet.errors import SearchError, SpaceError
+from lightning_subnet.supernets import from_hat, from_ofa, from_whittle
 from tests.networks import Digits, LitMlp, quiet_trainer
 from tests.problems import assert_clear
 

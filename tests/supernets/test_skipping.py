@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_subnet import check_elastic, extract, recalibrate, skippable_blocks
+from lightning_subnet import check_elastic, extract, recalibrate
 from lightning_subnet._torch.macs import count_macs
 from lightning_subnet.elasticity.protocol import Elastic, activated
 from lightning_subnet.errors import ElasticityError, SearchError
+from lightning_subnet.supernets import skippable_blocks
 from tests.problems import assert_clear, data_file
 
 

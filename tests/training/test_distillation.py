@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_subnet import alpha_divergence
 from lightning_subnet.errors import SearchError
+from lightning_subnet.training import alpha_divergence
 from lightning_subnet.training.distillation import loss_named, soft_cross_entropy
 
 N, CLASSES = 6, 7

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_subnet import Choice, ProgressiveShrinking, SearchSpace
+from lightning_subnet import Choice, SearchSpace
 from lightning_subnet.errors import SearchError
 from lightning_subnet.supernets import ElasticMobileNetV3, ElasticResNet
+from lightning_subnet.training import ProgressiveShrinking
 
 OFA = {"ks.*": 5, "d.*": (2, 3), "e.*": (2, 3)}
 

@@ -16,17 +16,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_subnet import (
-    Measure,
-    ProgressiveShrinking,
-    SearchSpace,
-    Subnet,
-    SubnetMixin,
-    SubnetSampling,
-    alpha_divergence,
-)
+from lightning_subnet import Measure, SearchSpace, Subnet, SubnetMixin, SubnetSampling
 from lightning_subnet.errors import ObjectiveError, SearchError
 from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3
+from lightning_subnet.training import ProgressiveShrinking, alpha_divergence
 from lightning_subnet.training.sampling_rules import Strata
 from tests.networks import LitMlp, quiet_trainer
 

@@ -27,7 +27,7 @@ from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.predictors._sklearn import one_thread
-from lightning_subnet.predictors.features import features
+from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.predictors.registry import make, names
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet

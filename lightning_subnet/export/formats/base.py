@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lightning_subnet.errors import ExportError
+from lightning_subnet.errors import ExportError, FixedBatchError
 from lightning_subnet.export.call import Call, brief
 
 _OPSET = 18  # ONNX Runtime 1.14 and OpenVINO 2023.0 read it
@@ -32,10 +32,6 @@ _UNSUPPORTED = re.compile(
 _FIXED = "it fixes the size of its batch"
 
 Exporter = Literal["auto", "trace", "graph"]
-
-
-class FixedBatchError(ExportError):
-    """A network takes batches of one size only."""
 
 
 def library(name: str) -> Any:

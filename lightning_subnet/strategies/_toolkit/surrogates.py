@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_subnet._types import Floats, Indices
 from lightning_subnet.errors import StrategyError, did_you_mean
-from lightning_subnet.predictors.features import features
+from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.predictors.registry import make, names
 from lightning_subnet.space.members import distinct_rows
 from lightning_subnet.strategies.base import Strategy

@@ -19,17 +19,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_subnet import (
-    Latency,
-    SearchSpace,
-    Subnet,
-    SubnetMixin,
-    SubnetSearch,
-    Throughput,
-    specialise,
-)
+from lightning_subnet import Latency, SearchSpace, Subnet, SubnetMixin, SubnetSearch
+from lightning_subnet.costs import Throughput
 from lightning_subnet.costs.runtimes.base import RUNTIMES, runtime
 from lightning_subnet.errors import MeasurementError, ObjectiveError
+from lightning_subnet.experiments import specialise
 from lightning_subnet.study.measures import by_name
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -11,9 +11,9 @@ from pymoo.core.population import Population
 from pymoo.core.problem import Problem as PymooProblem
 from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
-from lightning_subnet import Problem, SearchSpace
+from lightning_subnet import SearchSpace
 from lightning_subnet.strategies._toolkit.breeding import best_first, breed, ranked
-from lightning_subnet.study import pareto
+from lightning_subnet.study import Problem, pareto
 from tests.problems import conditional, grid, mixed, problem_of
 from tests.spaces import nested
 

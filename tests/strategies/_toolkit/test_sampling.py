@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from lightning_subnet import Choice, History, SearchSpace
 from lightning_subnet.strategies._toolkit.sampling import balanced, by_choice, first_batch

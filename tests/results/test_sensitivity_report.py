@@ -14,11 +14,10 @@ from lightning_subnet import (
     SearchResult,
     SearchSpace,
     SubnetSearch,
-    elasticity_report,
     measure,
 )
-from lightning_subnet.errors import SearchError
-from lightning_subnet.predictors.base import PredictorError
+from lightning_subnet.errors import PredictorError, SearchError
+from lightning_subnet.results import sensitivity_report as elasticity_report
 from lightning_subnet.supernets import ElasticMobileNetV3, ElasticViT
 from tests.networks import ElasticMlp, LitMlp
 from tests.problems import assert_clear

@@ -13,7 +13,7 @@ from lightning_subnet.predictors import _sklearn
 from lightning_subnet.predictors.additive import Effects
 from lightning_subnet.predictors.auto import Auto
 from lightning_subnet.predictors.base import Predictor, fold_of, kendall_tau
-from lightning_subnet.predictors.features import features
+from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.study.history import History
 

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Public names of lightning_subnet.costs; the one list of them."""
+
+from .closest import (
+    Closest as Closest,
+    closest_subnet as closest_subnet,
+)
+from .energy import (
+    Energy as Energy,
+)
+from .functions import (
+    network_measure as network_measure,
+)
+from .latency.latency import (
+    Latency as Latency,
+    Throughput as Throughput,
+)
+from .latency.timing import (
+    Timing as Timing,
+)
+from .memory import (
+    PeakMemory as PeakMemory,
+)
+from .proxies import (
+    SynFlow as SynFlow,
+)
+from .tables.files import (
+    Agreement as Agreement,
+)
+from .tables.latency_predictor import (
+    LatencyPredictor as LatencyPredictor,
+)
+from .tables.latency_table import (
+    LatencyTable as LatencyTable,
+)

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Public names of lightning_subnet.export; the one list of them."""
+
+from .exporting import (
+    Exported as Exported,
+    export_onnx as export_onnx,
+    export_openvino as export_openvino,
+    export_torch as export_torch,
+)
+from .loading import (
+    Deployed as Deployed,
+    load_exported as load_exported,
+)
