@@ -199,7 +199,8 @@ def reduction(  # noqa: PLR0913 - the settings of a reduction, each optional
         )
         warnings.warn(
             f"The space stays as it is ({space.size:.3g} subnets): {why}. Give a longer search as "
-            "the archive, or more samples=. Silence: ignore lightning_subnet.errors.ReductionWarning.",
+            "the archive, or more samples=. "
+            "Silence: ignore lightning_subnet.errors.ReductionWarning.",
             ReductionWarning,
             stacklevel=users_line(),
         )

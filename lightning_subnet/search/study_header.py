@@ -103,7 +103,8 @@ def open_study(
     if changed:
         warnings.warn(
             f"Study {name!r} was made with other versions ({', '.join(changed)}); proposals may "
-            "differ from an uninterrupted run. Silence: ignore lightning_subnet.errors.VersionWarning.",
+            "differ from an uninterrupted run. "
+            "Silence: ignore lightning_subnet.errors.VersionWarning.",
             VersionWarning,
             stacklevel=users_line(),
         )
