@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random states of Python, NumPy and torch, seeded for a while and given back."""
+"""Contexts that change something for a while: random states, a method, eval mode, logging."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-
-from lightning_subnet.training._lightning import LightningModule
 
 
 @contextmanager
@@ -70,8 +68,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def muted(module: LightningModule) -> Iterator[None]:
-    """Drop what the module logs."""
+def muted(module: nn.Module) -> Iterator[None]:
+    """Drop what a LightningModule logs."""
 
     def dropped(*_args: Any, **_kwargs: Any) -> None: ...
 
