@@ -6,6 +6,7 @@ from __future__ import annotations
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,15 +27,47 @@ _WIDEST = 4096  # new subnets at a time: small spaces are gone through whole
 _TRIES_TRACED = 3  # where an exact measure takes milliseconds a subnet
 
 
+@dataclass(frozen=True)
+class Opening:
+    """The first evaluations of a strategy, which follow no measurement.
+
+    A budget that an opening uses up leaves nothing to learn from: a search warns of it, and names
+    the setting to change.
+
+    Args:
+        size: How many subnets a strategy proposes before it looks at a measurement.
+        setting: The argument of its constructor that says how many; empty where there is none.
+
+    Example:
+        >>> from lightning_subnet.strategies import NSGA2
+        >>> NSGA2(population=20).opening
+        Opening(size=20, setting='population')
+    """
+
+    size: int = 0
+    setting: str = ""
+
+
 class Strategy(ABC):
     """Proposes subnets from a history; keeps no state of its own between calls.
 
     Subclass it to bring a strategy of your own: set `name`, accept your settings in the
-    constructor, and implement `propose`.
+    constructor, keep each under its own name (see `settings`), set `batch_size`, and implement
+    `propose`, for which `fill` does most. A strategy that begins with a population or a design
+    says so by a property `opening`.
+
+    Attributes:
+        name: What `strategy=` and a study call it.
+        batch_size: How many subnets make a generation, the proposals of one call of `propose`.
     """
 
     name: ClassVar[str]
     batch_size: int
+
+    @property
+    def opening(self) -> Opening:
+        """The evaluations that come before the first that learns; none unless overridden."""
+        return Opening()
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as JSON-able data; a study is resumed only with equal ones."""

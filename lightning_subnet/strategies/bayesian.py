@@ -22,7 +22,7 @@ from lightning_subnet.strategies._toolkit.sampling import (
     in_order,
     neighbours,
 )
-from lightning_subnet.strategies.base import Strategy, fill, positive, taken_codes
+from lightning_subnet.strategies.base import Opening, Strategy, fill, positive, taken_codes
 from lightning_subnet.study import pareto
 from lightning_subnet.study.history import History
 from lightning_subnet.study.objectives import violation
@@ -99,6 +99,11 @@ class Bayesian(Strategy):
         self.samples = samples
         self.scored = scored
         self.rounds = rounds
+
+    @property
+    def opening(self) -> Opening:
+        """The design."""
+        return Opening(self.first, "first")
 
     def propose(
         self,

@@ -10,7 +10,7 @@ import numpy as np
 from lightning_subnet._types import Indices
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.strategies._toolkit.sampling import by_choice
-from lightning_subnet.strategies.base import Strategy, fill, positive, probability
+from lightning_subnet.strategies.base import Opening, Strategy, fill, positive, probability
 from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
 
@@ -50,6 +50,11 @@ class NSGA2(Strategy):
         self.crossover = crossover
         self.mutation = mutation
         self.batch_size = population
+
+    @property
+    def opening(self) -> Opening:
+        """The first population, which is drawn at random."""
+        return Opening(self.population, "population")
 
     def propose(
         self,

@@ -15,7 +15,7 @@ from lightning_subnet.strategies._toolkit.breeding import ranked
 from lightning_subnet.strategies._toolkit.published import study_rng
 from lightning_subnet.strategies._toolkit.sampling import by_choice, in_order
 from lightning_subnet.strategies._toolkit.surrogates import PredictingStrategy, Surrogates, evolve
-from lightning_subnet.strategies.base import fill, new_rows, positive, probability
+from lightning_subnet.strategies.base import Opening, fill, new_rows, positive, probability
 from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
 
@@ -90,6 +90,11 @@ class FullSearch(PredictingStrategy):
         self.crossover = crossover
         self.mutation = mutation
         self.exact = exact
+
+    @property
+    def opening(self) -> Opening:
+        """The samples that train the predictors, drawn at random."""
+        return Opening(self.samples, "samples")
 
     def propose(
         self,

@@ -19,7 +19,7 @@ from lightning_subnet.strategies._toolkit.sampling import (
     neighbours,
 )
 from lightning_subnet.strategies._toolkit.surrogates import PredictingStrategy, Surrogates
-from lightning_subnet.strategies.base import fill, new_rows, positive
+from lightning_subnet.strategies.base import Opening, fill, new_rows, positive
 from lightning_subnet.study import pareto
 from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
@@ -78,6 +78,11 @@ class Hybrid(PredictingStrategy):
         self.first = first
         self.inner_population = inner_population
         self.generations = generations
+
+    @property
+    def opening(self) -> Opening:
+        """The design."""
+        return Opening(self.first, "first")
 
     def propose(
         self,

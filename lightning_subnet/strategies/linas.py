@@ -13,7 +13,7 @@ from lightning_subnet.predictors._sklearn import one_thread
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.strategies._toolkit.sampling import by_choice
 from lightning_subnet.strategies._toolkit.surrogates import PredictingStrategy, Surrogates, evolve
-from lightning_subnet.strategies.base import fill, positive, probability
+from lightning_subnet.strategies.base import Opening, fill, positive, probability
 from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
 
@@ -65,6 +65,11 @@ class LINAS(PredictingStrategy):
         self.mutation = mutation
         self.exact = exact
         self.batch_size = population
+
+    @property
+    def opening(self) -> Opening:
+        """The first population, which is drawn at random."""
+        return Opening(self.population, "population")
 
     def propose(
         self,

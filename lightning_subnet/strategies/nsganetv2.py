@@ -25,7 +25,7 @@ from lightning_subnet.strategies._toolkit.published import (
 )
 from lightning_subnet.strategies._toolkit.sampling import by_choice, in_order
 from lightning_subnet.strategies._toolkit.surrogates import PredictingStrategy, Surrogates, evolve
-from lightning_subnet.strategies.base import fill, new_rows, positive, probability
+from lightning_subnet.strategies.base import Opening, fill, new_rows, positive, probability
 from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
 
@@ -170,6 +170,11 @@ class NSGANetV2(PredictingStrategy):
         self.generations = generations
         self.crossover = crossover
         self.mutation = mutation
+
+    @property
+    def opening(self) -> Opening:
+        """The smallest, the largest and random subnets."""
+        return Opening(self.first, "first")
 
     def propose(
         self,

@@ -17,7 +17,7 @@ from lightning_subnet.strategies._toolkit.breeding import best_first
 from lightning_subnet.strategies._toolkit.published import cost_of, study_rng, surrogates
 from lightning_subnet.strategies._toolkit.sampling import by_choice, in_order
 from lightning_subnet.strategies._toolkit.surrogates import PredictingStrategy
-from lightning_subnet.strategies.base import fill, new_rows, positive
+from lightning_subnet.strategies.base import Opening, fill, new_rows, positive
 from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
 
@@ -116,6 +116,11 @@ class WeakNAS(PredictingStrategy):
         self.top = top
         self.reading = reading
         self.bands = bands
+
+    @property
+    def opening(self) -> Opening:
+        """The first subnets, which are drawn at random."""
+        return Opening(self.first, "first")
 
     def propose(
         self,

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from lightning_subnet import Evaluation, Measure, Subnet, SubnetSearch
+from lightning_subnet import Evaluation, History, Measure, Subnet, SubnetSearch
 from lightning_subnet.errors import SpaceExhausted
 from lightning_subnet.strategies import Strategy, names, resolve
 from tests.problems import (
@@ -214,6 +214,23 @@ class StrategyContract:
         assert isinstance(strategy.batch_size, int)
         assert strategy.batch_size >= 1
         assert type(strategy).__name__ in repr(strategy)
+
+    def test_the_opening_follows_no_measurement_and_is_no_setting(self) -> None:
+        strategy = self.make()
+        size, setting = strategy.opening.size, strategy.opening.setting
+        assert "opening" not in strategy.settings()
+        if setting:
+            assert strategy.settings()[setting] == size
+        if size < 1:
+            return
+        problem = problem_of(grid(8, 4))
+        history = history_of(problem, problem.space.sample(size - 1, rng=3))
+        other = History(problem.space)
+        for e in history:
+            other.add(Evaluation(e.number, e.subnet, {k: -v for k, v in e.values.items()}))
+        situations = [Situation(problem, h, strategy.batch_size) for h in (history, other)]
+        first, second = (propose(strategy, s) for s in situations)
+        assert first == second
 
     def test_it_has_a_name_in_the_list(self) -> None:
         assert self.cls.name in names()
