@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from lightning_subnet.errors import PluginError, PluginWarning, users_line
+from lightning_subnet._messages import warn
+from lightning_subnet.errors import PluginError, PluginWarning
 
 
 class Registry:
@@ -47,12 +47,11 @@ class Registry:
                 )
                 raise PluginError(msg)
             if point.name in self.table:
-                warnings.warn(
+                warn(
                     f"{_origin(point)} offers a {self.kind} {point.name!r}, which is a name of "
                     "lightning-subnet's own, and is passed over. Pass an object of it instead of "
-                    "the name. Silence: ignore lightning_subnet.errors.PluginWarning.",
+                    "the name.",
                     PluginWarning,
-                    stacklevel=users_line(),
                 )
                 continue
             plugins[point.name] = point

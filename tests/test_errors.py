@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error classes and the two helpers that their messages are written with."""
+"""Errors have a base and a built-in one; warnings have a base and say how to silence them."""
 
 from __future__ import annotations
 
 import pickle
+import warnings
 
 import pytest
 
+import lightning_subnet
 from lightning_subnet import errors
-from lightning_subnet.errors import NoFeasibleSubnet, SubnetError, did_you_mean, listed
+from lightning_subnet.errors import NoFeasibleSubnet, SubnetError, SubnetWarning
 
-OWN = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
+CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+OWN = [kind for kind in CLASSES if issubclass(kind, Exception) and not issubclass(kind, Warning)]
+WARNINGS = [kind for kind in CLASSES if issubclass(kind, Warning)]
 
 
 @pytest.mark.parametrize("kind", OWN)
 def test_every_error_has_the_base_and_a_built_in_one(kind: type[Exception]) -> None:
     assert issubclass(kind, SubnetError)
     if kind is not SubnetError:
-        built_in = (ValueError, RuntimeError, LookupError)
+        built_in = (ValueError, RuntimeError, LookupError, ImportError)
         assert issubclass(kind, built_in)
 
 
@@ -34,21 +38,14 @@ def test_errors_survive_pickling() -> None:  # a process pool sends them home
     assert pickle.loads(pickle.dumps(NoFeasibleSubnet("none", nearest=3))).nearest == 3
 
 
-def test_did_you_mean_names_the_nearest_or_nothing() -> None:
-    assert did_you_mean("dept", ["width", "depth"]) == " Did you mean 'depth'?"
-    assert did_you_mean("zzz", ["width", "depth"]) == ""
-    assert did_you_mean(44, [4, 440]) == " Did you mean '440'?"
-    assert did_you_mean("a", []) == ""
-
-
-def test_did_you_mean_looks_past_capitals_and_keeps_those_of_the_option() -> None:
-    assert did_you_mean("DEPTH", ["width", "depth"]) == " Did you mean 'depth'?"
-    assert did_you_mean("adamw", ["SGD", "AdamW"]) == " Did you mean 'AdamW'?"
-
-
-def test_listed_is_short() -> None:
-    assert listed(["a", 2]) == "'a', 2"
-    assert listed([]) == "nothing"
-    assert listed(range(8)) == "0, 1, 2, 3, 4, 5, 6, 7"
-    assert listed(range(9)) == "0, 1, 2, 3, 4, 5, 6, 7, ... (9 in all)"
-    assert listed(iter("abc"), limit=2) == "'a', 'b', ... (3 in all)"
+@pytest.mark.parametrize("kind", WARNINGS)
+def test_a_warning_has_the_base_and_its_docstring_silences_it(kind: type[Warning]) -> None:
+    assert issubclass(kind, SubnetWarning)
+    assert kind.__doc__ is not None
+    line = f'warnings.simplefilter("ignore", lightning_subnet.errors.{kind.__name__})'
+    assert f"`{line}`" in kind.__doc__
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exec(line, {"warnings": warnings, "lightning_subnet": lightning_subnet})
+        warnings.warn("it happened", kind, stacklevel=1)
+    assert caught == []

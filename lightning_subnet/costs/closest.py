@@ -14,19 +14,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet._torch.inputs import sample_for
 from lightning_subnet._types import Floats, Indices
 from lightning_subnet.costs.counts import BUILT_IN, count_measures
 from lightning_subnet.elasticity.protocol import Elastic, activated, elastic_part
-from lightning_subnet.errors import (
-    MeasurementError,
-    NoFeasibleSubnet,
-    ObjectiveError,
-    SearchError,
-    did_you_mean,
-    listed,
-)
+from lightning_subnet.errors import MeasurementError, NoFeasibleSubnet, ObjectiveError, SearchError
 from lightning_subnet.predictors._sklearn import one_thread
 from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.predictors.registry import make

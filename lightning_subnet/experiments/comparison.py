@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from lightning_subnet.errors import SearchError, SubnetError, did_you_mean, listed
+from lightning_subnet._messages import did_you_mean, listed
+from lightning_subnet.errors import SearchError, SubnetError
 from lightning_subnet.experiments import statistics
 from lightning_subnet.results.result import SearchResult
 from lightning_subnet.search.budget import Budget

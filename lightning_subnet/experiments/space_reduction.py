@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._messages import warn
 from lightning_subnet._types import Floats, Indices
-from lightning_subnet.errors import ReductionWarning, SearchError, users_line
+from lightning_subnet.errors import ReductionWarning, SearchError
 from lightning_subnet.predictors._sklearn import dense_clusters, one_thread
 from lightning_subnet.space.choices import Value
 from lightning_subnet.space.members import distinct_rows
@@ -197,12 +197,10 @@ def reduction(  # noqa: PLR0913 - the settings of a reduction, each optional
             if len(clustered)
             else "all subnets of the archive are noise to the clustering"
         )
-        warnings.warn(
+        warn(
             f"The space stays as it is ({space.size:.3g} subnets): {why}. Give a longer search as "
-            "the archive, or more samples=. "
-            "Silence: ignore lightning_subnet.errors.ReductionWarning.",
+            "the archive, or more samples=.",
             ReductionWarning,
-            stacklevel=users_line(),
         )
     return found
 

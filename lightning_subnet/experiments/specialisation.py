@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning_subnet.errors import SearchError, listed
+from lightning_subnet._messages import listed
+from lightning_subnet.errors import SearchError
 from lightning_subnet.results.result import SearchResult
 from lightning_subnet.search.search import SubnetSearch
 from lightning_subnet.study.measures import Measure, NetworkMeasure

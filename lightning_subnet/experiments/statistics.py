@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_subnet.errors import SearchError, did_you_mean
+from lightning_subnet._messages import did_you_mean
+from lightning_subnet.errors import SearchError
 
 Array = npt.NDArray[np.float64]
 _RESAMPLES = 5_000

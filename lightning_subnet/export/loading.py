@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
-from lightning_subnet.errors import ExportError, SubnetError, did_you_mean, listed
+from lightning_subnet._messages import did_you_mean, listed
+from lightning_subnet.errors import ExportError, SubnetError
 from lightning_subnet.export.call import brief, named_outputs, restored
 from lightning_subnet.export.formats.base import quiet
 from lightning_subnet.export.formats.onnx import onnx_session

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._messages import warn
 from lightning_subnet._types import Floats, Indices
-from lightning_subnet.errors import PredictorError, PredictorWarning, users_line
+from lightning_subnet.errors import PredictorError, PredictorWarning
 from lightning_subnet.predictors import _sklearn
 from lightning_subnet.predictors._sklearn import KernelRegression, Scale, Setting
 from lightning_subnet.space.space import SearchSpace
@@ -38,8 +38,7 @@ def warn_once(message: str, *, cause: tuple[str, str]) -> None:
     """
     if cause not in _told:
         _told.add(cause)
-        silence = "Silence it with warnings.simplefilter('ignore', PredictorWarning)."
-        warnings.warn(f"{message} {silence}", PredictorWarning, stacklevel=users_line())
+        warn(message, PredictorWarning)
 
 
 def kendall_tau(a: Floats, b: Floats, folds: Indices | None = None) -> Floats:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_subnet._messages import did_you_mean
 from lightning_subnet._registry import Registry
-from lightning_subnet.errors import PredictorError, did_you_mean
+from lightning_subnet.errors import PredictorError
 from lightning_subnet.predictors.base import Predictor
 from lightning_subnet.predictors.wrapped import Wrapped
 from lightning_subnet.space.space import SearchSpace

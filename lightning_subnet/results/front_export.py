@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_subnet.errors import ExportError, ExportWarning, SearchError, did_you_mean
+from lightning_subnet._messages import did_you_mean, warn
+from lightning_subnet.errors import ExportError, ExportWarning, SearchError
 from lightning_subnet.export.exporting import EXPORTERS, NEEDS, Exported
 from lightning_subnet.export.formats.base import library
 from lightning_subnet.export.loading import SUFFIXES
@@ -139,7 +139,7 @@ class FrontExport:
                 f"{len(refused)} of {len(refused) + len(written)} files could not be written; "
                 f"{self._directory / 'README.md'} says why. The first: {refused[0]}"
             )
-            warnings.warn(msg, ExportWarning, stacklevel=3)
+            warn(msg, ExportWarning)
         return written
 
     def _write_readme(self) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_subnet.errors import ObjectiveError, SearchError, did_you_mean, listed
+from lightning_subnet._messages import did_you_mean, listed
+from lightning_subnet.errors import ObjectiveError, SearchError
 from lightning_subnet.study import pareto
 from lightning_subnet.study.objectives import Objective, minimised
 

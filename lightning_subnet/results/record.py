@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lightning_subnet.errors import NoFeasibleSubnet, ObjectiveError, did_you_mean, listed
+from lightning_subnet._messages import did_you_mean, listed
+from lightning_subnet.errors import NoFeasibleSubnet, ObjectiveError
 from lightning_subnet.study import pareto
 from lightning_subnet.study.history import Evaluation
 from lightning_subnet.study.objectives import Constraint, violation

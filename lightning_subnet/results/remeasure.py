@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from lightning_subnet._messages import listed
 from lightning_subnet._torch.inputs import sample_for
 from lightning_subnet.elasticity.protocol import elastic_part
-from lightning_subnet.errors import MeasurementError, ObjectiveError, SearchError, listed
+from lightning_subnet.errors import MeasurementError, ObjectiveError, SearchError
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.evaluators import as_numbers

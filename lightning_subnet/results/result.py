@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from lightning_subnet.errors import (
-    ObjectiveError,
-    SearchError,
-    listed,
-)
+from lightning_subnet._messages import listed
+from lightning_subnet.errors import ObjectiveError, SearchError
 from lightning_subnet.results.record import best_of, nothing
 from lightning_subnet.search.verify_front import verified_values
 from lightning_subnet.space.subnet import Subnet

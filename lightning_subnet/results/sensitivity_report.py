@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from lightning_subnet.errors import SearchError, did_you_mean, listed
+from lightning_subnet._messages import did_you_mean, listed
+from lightning_subnet.errors import SearchError
 from lightning_subnet.predictors.registry import make
 from lightning_subnet.results.sensitivity import FEWEST, Dimension, Sensitivity, Study, dimensions
 from lightning_subnet.space.space import SearchSpace

@@ -9,9 +9,10 @@ from typing import Literal
 
 import torch
 
+from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._torch.fingerprints import hashed
 from lightning_subnet.elasticity.protocol import elastic_part
-from lightning_subnet.errors import SearchError, did_you_mean, listed
+from lightning_subnet.errors import SearchError
 from lightning_subnet.results.result import SearchResult
 from lightning_subnet.search.search import SubnetSearch
 from lightning_subnet.training._lightning import (

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_subnet.errors import SearchError, TellError, did_you_mean
+from lightning_subnet._messages import did_you_mean
+from lightning_subnet.errors import SearchError, TellError
 from lightning_subnet.results.result import SearchResult
 from lightning_subnet.search.budget import Budget
 from lightning_subnet.search.loop import loop

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet.errors import (
     MeasurementError,
     ObjectiveError,
@@ -24,8 +25,6 @@ from lightning_subnet.errors import (
     SpaceExhausted,
     SubnetError,
     TellError,
-    did_you_mean,
-    listed,
 )
 from lightning_subnet.search.budget import Budget
 from lightning_subnet.space.members import row_codes

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import numbers
 import secrets
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from lightning_subnet.errors import BudgetWarning, SearchError, users_line
+from lightning_subnet._messages import warn
+from lightning_subnet.errors import BudgetWarning, SearchError
 from lightning_subnet.search.budget import Budget
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.strategies import resolve
@@ -83,11 +83,9 @@ def _warn_of_small_budget(given: Any, parsed: Parsed) -> None:
     setting = next((name for name in _OPENING if hasattr(strategy, name)), "")
     first = getattr(strategy, setting, 0)
     if limit is not None and limit <= first and isinstance(given, str):
-        warnings.warn(
+        warn(
             f"strategy={given!r} begins with {first} subnets that follow no measurement, and the "
             f"budget is {limit}. Give fewer: strategy={type(strategy).__name__}"
-            f"({setting}={max(limit // 4, 2)}), from lightning_subnet.strategies. "
-            "Silence: ignore lightning_subnet.errors.BudgetWarning.",
+            f"({setting}={max(limit // 4, 2)}), from lightning_subnet.strategies.",
             BudgetWarning,
-            stacklevel=users_line(),
         )

@@ -3,19 +3,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_subnet._json import digest
-from lightning_subnet.errors import (
-    SearchError,
-    VersionWarning,
-    did_you_mean,
-    listed,
-    users_line,
-)
+from lightning_subnet._messages import did_you_mean, listed, warn
+from lightning_subnet.errors import SearchError, VersionWarning
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.strategies.base import Strategy
 from lightning_subnet.study.measures import Measure
@@ -101,12 +95,10 @@ def open_study(
     stored = study.versions  # another version of this package may have recorded other packages
     changed = [f"{k} {stored[k]} -> {v}" for k, v in versions.items() if stored.get(k, v) != v]
     if changed:
-        warnings.warn(
+        warn(
             f"Study {name!r} was made with other versions ({', '.join(changed)}); proposals may "
-            "differ from an uninterrupted run. "
-            "Silence: ignore lightning_subnet.errors.VersionWarning.",
+            "differ from an uninterrupted run.",
             VersionWarning,
-            stacklevel=users_line(),
         )
     return study
 

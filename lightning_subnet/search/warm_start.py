@@ -3,21 +3,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_subnet._messages import did_you_mean, listed, warn
 from lightning_subnet._types import Floats
 from lightning_subnet.errors import (
     InvalidSubnetError,
     ObjectiveError,
     SearchError,
-    did_you_mean,
-    listed,
-    users_line,
+    WarmStartWarning,
 )
 from lightning_subnet.search.verify_front import stored_verified
 from lightning_subnet.space.space import SearchSpace
@@ -287,10 +285,10 @@ def projected(space: SearchSpace, subnets: Sequence[Subnet]) -> list[Subnet]:
         )
         raise SearchError(msg)
     if strange:
-        warnings.warn(
+        warn(
             f"warm_start= leaves out {len(strange)} of {len(subnets)} subnets, which share no "
             f"choice and value with this space: {strange[0]!r:.120}.",
-            stacklevel=users_line(),
+            WarmStartWarning,
         )
     if not rows:
         return []

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_subnet._json import digest
+from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._types import Indices
-from lightning_subnet.errors import InvalidSubnetError, SpaceError, did_you_mean, listed
+from lightning_subnet.errors import InvalidSubnetError, SpaceError
 
 Value = str | int | float | bool | None
 

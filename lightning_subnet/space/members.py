@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._types import Indices
-from lightning_subnet.errors import SpaceError, did_you_mean, listed
+from lightning_subnet.errors import SpaceError
 from lightning_subnet.space._diagram import Diagram
 from lightning_subnet.space.choices import Choice, Choices, Value, plain
 from lightning_subnet.space.encoding import encoded

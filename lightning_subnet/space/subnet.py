@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from lightning_subnet._json import digest
+from lightning_subnet._messages import did_you_mean
 from lightning_subnet._types import Indices
-from lightning_subnet.errors import did_you_mean
 from lightning_subnet.space.choices import Choices, Value
 
 CODE = np.dtype("<u2")

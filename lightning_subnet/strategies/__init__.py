@@ -6,7 +6,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from lightning_subnet.errors import StrategyError, did_you_mean
+from lightning_subnet._messages import did_you_mean
+from lightning_subnet.errors import StrategyError
 from lightning_subnet.strategies.base import Strategy
 
 _CLASSES = {

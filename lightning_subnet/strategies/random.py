@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._types import Indices
-from lightning_subnet.errors import StrategyError, did_you_mean, listed
+from lightning_subnet.errors import StrategyError
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.strategies.base import Draw, Strategy, fill, positive, uniform
 from lightning_subnet.study.history import History

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from lightning_subnet._messages import did_you_mean
 from lightning_subnet._types import Indices
-from lightning_subnet.errors import StrategyError, did_you_mean
+from lightning_subnet.errors import StrategyError
 from lightning_subnet.predictors._sklearn import one_thread
 from lightning_subnet.space.members import distinct_rows
 from lightning_subnet.space.subnet import Subnet

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._messages import listed
 from lightning_subnet._types import Indices
-from lightning_subnet.errors import SpaceError, listed
+from lightning_subnet.errors import SpaceError
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.study.measures import Measure
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._messages import listed
 from lightning_subnet._types import Indices
-from lightning_subnet.errors import MeasurementError, TellError, listed
+from lightning_subnet.errors import MeasurementError, TellError
 from lightning_subnet.space.members import row_codes
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet

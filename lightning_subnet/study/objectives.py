@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from lightning_subnet.errors import ObjectiveError, did_you_mean
+from lightning_subnet._messages import did_you_mean
+from lightning_subnet.errors import ObjectiveError
 
 Direction = Literal["min", "max"]
 Columns = Mapping[str, npt.NDArray[np.float64]]

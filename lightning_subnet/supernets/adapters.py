@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet.elasticity.protocol import activated, elastic
-from lightning_subnet.errors import SearchError, SpaceError, did_you_mean, listed
+from lightning_subnet.errors import SearchError, SpaceError
 from lightning_subnet.space.choices import Choice
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet

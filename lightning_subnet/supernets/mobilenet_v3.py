@@ -12,11 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet.elasticity.extraction import plain_state
 from lightning_subnet.elasticity.layers import ElasticSequential
 from lightning_subnet.elasticity.protocol import SubnetMixin, activated
 from lightning_subnet.elasticity.sorting import Channels, Kept
-from lightning_subnet.errors import InvalidSubnetError, SpaceError, did_you_mean, listed
+from lightning_subnet.errors import InvalidSubnetError, SpaceError
 from lightning_subnet.space.choices import Choice
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._torch.contexts import evaluating
 from lightning_subnet.elasticity.protocol import detach, elastic
-from lightning_subnet.errors import ElasticityError, SearchError, did_you_mean, listed
+from lightning_subnet.errors import ElasticityError, SearchError
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._torch.contexts import shadowed
-from lightning_subnet.errors import SearchError, did_you_mean, listed
+from lightning_subnet.errors import SearchError
 
 DistillLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

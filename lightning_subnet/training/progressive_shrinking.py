@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from lightning_subnet.errors import SearchError, SpaceError, did_you_mean, listed
+from lightning_subnet._messages import did_you_mean, listed
+from lightning_subnet.errors import SearchError, SpaceError
 from lightning_subnet.space.choices import Value
 from lightning_subnet.space.space import SearchSpace
 

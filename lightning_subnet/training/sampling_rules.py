@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._messages import did_you_mean
 from lightning_subnet._types import Indices
-from lightning_subnet.errors import ObjectiveError, SearchError, did_you_mean
+from lightning_subnet.errors import ObjectiveError, SearchError
 from lightning_subnet.space.members import row_codes
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet

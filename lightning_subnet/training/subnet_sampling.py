@@ -8,12 +8,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._torch.contexts import muted
 from lightning_subnet.costs.counts import BUILT_IN, count_measures
 from lightning_subnet.elasticity.batchnorm import frozen_statistics
 from lightning_subnet.elasticity.protocol import Elastic, elastic, elastic_part
 from lightning_subnet.elasticity.sorting import sort_channels, sortable_part
-from lightning_subnet.errors import SearchError, did_you_mean, listed
+from lightning_subnet.errors import SearchError
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.measures import Measure

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
+from lightning_subnet._messages import did_you_mean
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet.elasticity.protocol import elastic_part
-from lightning_subnet.errors import InvalidSubnetError, SearchError, did_you_mean
+from lightning_subnet.errors import InvalidSubnetError, SearchError
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.training._lightning import (

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._torch.inputs import as_weight
-from lightning_subnet.errors import ExportError, ObjectiveError, did_you_mean, listed
+from lightning_subnet.errors import ExportError, ObjectiveError
 from lightning_subnet.export.call import Call
 from lightning_subnet.export.formats.base import library, quiet
 from lightning_subnet.export.formats.onnx import to_onnx

@@ -17,11 +17,12 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_structure, tree_unflatten
 
 from lightning_subnet._json import digest
+from lightning_subnet._messages import listed
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet._torch.inputs import arguments, batched
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import elastic_part
-from lightning_subnet.errors import MeasurementError, listed
+from lightning_subnet.errors import MeasurementError
 from lightning_subnet.space.members import row_codes
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet

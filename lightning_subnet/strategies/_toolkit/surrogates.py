@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_subnet._messages import did_you_mean
 from lightning_subnet._types import Floats, Indices
-from lightning_subnet.errors import StrategyError, did_you_mean
+from lightning_subnet.errors import StrategyError
 from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.predictors.registry import make, names
 from lightning_subnet.space.members import distinct_rows

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from lightning_subnet.errors import InvalidSubnetError, SpaceError, listed
+from lightning_subnet._messages import listed
+from lightning_subnet.errors import InvalidSubnetError, SpaceError
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 

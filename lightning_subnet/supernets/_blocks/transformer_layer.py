@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet.elasticity.attention import (
     ElasticEmbedding,
     ElasticLayerNorm,
@@ -24,7 +25,7 @@ from lightning_subnet.elasticity.attention import (
 )
 from lightning_subnet.elasticity.layers import ElasticLinear
 from lightning_subnet.elasticity.sorting import Channels, inputs, outputs
-from lightning_subnet.errors import ElasticityError, SpaceError, did_you_mean, listed
+from lightning_subnet.errors import ElasticityError, SpaceError
 from lightning_subnet.space.choices import Choice, Value
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
