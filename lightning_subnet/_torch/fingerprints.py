@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of any form: their tensors, copies and hashes."""
+"""Fingerprints: hashes of batches of any form, of data and of the code of networks."""
 
 from __future__ import annotations
 
 import dataclasses
+import dis
 import hashlib
+import inspect
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +20,7 @@ _PLAIN = (str, bytes, int, float, complex, type(None), np.generic)
 
 
 def leaves(batch: Any) -> Iterator[Any]:
-    """Yield what a batch is made of: tensors, arrays and plain values, also those in objects.
+    """Yield the parts of a batch: tensors, arrays and plain values, also those in objects.
 
     Example:
         >>> sorted(leaves({"x": 1, "y": [2, 3]}))
@@ -37,7 +39,7 @@ def leaves(batch: Any) -> Iterator[Any]:
 
 
 def _parts(item: Any) -> dict[str, Any] | None:
-    """Return what an object holds, or None if that cannot be seen."""
+    """Return the attributes of an object by name, or None if they cannot be seen."""
     if dataclasses.is_dataclass(item) and not isinstance(item, type):
         return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
     return vars(item) if hasattr(item, "__dict__") and not isinstance(item, type) else None
@@ -76,14 +78,42 @@ def hashed(tree: Any, *, size: int = 16) -> str:
     return digest.hexdigest()
 
 
-_LIBRARIES = ("torch", "lightning", "pytorch_lightning", "torchmetrics", "builtins", "abc")
+def stable_text(value: Any) -> str:
+    """Return a text that is the same in every process: no addresses, no order of sets.
+
+    Example:
+        >>> print(stable_text({"lr": 0.1, "size": {2, 1}, "net": object()}))
+        {'lr': '0.1', 'size': "['1', '2']", 'net': 'object'}
+    """
+    if isinstance(value, (set, frozenset)):
+        return str(sorted(map(stable_text, value)))
+    if isinstance(value, (list, tuple)):
+        return str([stable_text(item) for item in value])
+    if isinstance(value, dict):
+        return str({str(k): stable_text(v) for k, v in value.items()})
+    if isinstance(value, (*_PLAIN, slice)):
+        return repr(value)
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+# Raise it by one when the numbers that a network of this package gives change, with the same
+# weights, inputs and subnet: stored values are not reused then. A comment, a docstring, another
+# name for a variable or a faster way to the same numbers leave it as it is.
+NETWORKS_VERSION = 1
+
+_PACKAGE = __name__.partition(".")[0]
+_LIBRARIES = (
+    *("torch", "lightning", "pytorch_lightning", "torchmetrics"),
+    *("builtins", "abc", "typing", "functools", "contextlib"),
+)
 
 
 def code_fingerprint(module: nn.Module) -> str:
     """Return a hash of the methods of a module and its children, libraries excepted.
 
-    Comments and formatting do not count. Functions that methods call, but that stand outside of the
-    classes, are not seen.
+    Docstrings, comments, formatting and line numbers do not count. Classes of this package count by
+    name and by `NETWORKS_VERSION`, so that tidying them leaves stored values valid. Functions that
+    methods call, but that stand outside of the classes, are not seen, nor are class attributes.
 
     Example:
         >>> class A(nn.Module):
@@ -99,19 +129,25 @@ def code_fingerprint(module: nn.Module) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     classes = {cls for child in module.modules() for cls in type(child).__mro__}
-    own = [cls for cls in classes if cls.__module__.split(".")[0] not in _LIBRARIES]
+    counted = [cls for cls in classes if _root(cls.__module__) not in _LIBRARIES]
     # Not by module: the same class may come from __main__ today and from a module tomorrow.
-    for text in sorted(f"{cls.__qualname__}:{_class_digest(cls)}" for cls in own):
+    for text in sorted(f"{cls.__qualname__}:{_class_digest(cls)}" for cls in counted):
         digest.update(text.encode())
     return digest.hexdigest()
 
 
+def _root(module: str) -> str:
+    return module.partition(".")[0]
+
+
 def _class_digest(cls: type) -> str:
+    if _root(cls.__module__) == _PACKAGE:
+        return f"{_PACKAGE} {NETWORKS_VERSION}"
     digest = hashlib.blake2b(digest_size=16)
     for name, member in sorted(vars(cls).items()):
         for function in _functions(member):
             digest.update(name.encode())
-            _update(digest, function.__code__)
+            _update(digest, function)
     return digest.hexdigest()
 
 
@@ -125,13 +161,40 @@ def _functions(member: Any) -> Iterator[types.FunctionType]:
             candidates.append(getattr(candidate, "__wrapped__", None))
 
 
-def _update(digest: Any, code: types.CodeType) -> None:
-    digest.update(code.co_code)
-    digest.update(repr((code.co_names, code.co_varnames)).encode())
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            _update(digest, constant)
-        elif isinstance(constant, frozenset):
-            digest.update(repr(sorted(map(repr, constant))).encode())
+def _update(digest: Any, function: types.FunctionType) -> None:
+    code = function.__code__
+    # What a decorator of a library or of this package made; the user's function is behind it.
+    if _root(function.__globals__.get("__name__", "")) in (_PACKAGE, *_LIBRARIES):
+        digest.update(code.co_qualname.encode())
+        return
+    _update_by_code(digest, code)
+    named = sorted((function.__kwdefaults__ or {}).items())
+    digest.update(stable_text((*(function.__defaults__ or ()), *named)).encode())
+
+
+def _update_by_code(digest: Any, code: types.CodeType) -> None:
+    """Hash what a function does: each instruction with the value that it works on.
+
+    The raw bytes would not do: a docstring takes a number among the constants, so that the numbers
+    of all others, which the bytes hold, depend on whether there is one.
+    """
+    variadic = code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, variadic)
+    n_parameters = code.co_argcount + code.co_kwonlyargcount + variadic.bit_count()
+    digest.update(repr((counts, code.co_varnames[:n_parameters])).encode())
+    steps: list[tuple[str, Any]] = []
+    for instruction in dis.get_instructions(code):
+        name, value = instruction.opname, instruction.argval
+        if name == "STORE_NAME" and value in _ABOUT_A_CLASS:  # of a class inside a function
+            steps.pop()  # the value that it stores
+        elif name != "EXTENDED_ARG":
+            steps.append((name, value))
+    for name, value in steps:
+        digest.update(name.encode())
+        if isinstance(value, types.CodeType):
+            _update_by_code(digest, value)
         else:
-            digest.update(repr(constant).encode())
+            digest.update(stable_text(value).encode())
+
+
+_ABOUT_A_CLASS = ("__doc__", "__firstlineno__", "__static_attributes__")

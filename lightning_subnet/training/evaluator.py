@@ -14,7 +14,12 @@ from torch.utils._pytree import tree_map
 
 from lightning_subnet._json import digest
 from lightning_subnet._torch.contexts import evaluating, random_state
-from lightning_subnet._torch.fingerprints import code_fingerprint, data_fingerprint, hashed
+from lightning_subnet._torch.fingerprints import (
+    code_fingerprint,
+    data_fingerprint,
+    hashed,
+    stable_text,
+)
 from lightning_subnet._torch.inputs import arguments
 from lightning_subnet.costs.counts import BUILT_IN as COUNTS, count_measures
 from lightning_subnet.elasticity.protocol import elastic_part
@@ -136,7 +141,7 @@ class TrainerEvaluator(Evaluator):
             "data": "+".join(gathered(self.trainer, data_fingerprint(self._data.loaders))),
             "calibration": hashed(calibration, size=8) if self._data.calibration else "none",
             "code": code_fingerprint(self._model),
-            "hparams": str({k: _stable(v) for k, v in sorted(self._model.hparams.items())}),
+            "hparams": str({k: stable_text(v) for k, v in sorted(self._model.hparams.items())}),
             "precision": str(self.trainer.precision),
             "limit_val_batches": str(self.trainer.limit_val_batches),
         }
@@ -250,16 +255,3 @@ _DEVICE_ERRORS: tuple[type[BaseException], ...] = tuple(
 
 def _has_input(measure: NetworkMeasure) -> bool:
     return getattr(measure, "input", None) is not None
-
-
-def _stable(value: Any) -> str:
-    """Return a text that is the same in every process: no addresses, no order of sets."""
-    if isinstance(value, (set, frozenset)):
-        return str(sorted(map(_stable, value)))
-    if isinstance(value, (list, tuple)):
-        return str([_stable(item) for item in value])
-    if isinstance(value, dict):
-        return str({str(k): _stable(v) for k, v in value.items()})
-    if isinstance(value, (str, int, float, bool, type(None))):
-        return repr(value)
-    return str(getattr(value, "__qualname__", type(value).__qualname__))
