@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_subnet.errors import StorageError
+from lightning_subnet.errors import StorageError, SubnetError
 
 
 def differences(stored: Any, now: Any, path: str = "") -> Iterator[str]:
@@ -46,27 +46,40 @@ def write(path: str | Path, data: Mapping[str, Any]) -> None:
     Path(path).write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
-def read(path: str | Path, form: str, what: str) -> dict[str, Any]:
+def read(
+    path: str | Path,
+    form: str,
+    what: str,
+    *,
+    error: type[SubnetError] = StorageError,
+    hint: str | None = None,
+) -> dict[str, Any]:
     """Return JSON of a form.
 
     Args:
         path: The file.
         form: The text under `format`.
         what: The class that writes it, for the message.
+        error: The class that is raised.
+        hint: What to do instead: a sentence; None: write one with the method `save` of the class.
 
     Raises:
-        StorageError: Not such a file.
+        SubnetError: Of the class `error`: not such a file.
     """
     try:
         data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         if data["format"] != form:
             raise KeyError(data["format"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise unreadable(path, what, error) from error
+    except (OSError, ValueError, KeyError, TypeError) as reason:
+        raise error(_not_of_form(path, what, reason, hint)) from reason
     return data
 
 
 def unreadable(path: str | Path, what: str, error: Exception) -> StorageError:
     """Return the error of a file that holds something else."""
-    msg = f"{path} holds no {what} ({error!r:.80}). Write one with {what}.save(path)."
-    return StorageError(msg)
+    return StorageError(_not_of_form(path, what, error))
+
+
+def _not_of_form(path: str | Path, what: str, reason: Exception, hint: str | None = None) -> str:
+    hint = hint or f"Write one with {what}.save(path)."
+    return f"{path} holds no {what} ({reason!r:.80}). {hint}"

@@ -44,6 +44,11 @@ class Subnet(Mapping[str, Value]):
         self._active: dict[str, Value] | None = None
 
     @property
+    def choices(self) -> Choices:
+        """The choices of its space, of each of which it has one value."""
+        return self._choices
+
+    @property
     def indices(self) -> Indices:
         """Value indices in the order of the choices, shape (n_choices,)."""
         return np.frombuffer(self._code, CODE).astype(np.int64)
