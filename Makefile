@@ -5,27 +5,39 @@ VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
+PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15
 SOURCES := $(wildcard lightning_subnet tests examples benchmarks docs conftest.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types docs bench clean
+.PHONY: help install demo test test-slow test-all lint stubs types docs bench clean
 
 help: ## Show this help
 	@echo "Usage: make TARGET [PYTHON=python3.12]"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) \
-	  | while IFS='|' read -r name text; do printf '  %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+	  | while IFS='|' read -r name text; do printf '  %-9s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP) ## Create .venv with the package and its development tools (pinned)
 
 demo: $(STAMP) ## Search a small elastic network on real handwritten digits, into demo_output/
 	$(PY) examples/digits_search.py
 
-test: $(STAMP) ## Run the tests and the doctests, a process on each of two cores
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15
+test: $(STAMP) ## Run the tests and the doctests but the slow ones, on two cores
+	$(PYTEST) -m "not slow"
 
-lint: $(STAMP) ## Check style and formatting
+test-slow: $(STAMP) ## Run the slow tests: examples, storms of kills, long reruns
+	$(PYTEST) -m slow
+
+test-all: $(STAMP) ## Run all tests
+	$(PYTEST)
+
+lint: $(STAMP) ## Check style, formatting and the floors of the packages
 	$(PY) -m ruff check $(SOURCES)
 	$(PY) -m ruff format --check $(SOURCES)
+	$(BIN)/lint-imports --no-cache
+
+stubs: $(STAMP) ## Write what is made from the code: stubs of public names, the picture in ARCHITECTURE.md
+	$(PY) -m tests.stubs
+	$(PY) -m tests.architecture
 
 types: $(STAMP) ## Check types (mypy, strict)
 	$(PY) -m mypy

@@ -1,102 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The walls of the package: floors, doors of large libraries, the cost of importing it, names."""
+"""The walls of the package: sizes, the cost of importing it, names. `make lint` has the floors."""
 
 from __future__ import annotations
 
-import ast
+import importlib
 import json
-import re
 import subprocess
 import sys
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import lightning_subnet
+from tests import architecture
+from tests.architecture import FILES, PACKAGE, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "lightning_subnet"
-FILES = {
-    path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in PACKAGE.rglob("*.py")
-}
-DOORS = {
-    "lightning": "_lightning",
-    "pytorch_lightning": "nowhere",
-    "pymoo": "strategies/_pymoo",
-    "sqlalchemy": "storage",
-    "matplotlib": "plotting",
-    "moocore": "pareto",
-    "sklearn": "_sklearn",
-    "botorch": "_gp",
-    "gpytorch": "_gp",
-    "onnx": "conversion",
-    "onnxscript": "conversion",
-    "onnxruntime": "conversion",
-    "openvino": "conversion",
-    "pynvml": "costs/energy",
-}
 MAX_IMPORT_SECONDS = 0.3
+MAX_FLOORS, MAX_FILES, MAX_LEVELS, MAX_LINES = 11, 12, 2, 400
+PUBLIC = [path.parent for path in PACKAGE.rglob("__init__.pyi")]
 
 
-def floors() -> dict[str, int]:
-    """Return the floor of each file, from the table in ARCHITECTURE.md."""
-    rows = re.findall(r"^\| (\d) \| ([^|]+) \|", (ROOT / "ARCHITECTURE.md").read_text(), re.M)
-    return {name.strip(): int(floor) for floor, names in rows for name in names.split(",")}
+def package_of(folder: Path) -> str:
+    return ".".join(folder.relative_to(ROOT).parts)
 
 
-def imported(path: Path) -> set[str]:
-    """Return the dotted modules that a file imports at run time, anywhere in it."""
-    tree = ast.parse(path.read_text())
-    typing_only = {
-        id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for child in ast.walk(node)
-    }
-    found = set()
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} has a relative import"
-            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+# Floors and rooms
 
 
-def own_imports(path: Path) -> set[str]:
-    """Return the package's own files that a file imports."""
-    names = {
-        name.removeprefix("lightning_subnet.").replace(".", "/")
-        for name in imported(path)
-        if name.startswith("lightning_subnet.")
-    }
-    return {f"{n}/__init__" if f"{n}/__init__" in FILES else n for n in names} & set(FILES)
+def test_the_house_has_few_floors_no_circle_and_no_arrow_up() -> None:
+    assert len(architecture.floors()) <= MAX_FLOORS
+    assert architecture.upward() == []
+    assert architecture.circles() == []
 
 
-def test_every_file_has_a_floor() -> None:
-    assert set(floors()) == set(FILES) - {"__init__"}
+def test_the_picture_is_that_of_the_imports() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    assert architecture.picture() in page, "run: .venv/bin/python -m tests.architecture"
 
 
-def test_no_file_imports_upwards_or_in_a_circle() -> None:
-    floor = floors()
-    graph = {name: own_imports(path) for name, path in FILES.items() if name != "__init__"}
-    upward = [(a, b) for a, uses in graph.items() for b in uses if floor[b] > floor[a]]
-    assert upward == []
-    TopologicalSorter(graph).prepare()  # raises CycleError
+def test_a_folder_holds_a_dozen_files_and_lies_at_most_two_deep() -> None:
+    full = {folder: n for folder, n in architecture.folders().items() if n > MAX_FILES}
+    assert full == {}
+    deep = [path for path in FILES if len(path.relative_to(PACKAGE).parts) - 1 > MAX_LEVELS]
+    assert deep == []
 
 
-def test_torch_stays_above_the_search_floor() -> None:
-    low = [name for name, floor in floors().items() if floor <= 2 and name != "_gp"]
-    assert [n for n in low if any(m.split(".")[0] == "torch" for m in imported(FILES[n]))] == []
+def test_files_stay_small() -> None:
+    long = {str(p): n for p in FILES if (n := architecture.code_lines(p)) > MAX_LINES}
+    assert long == {}
 
 
-@pytest.mark.parametrize("library", DOORS)
-def test_a_large_library_has_one_door(library: str) -> None:
-    users = {n for n, p in FILES.items() if any(m.split(".")[0] == library for m in imported(p))}
-    assert users <= {DOORS[library]}
+# What importing loads
 
 
 def run(code: str) -> dict:
@@ -109,19 +63,19 @@ def run(code: str) -> dict:
 
 
 def test_importing_the_package_loads_nothing_and_takes_no_time() -> None:
-    told = run(
+    loaded = run(
         "import lightning, sys, time, json\n"
         "before = set(sys.modules); start = time.perf_counter()\n"
         "import lightning_subnet\n"
         "print(json.dumps({'seconds': time.perf_counter() - start,"
         " 'new': sorted(set(sys.modules) - before)}))"
     )
-    assert told["new"] == ["lightning_subnet"]
-    assert told["seconds"] < MAX_IMPORT_SECONDS
+    assert loaded["new"] == ["lazy_loader", "lightning_subnet"]
+    assert loaded["seconds"] < MAX_IMPORT_SECONDS
 
 
 def test_the_search_core_works_without_torch() -> None:
-    told = run(
+    loaded = run(
         "import sys, json\n"
         "from lightning_subnet import SearchSpace, SubnetSearch, FunctionEvaluator\n"
         "search = SubnetSearch(space=SearchSpace(a=[1, 2, 3]), objectives={'f': 'min'},"
@@ -130,32 +84,28 @@ def test_the_search_core_works_without_torch() -> None:
         "heavy = ['torch', 'lightning', 'pymoo', 'pandas', 'matplotlib', 'botorch', 'sklearn']\n"
         "print(json.dumps({'loaded': [name for name in heavy if name in sys.modules]}))"
     )
-    assert told["loaded"] == []
+    assert loaded["loaded"] == []
 
 
-def test_no_public_name_is_a_submodule() -> None:
-    for package in {path.parent for path in FILES.values()}:
-        modules = {p.stem for p in package.glob("*.py")} | {p.name for p in package.iterdir()}
-        tree = ast.parse((package / "__init__.py").read_text())
-        exported = next(
-            (
-                ast.literal_eval(node.value)
-                for node in tree.body
-                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-            ),
-            [],
-        )
-        assert set(exported) & modules == set()
+# Names
 
 
-def test_every_public_name_resolves() -> None:
-    assert sorted(lightning_subnet._HOME) == lightning_subnet.__all__
-    for name in lightning_subnet.__all__:
-        assert getattr(lightning_subnet, name).__name__ == name
-    with pytest.raises(AttributeError, match="no attribute 'SubnetSeach'"):
+@pytest.mark.parametrize("folder", PUBLIC, ids=package_of)
+def test_every_public_name_resolves_and_none_is_a_module(folder: Path) -> None:
+    package = importlib.import_module(package_of(folder))
+    inside = {p.stem for p in folder.glob("*.py")} | {p.name for p in folder.iterdir()}
+    packages = {path.name for path in PUBLIC if path.parent == folder} | {"errors"}
+    for name in package.__all__:
+        value = getattr(package, name)
+        if folder == PACKAGE and name in packages:
+            continue  # `lightning_subnet.costs` is a name of its own
+        assert value.__name__ == name
+        assert name not in inside
+        assert value.__doc__, f"{name} is public and has no docstring"
+
+
+def test_the_top_has_the_names_of_every_day() -> None:
+    packages = {path.name for path in PUBLIC} | {"errors"}
+    assert 25 <= len(set(lightning_subnet.__all__) - packages) <= 35
+    with pytest.raises(AttributeError, match="no lightning_subnet attribute SubnetSeach"):
         _ = lightning_subnet.SubnetSeach
-
-
-def test_files_stay_small() -> None:
-    long = {n: k for n, p in FILES.items() if (k := len(p.read_text().splitlines())) > 420}
-    assert long == {}

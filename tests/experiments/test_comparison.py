@@ -31,7 +31,7 @@ from tests.problems import (
     grid,
     record,
     search_of,
-    told,
+    objectives_of,
 )
 
 mpl.use("Agg")
@@ -276,7 +276,7 @@ def test_a_run_that_fails_loses_no_other_run(tmp_path: Path) -> None:
 
 
 def test_errors_of_the_package_keep_their_class_and_say_where() -> None:
-    evaluator = FunctionEvaluator(lambda subnet: {"f0": told(subnet)["f0"]})
+    evaluator = FunctionEvaluator(lambda subnet: {"f0": objectives_of(subnet)["f0"]})
     with pytest.raises(MeasurementError) as caught:
         compared(evaluator=evaluator)
     assert_clear(caught.value, "There is no 'f1'")

@@ -41,7 +41,7 @@ from tests.problems import (
     grid,
     record,
     search_of,
-    told,
+    objectives_of,
 )
 
 
@@ -53,7 +53,7 @@ def url(tmp_path: Path) -> str:
 def ask_and_tell(search: SubnetSearch, n: int = 1) -> list[dict[str, Any]]:
     while subnets := search.ask(n):
         for subnet in subnets:
-            search.tell(subnet, told(subnet))
+            search.tell(subnet, objectives_of(subnet))
     return record(search.history)
 
 
@@ -103,7 +103,7 @@ def test_one_to_four_objectives(m: int, strategy: str) -> None:
     assert len(result.history) == 64, "the whole space"
     # The front by definition: nobody is as good in all objectives and better in one.
     values = {
-        e.number: [told(e.subnet, m)[k] * (-1) ** i for i, k in enumerate(directions)]
+        e.number: [objectives_of(e.subnet, m)[k] * (-1) ** i for i, k in enumerate(directions)]
         for e in result.history
     }
     front = {
@@ -196,13 +196,13 @@ def test_asking_before_the_reference_is_told_says_what_to_do() -> None:
     with pytest.raises(ObjectiveError) as caught:
         search.ask()
     assert_clear(caught.value, "'f0'", "relative to the largest subnet", "tell space.largest first")
-    search.tell(subnets[0], told(subnets[0]))
+    search.tell(subnets[0], objectives_of(subnets[0]))
     assert len(search.ask(3)) == 3
 
 
 def test_a_reference_that_is_told_may_be_of_any_run() -> None:
     search = search_of(constraints={"f0": "<= 60%"})
-    search.tell(grid().largest, told(grid().largest))
+    search.tell(grid().largest, objectives_of(grid().largest))
     assert len(search.ask(3)) >= 1
 
 
@@ -211,7 +211,7 @@ def test_a_reference_that_failed_ends_the_search_with_a_reason() -> None:
         if subnet == grid().largest:
             msg = "out of memory"
             raise RuntimeError(msg)
-        return told(subnet)
+        return objectives_of(subnet)
 
     search = search_of(constraints={"f0": "<= 60%"})
     with pytest.raises(ObjectiveError) as caught:
@@ -414,7 +414,7 @@ def test_values_of_equal_fingerprint_are_reused_and_count(url: str) -> None:
     assert reused == {e.subnet for e in result.history} & set(everything.calls)
     assert 0 < len(reused) < 15
     assert set(evaluator.calls) == {e.subnet for e in result.history} - reused
-    assert all(e.values == told(e.subnet) for e in result.history)
+    assert all(e.values == objectives_of(e.subnet) for e in result.history)
     assert all(e.reused == ("f0", "f1") for e in result.history if e.subnet in reused)
 
 
@@ -581,7 +581,7 @@ BAD: list[tuple[str, Callable[[], Any], type[SubnetError], tuple[str, ...]]] = [
     ("storage", settings(storage="search.db"), StorageError, ("'search.db'", "sqlite:///")),
     (
         "evaluator",
-        lambda: search_of().run(told, progress=False),
+        lambda: search_of().run(objectives_of, progress=False),
         SearchError,
         ("told", "FunctionEvaluator(fn)"),
     ),
@@ -670,7 +670,7 @@ def test_an_error_within_a_search_loses_nothing(
     search = fresh(url)
     for _ in range(5):
         for subnet in search.ask(1):
-            search.tell(subnet, told(subnet))
+            search.tell(subnet, objectives_of(subnet))
     pending = search.ask(1)[0]
     before = record(search.history)
     with pytest.raises(error) as caught:
@@ -678,7 +678,7 @@ def test_an_error_within_a_search_loses_nothing(
     assert_clear(caught.value, *parts)
     assert record(search.history) == before
     assert record(fresh(url).history) == before, "what was measured is in the storage"
-    search.tell(pending, told(pending))
+    search.tell(pending, objectives_of(pending))
     ask_and_tell(search)
     assert record(search.history) == ask_and_tell(fresh(None)), (
         "and the search goes on as if nothing was"
@@ -713,7 +713,7 @@ def test_strategies_learn_from_what_is_attached() -> None:
     plain = search_of(strategy=NSGA2(population=4), space=grid(4, 4), budget=8)
     informed = search_of(strategy=NSGA2(population=4), space=grid(4, 4), budget=8)
     for evaluation in history_of(problem_of(grid(4, 4)), grid(4, 4).sample(20, rng=0)):
-        informed.tell(evaluation.subnet, told(evaluation.subnet))
+        informed.tell(evaluation.subnet, objectives_of(evaluation.subnet))
     assert ask_and_tell(plain) != ask_and_tell(informed)[20:]
 
 

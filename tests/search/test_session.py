@@ -29,7 +29,7 @@ from lightning_subnet.search.session import Session
 from lightning_subnet.strategies import RandomSearch, Strategy
 from lightning_subnet.study import Problem
 from lightning_subnet.study.storage import Storage
-from tests.problems import Counting, assert_clear, cost, grid, problem_of, record, told
+from tests.problems import Counting, assert_clear, cost, grid, problem_of, record, objectives_of
 
 
 class Scripted(Strategy):
@@ -85,7 +85,7 @@ def session_of(
 
 def tell_all(session: Session, subnets: Sequence[Subnet]) -> None:
     for subnet in subnets:
-        session.tell(subnet, told(subnet))
+        session.tell(subnet, objectives_of(subnet))
 
 
 # Handing out
@@ -135,7 +135,7 @@ def test_a_new_session_serves_what_was_committed_and_not_measured_first() -> Non
     storage = Storage(None)
     session = session_of(storage, strategy=Scripted(batch_size=6))
     subnets = session.ask(6)
-    session.tell(subnets[1], told(subnets[1]))
+    session.tell(subnets[1], objectives_of(subnets[1]))
     session.fail(subnets[4], "broken")
     strategy = Scripted(batch_size=6)
     again = session_of(storage, strategy=strategy)
@@ -153,7 +153,7 @@ def test_what_is_given_back_is_asked_next() -> None:
     first, second = session.ask(2)
     session.give_back(first)
     assert session.ask(2) == [first, list(grid())[2]]
-    session.tell(second, told(second))
+    session.tell(second, objectives_of(second))
     session.give_back(second)
     assert session.ask(1) == [list(grid())[3]], "what was told is not asked again"
 
@@ -174,7 +174,7 @@ def test_the_budget_counts_what_was_asked_for_and_pending() -> None:
     session = session_of(budget=5)
     subnets = session.ask(3)
     assert session.room == 2
-    session.tell(subnets[0], told(subnets[0]))
+    session.tell(subnets[0], objectives_of(subnets[0]))
     session.fail(subnets[1], "broken")
     assert (session.spent, session.room) == (2, 2)
     assert len(session.ask(10)) == 1, "the rest of the generation"
@@ -185,7 +185,7 @@ def test_the_budget_counts_what_was_asked_for_and_pending() -> None:
 
 def test_attached_subnets_do_not_count() -> None:
     session = session_of(budget=3)
-    attached = session.tell(grid().largest, told(grid().largest))
+    attached = session.tell(grid().largest, objectives_of(grid().largest))
     assert attached.generation is None
     assert (session.spent, session.room) == (0, 3)
     served: list[Subnet] = []
@@ -200,7 +200,7 @@ def test_a_waiting_subnet_that_is_told_unasked_counts_and_is_not_served() -> Non
     session = session_of(strategy=Scripted(batch_size=4), budget=4)
     everything = list(grid())
     session.ask(1)
-    assert session.tell(everything[2], told(everything[2])).generation == 0
+    assert session.tell(everything[2], objectives_of(everything[2])).generation == 0
     assert session.spent == 1
     assert session.ask(9) == [everything[1], everything[3]]
 
@@ -268,7 +268,7 @@ class Broken(Strategy):
 )
 def test_a_strategy_that_breaks_its_contract_is_named(proposals: Any, part: str) -> None:
     session = session_of(strategy=Broken(proposals))
-    session.tell(grid().smallest, told(grid().smallest))
+    session.tell(grid().smallest, objectives_of(grid().smallest))
     with pytest.raises(StrategyError) as caught:
         session.ask(2)
     assert_clear(caught.value, "Broken()", part, "A strategy returns")
@@ -291,7 +291,7 @@ def test_a_proposal_outside_the_pool_is_refused() -> None:
 def test_a_told_subnet_may_be_given_by_its_values() -> None:
     session = session_of()
     subnet = session.ask(1)[0]
-    evaluation = session.tell({"x": [subnet["x.0"], subnet["x.1"]]}, told(subnet))
+    evaluation = session.tell({"x": [subnet["x.0"], subnet["x.1"]]}, objectives_of(subnet))
     assert evaluation.subnet == subnet
     assert evaluation.generation == 0
 
@@ -350,18 +350,18 @@ def test_values_that_do_not_fit_are_refused_and_nothing_is_recorded(
 ) -> None:
     session = session_of()
     first, second = session.ask(2)
-    session.tell(first, told(first))
+    session.tell(first, objectives_of(first))
     with pytest.raises(TellError) as caught:
         session.tell(second, values)
     assert_clear(caught.value, *parts)
     assert len(session.history) == len(session.study.evaluations(grid())) == 1
-    assert session.tell(second, told(second)).number == 1, "the right values are still welcome"
+    assert session.tell(second, objectives_of(second)).number == 1, "the right values are still welcome"
 
 
 def test_a_subnet_is_told_once() -> None:
     session = session_of()
     subnet = session.ask(1)[0]
-    session.tell(subnet, told(subnet))
+    session.tell(subnet, objectives_of(subnet))
     for again in (
         lambda: session.tell(subnet, {"f0": 9, "f1": 9}),
         lambda: session.fail(subnet, "x"),
@@ -372,7 +372,7 @@ def test_a_subnet_is_told_once() -> None:
             caught.value, str(subnet), "told already, as evaluation 0", "first values stay"
         )
     assert record(session.history) == record(session.study.evaluations(grid()))
-    assert session.history[0].values["f0"] == told(subnet)["f0"]
+    assert session.history[0].values["f0"] == objectives_of(subnet)["f0"]
 
 
 def test_a_failure_needs_no_values() -> None:
@@ -389,14 +389,14 @@ def test_two_processes_on_one_study_see_each_others_evaluations(tmp_path: Any) -
     one, two = session_of(Storage(url)), session_of(Storage(url))
     subnets = one.ask(4)
     assert two.ask(4) == subnets
-    one.tell(subnets[0], told(subnets[0]))
-    two.tell(subnets[1], told(subnets[1]))
+    one.tell(subnets[0], objectives_of(subnets[0]))
+    two.tell(subnets[1], objectives_of(subnets[1]))
     assert [e.subnet for e in two.history] == subnets[:2]
     assert [e.number for e in two.history] == [0, 1]
     with pytest.raises(TellError) as caught:
         one.tell(subnets[1], {"f0": 9, "f1": 9})
     assert_clear(caught.value, str(subnets[1]), "measured once")
-    one.tell(subnets[2], told(subnets[2]))
+    one.tell(subnets[2], objectives_of(subnets[2]))
     assert record(one.history) == record(one.study.evaluations(grid()))
 
 
@@ -475,7 +475,7 @@ def test_measuring_records_what_the_evaluator_says() -> None:
     evaluator = Counting()
     subnet = session.ask(1)[0]
     evaluation = session.measure(subnet, evaluator)
-    assert evaluation.values == {**told(subnet), "cost": 1.0}
+    assert evaluation.values == {**objectives_of(subnet), "cost": 1.0}
     assert evaluator.calls == [subnet]
     assert evaluation.seconds > 0
 
