@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Public names of lightning_subnet.results; the one list of them."""
 
+from .record import (
+    SearchRecord as SearchRecord,
+)
 from .remeasure import (
     remeasured as remeasured,
 )

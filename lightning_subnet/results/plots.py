@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from lightning_subnet._messages import did_you_mean, listed
-from lightning_subnet.errors import ObjectiveError, SearchError
+from lightning_subnet._types import Floats
+from lightning_subnet.errors import SearchError
+from lightning_subnet.results.record import SearchRecord, check_recorded
 from lightning_subnet.study import pareto
+from lightning_subnet.study.history import History
 from lightning_subnet.study.objectives import Objective, minimised
-
-if TYPE_CHECKING:
-    from lightning_subnet.results.result import SearchResult
 
 _SINGLE, _PAIR = 1, 2
 _FRONT = "#c0392b"
@@ -46,76 +44,49 @@ def axes(ax: Any = None) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _label(name: str, objectives: tuple[Objective, ...]) -> str:
+def _label(name: str, objectives: Sequence[Objective]) -> str:
     direction = {o.name: o.direction for o in objectives}.get(name)
-    return (
-        name
-        if direction is None
-        else f"{name} ({'less' if direction == 'min' else 'more'} is better)"
-    )
+    if direction is None:
+        return name
+    return f"{name} ({'less' if direction == 'min' else 'more'} is better)"
 
 
 def draw_front(
-    result: SearchResult, *, x: str | None = None, y: str | None = None, ax: Any = None
+    record: SearchRecord, *, x: str | None = None, y: str | None = None, ax: Any = None
 ) -> tuple[Any, Any]:
-    """Draw a result; see `SearchResult.plot`."""
+    """Draw a record; see `SearchResult.plot`."""
     figure, ax = axes(ax)
-    names = [objective.name for objective in result.objectives]
+    names = [objective.name for objective in record.objectives]
     x = x or (names[-1] if len(names) > _SINGLE else None)
     y = y or names[0]
-    recorded = dict.fromkeys(key for e in result.history for key in e.values)
-    for name in filter(None, (x, y)):
-        if name not in recorded:
-            msg = (
-                f"{name!r} was not recorded.{did_you_mean(name, recorded)} "
-                f"Recorded: {listed(recorded)}."
-            )
-            raise ObjectiveError(msg)
+    recorded = dict.fromkeys(key for e in record.history for key in e.values)
+    check_recorded(filter(None, (x, y)), recorded)
     if x is None:
-        return _draw_single(result, y, figure, ax)
-    X, Y = result.final.column(x), result.final.column(y)
-    front = result.front
-    flat = {x, y} <= set(names)
-    allowed = ~np.isnan(result.minimised()).any(axis=1)
+        _draw_single(record, y, ax)
+        return figure, ax
+    X, Y = record.final.column(x), record.final.column(y)
+    feasible = ~np.isnan(record.minimised()).any(axis=1)
     ax.scatter(
-        X[allowed], Y[allowed], s=22, color=_OTHER, alpha=0.8, linewidths=0,
+        X[feasible], Y[feasible], s=22, color=_OTHER, alpha=0.8, linewidths=0,
         label="measured subnets",
     )  # fmt: skip
-    refused = ~allowed & result.history.ok
-    if refused.any():
+    infeasible = ~feasible & record.history.ok
+    if infeasible.any():
         ax.scatter(
-            X[refused], Y[refused], s=22, facecolors="none", edgecolors=_OTHER,
+            X[infeasible], Y[infeasible], s=22, facecolors="none", edgecolors=_OTHER,
             label="break a constraint",
         )  # fmt: skip
-    fx, fy = front.column(x), front.column(y)
-    if flat and len(names) > _PAIR and len(front):  # of many objectives, the front in these two
-        ax.scatter(
-            fx, fy, s=30, facecolors="white", edgecolors=_FRONT, zorder=2,
-            label=f"front of all {len(names)} objectives ({len(front)} subnets)",
-        )  # fmt: skip
-        drawn = [o for o in result.objectives if o.name in (x, y)]
-        pair = pareto.nondominated(minimised(drawn, {x: fx, y: fy}))
-        fx, fy = fx[pair], fy[pair]
-    order = np.argsort(fx, kind="stable")
+    front = record.front
     if len(front):
-        ax.plot(
-            fx[order],
-            fy[order],
-            drawstyle=_stairs(x, y, result) if flat else "default",
-            linestyle="-" if flat else "none",
-            marker="o",
-            markersize=5.5,
-            color=_FRONT,
-            label=f"front{'' if len(names) <= _PAIR else ' of these two'} ({len(fx)} subnets)",
-        )
-    largest = result.final.get(result.history.space.largest)
+        _draw_line(record, front, x, y, ax)
+    largest = record.final.get(record.history.space.largest)
     if largest is not None and largest.ok and x in largest.values and y in largest.values:
         ax.scatter(
             largest.values[x], largest.values[y], marker="s", s=70, facecolors="none",
             edgecolors="black", label="largest subnet", zorder=3,
         )  # fmt: skip
-    if len(front) > _PAIR and len(names) == _PAIR and flat:  # between two points there is none
-        knee = result.knee
+    if len(front) > _PAIR and len(names) == _PAIR and {x, y} <= set(names):
+        knee = record.knee  # of more than two points; between two there is none
         ax.annotate(
             "knee",
             (knee.values[x], knee.values[y]),
@@ -125,26 +96,51 @@ def draw_front(
         )
     _engineering(ax.xaxis, X)
     _engineering(ax.yaxis, Y)
-    ax.set_xlabel(_label(x, result.objectives))
-    ax.set_ylabel(_label(y, result.objectives))
+    ax.set_xlabel(_label(x, record.objectives))
+    ax.set_ylabel(_label(y, record.objectives))
     ax.set_title(
-        f"{int(result.history.ok.sum())} of {_count(result.history.space.size)} subnets measured"
+        f"{int(record.history.ok.sum())} of {_count(record.history.space.size)} subnets measured"
     )
     ax.grid(alpha=0.25)
     ax.legend(loc="best")
     return figure, ax
 
 
-def _engineering(axis: Any, values: npt.NDArray[np.float64]) -> None:
+def _draw_line(record: SearchRecord, front: History, x: str, y: str, ax: Any) -> None:
+    """Draw the front: as stairs between two objectives, as points along other measures."""
+    fx, fy = front.column(x), front.column(y)
+    pair = [o for o in record.objectives if o.name in (x, y)]
+    n, stairs = len(record.objectives), len(pair) == len({x, y})
+    if stairs and n > _PAIR:  # of many objectives, the front in these two
+        ax.scatter(
+            fx, fy, s=30, facecolors="white", edgecolors=_FRONT, zorder=2,
+            label=f"front of all {n} objectives ({len(front)} subnets)",
+        )  # fmt: skip
+        rows = pareto.nondominated(minimised(pair, {x: fx, y: fy}))
+        fx, fy = fx[rows], fy[rows]
+    order = np.argsort(fx, kind="stable")
+    ax.plot(
+        fx[order],
+        fy[order],
+        drawstyle=_stairs(x, record.objectives) if stairs else "default",
+        linestyle="-" if stairs else "none",
+        marker="o",
+        markersize=5.5,
+        color=_FRONT,
+        label=f"front{'' if n <= _PAIR else ' of these two'} ({len(fx)} subnets)",
+    )
+
+
+def _engineering(axis: Any, values: Floats) -> None:
     from matplotlib.ticker import EngFormatter
 
     if np.nanmax(np.abs(values), initial=0.0) >= 1e4:  # noqa: PLR2004 - 600k, not 6.0 with 1e5 aside
         axis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _stairs(x: str, y: str, result: SearchResult) -> str:
-    """Between two points of the front the dominated corner is the worse of both."""
-    directions = {o.name: o.direction for o in result.objectives}
+def _stairs(x: str, objectives: Sequence[Objective]) -> str:
+    """Return the draw style whose corners, between two points of a front, are dominated."""
+    directions = {o.name: o.direction for o in objectives}
     return "steps-post" if directions[x] == "min" else "steps-pre"
 
 
@@ -152,24 +148,24 @@ def _count(n: int) -> str:
     return f"{n:,}" if n < 10**9 else f"{n:.1e}"
 
 
-def _draw_single(result: SearchResult, y: str, figure: Any, ax: Any) -> tuple[Any, Any]:
-    values = result.minimised()[:, 0]
-    sign = 1.0 if result.objectives[0].direction == "min" else -1.0
+def _draw_single(record: SearchRecord, y: str, ax: Any) -> None:
+    """Draw one objective over the evaluations."""
+    values = record.minimised()[:, 0]
+    sign = 1.0 if record.objectives[0].direction == "min" else -1.0
     best = sign * np.fmin.accumulate(values)
     numbers = np.arange(1, len(values) + 1)
     ax.scatter(
-        numbers, result.history.column(y), s=22, color=_OTHER, linewidths=0, label="evaluations"
+        numbers, record.history.column(y), s=22, color=_OTHER, linewidths=0, label="evaluations"
     )
     ax.step(numbers, best, where="post", color=_FRONT, label="best so far")
     ax.set_xlabel("evaluations")
-    ax.set_ylabel(_label(y, result.objectives))
+    ax.set_ylabel(_label(y, record.objectives))
     ax.grid(alpha=0.25)
     ax.legend(loc="best")
-    return figure, ax
 
 
 def draw_curves(
-    bands: Mapping[str, npt.NDArray[np.float64]],
+    bands: Mapping[str, Floats],
     *,
     ylabel: str,
     title: str,
@@ -180,7 +176,7 @@ def draw_curves(
 
     Args:
         bands: Lower end, middle and upper end by strategy, (3, evaluations).
-        ylabel: What the values are.
+        ylabel: The name of the values.
         title: Above the picture.
         log: Draw y on a logarithmic axis.
         ax: Matplotlib axes to draw on.
@@ -197,15 +193,15 @@ def draw_curves(
     _decorate(ax, "evaluations", ylabel, title)
     ax.set_xlim(1, max(2, *(band.shape[1] for band in bands.values())))
     # The steep start says little, and would leave no room for the differences that follow.
-    seen = np.concatenate([band[:, band.shape[1] // _START :].ravel() for band in bands.values()])
-    if not log and np.ptp(seen) > 0:
-        ax.set_ylim(seen.min() - 0.05 * np.ptp(seen), seen.max() + 0.05 * np.ptp(seen))
+    later = np.concatenate([band[:, band.shape[1] // _START :].ravel() for band in bands.values()])
+    if not log and np.ptp(later) > 0:
+        ax.set_ylim(later.min() - 0.05 * np.ptp(later), later.max() + 0.05 * np.ptp(later))
     _name_ends(ax, ends)
     return figure, ax
 
 
 def draw_attainment(
-    surfaces: Mapping[str, Mapping[float, npt.NDArray[np.float64]]],
+    surfaces: Mapping[str, Mapping[float, Floats]],
     objectives: Sequence[Objective],
     *,
     title: str,
@@ -226,24 +222,24 @@ def draw_attainment(
     right = [*grid, grid[-1] + 0.03 * (float(np.ptp(grid)) or 1.0)]  # the last step is seen, too
     worst = every[:, 0].max() + 0.03 * (float(np.ptp(every[:, 0])) or 1.0)
 
-    def stairs(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        own = (corners * sign)[np.argsort(corners[:, 1] * sign[1])]
-        reached = np.searchsorted(own[:, 1], grid, side="right")
-        return np.repeat(np.concatenate([[np.inf], own[:, 0]])[reached], 2)
+    def stairs(corners: Floats) -> Floats:
+        ordered = (corners * sign)[np.argsort(corners[:, 1] * sign[1])]
+        steps = np.searchsorted(ordered[:, 1], grid, side="right")
+        return np.repeat(np.concatenate([[np.inf], ordered[:, 0]])[steps], 2)
 
     x = np.repeat(right, 2)[1:-1] * sign[1]
     for (label, levels), look in zip(surfaces.items(), _looks(), strict=False):
         y = {level: stairs(levels[level]) for level in sorted(levels)}
         middle = sorted(y)[(len(y) - 1) // 2]
-        seen = np.isfinite(y[middle])
-        ax.plot(x[seen], y[middle][seen] * sign[0], label=label, linewidth=2, **look)
+        finite = np.isfinite(y[middle])
+        ax.plot(x[finite], y[middle][finite] * sign[0], label=label, linewidth=2, **look)
         first, last = y[min(y)], y[max(y)]
-        some = np.isfinite(first)
+        finite = np.isfinite(first)
         ax.fill_between(
-            x[some], first[some] * sign[0], np.minimum(last, worst)[some] * sign[0],
+            x[finite], first[finite] * sign[0], np.minimum(last, worst)[finite] * sign[0],
             color=look["color"], alpha=0.15, linewidth=0,
         )  # fmt: skip
-    names = [_label(o.name, tuple(objectives)) for o in objectives]
+    names = [_label(o.name, objectives) for o in objectives]
     _decorate(ax, names[1], names[0], title)
     _engineering(ax.xaxis, every[:, 1])
     _engineering(ax.yaxis, every[:, 0])
@@ -253,7 +249,7 @@ def draw_attainment(
 
 def draw_bars(
     labels: Sequence[str],
-    bars: Mapping[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
+    bars: Mapping[str, tuple[Floats, Floats]],
     *,
     xlabel: str,
     title: str,
@@ -262,24 +258,24 @@ def draw_bars(
     """Draw bars along x with their errors, the first label on top, one colour per series.
 
     Args:
-        labels: What the bars are of.
+        labels: The names of the bars.
         bars: By series, values and errors, each (len(labels),).
-        xlabel: What the values are.
+        xlabel: The name of the values.
         title: Above the picture.
         ax: Matplotlib axes to draw on.
     """
-    own = ax is None
+    is_new = ax is None
     figure, ax = axes(ax)
-    if own:
+    if is_new:
         figure.set_figheight(max(3.0, 1.2 + 0.2 * len(labels) * (len(bars) + 0.5)))
     height = 0.8 / len(bars)
     places = np.arange(len(labels))
     for k, ((name, (values, errors)), look) in enumerate(zip(bars.items(), _looks(), strict=False)):
         at = places + (k - (len(bars) - 1) / 2) * height
         ax.barh(at, values, height, color=look["color"], label=name)
-        some = errors > 0
+        noisy = errors > 0
         ax.errorbar(
-            values[some], at[some], xerr=errors[some], fmt="none", ecolor="black", elinewidth=1,
+            values[noisy], at[noisy], xerr=errors[noisy], fmt="none", ecolor="black", elinewidth=1,
             capsize=2,
         )  # fmt: skip
     ax.set_yticks(places, labels)
@@ -290,7 +286,7 @@ def draw_bars(
 
 
 def _looks() -> Iterator[dict[str, str]]:
-    """Yield colours that people with any colour vision tell apart, then the same lines dashed."""
+    """Yield colours that people of any colour vision can tell apart, then the same with dashes."""
     for style in itertools.cycle(["-", "--", ":", "-."]):
         for colour in _COLOURS:
             yield {"color": colour, "linestyle": style}
@@ -317,9 +313,9 @@ def _name_ends(ax: Any, ends: Mapping[str, float]) -> None:
     order = np.argsort(places, kind="stable")
     gap = min(_GAP, 1 / len(order))
     steps = gap * np.arange(len(order))
-    apart = isotonic_regression(places[order] - steps).x  # the nearest that are a gap apart
-    apart = np.clip(apart, 0, 1 - steps[-1]) + steps
-    for i, place in zip(order, apart, strict=True):
+    spread = isotonic_regression(places[order] - steps).x  # the nearest that are a gap apart
+    spread = np.clip(spread, 0, 1 - steps[-1]) + steps
+    for i, place in zip(order, spread, strict=True):
         label = list(ends)[i]
         ax.annotate(
             label, (1, place), xycoords="axes fraction", xytext=(6, 0), fontweight="bold",

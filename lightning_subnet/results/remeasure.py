@@ -15,50 +15,51 @@ from lightning_subnet._messages import listed
 from lightning_subnet._torch.inputs import sample_for
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, ObjectiveError, SearchError
+from lightning_subnet.results.record import SearchRecord
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.evaluators import as_numbers
 from lightning_subnet.study.history import Evaluation, History
 from lightning_subnet.study.measures import Measure, NetworkMeasure
-from lightning_subnet.study.problem import Problem, Searched, check_part
+from lightning_subnet.study.problem import check_part
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lightning_subnet.results.result import SearchResult
     from lightning_subnet.training.frozen_data import Source
 
-Told = Callable[[Subnet], Any]
+ValueOf = Callable[[Subnet], Any]
+"""A function of a subnet that returns its value, or a pair (value, standard error)."""
 
 
 def remeasured(
-    found: Searched,
+    record: SearchRecord,
     measure: Any,
     *,
     model: Any = None,
     example_input: Any = None,
     name: str | None = None,
-) -> tuple[Problem, History, str]:
-    """Return the problem and the front of a search with new values of one measure, and its name.
+) -> SearchRecord:
+    """Return the front of a search as a record with new values of one measure.
 
-    The front, `best` and the constraints of a result of them go by the new values; those before
-    stay as `<name>_before`. A subnet that fails is a failed evaluation with its reason. Where a
-    bound is relative to the largest subnet, that is measured too.
+    Its front, its best and its constraints go by the new values; those before stay as
+    `<name>_before`. A subnet that fails is a failed evaluation with its reason. Where a bound is
+    relative to the largest subnet, that is measured too.
 
     Args:
-        found: What was found; `SearchResult.remeasure` passes itself.
+        record: The record of the search; `SearchResult.remeasure` passes itself.
         measure: A measure such as `Latency(...)`; a function of a subnet; or a mapping from subnets
             to values. Each value may be a pair (value, standard error).
         model: The super-network, for a measure of networks.
         example_input: One sample for it; None: the `input` of the measure, or the model's
             `example_input_array`.
-        name: What a function or mapping tells: `"latency_ms"`; of a measure it is its own name.
+        name: The name of the values, `"latency_ms"`, of a function or mapping; a measure has one.
 
     Raises:
         SearchError: There is no front, all of it failed, or the largest did where a bound is
             relative to it.
-        ObjectiveError: No measure, no name, a value that is no number, or no model where it takes
-            one.
+        ObjectiveError: Not a measure, no name, a value that is not a number, or no model where the
+            measure needs one.
         MeasurementError: The measure can measure nothing.
 
     Example:
@@ -72,32 +73,33 @@ def remeasured(
         >>> [(e.subnet["depth"], e.values["latency_ms"]) for e in phone.front]
         [(4, 5.0), (2, 1.0)]
     """
-    space = found.problem.space
-    wanted = found.problem.front(found.final)
-    name, told = _told(measure, space, [e.subnet for e in wanted], model, example_input, name)
-    rest = {key: value for key, value in found.problem.exact.items() if key != name}
-    problem = replace(found.problem, exact=rest)
-    if not wanted:
+    space = record.problem.space
+    front = record.front
+    name, value_of = _named(measure, space, [e.subnet for e in front], model, example_input, name)
+    exact = {key: value for key, value in record.problem.exact.items() if key != name}
+    problem = replace(record.problem, exact=exact)
+    if not len(front):
         msg = "There is no front to measure again: nothing feasible was found."
         raise SearchError(msg)
-    again = [_again(before, i, name, told) for i, before in enumerate(wanted)]
+    again = [_again(before, i, name, value_of) for i, before in enumerate(front)]
     seconds = sum(e.seconds for e in again) / len(again)  # some are measured at once
     history = History(space, (replace(e, seconds=seconds) for e in again))
-    if any(c.relative and c.name not in rest for c in problem.constraints):
-        _add_reference(history, found.final.get(space.largest), name, told)
+    if any(c.relative and c.name not in exact for c in problem.constraints):
+        _add_reference(history, record.final.get(space.largest), name, value_of)
     if not history.ok.any():
         msg = f"All {len(history)} subnets of the front failed, the last with: {history[-1].reason}"
         raise SearchError(msg)
-    return problem, history, f"{getattr(found, 'name', '')} remeasured".strip()
+    return SearchRecord(problem, history, name=f"{record.name} remeasured".strip())
 
 
-def _add_reference(history: History, before: Evaluation | None, name: str, told: Told) -> None:
+def _add_reference(
+    history: History, before: Evaluation | None, name: str, value_of: ValueOf
+) -> None:
     """Measure the largest subnet too, to which relative bounds refer."""
     largest = history.space.largest
     if largest in history:
         return
-    known = before or Evaluation(0, largest, {})
-    again = _again(known, len(history), name, told)
+    again = _again(before or Evaluation(0, largest, {}), len(history), name, value_of)
     if name not in again.values:
         msg = (
             f"The bound on {name!r} is relative to the largest subnet, of which there is no value "
@@ -110,12 +112,44 @@ def _add_reference(history: History, before: Evaluation | None, name: str, told:
     history.add(again)
 
 
-def _asked(measure: Measure, space: SearchSpace, subnets: Sequence[Subnet]) -> Told:
-    """Return the values of some subnets, which are measured at once, or of any other."""
+def _named(
+    measure: Any,
+    space: SearchSpace,
+    subnets: Sequence[Subnet],
+    model: Any,
+    example_input: Any,
+    name: str | None,
+) -> tuple[str, ValueOf]:
+    """Return the name of the values and the function that gives them."""
+    if isinstance(measure, NetworkMeasure) and not isinstance(measure, (Measure, type)):
+        if not isinstance(model, nn.Module):
+            msg = f"{measure.name!r} measures networks: write remeasure(measure, model=...)."
+            raise ObjectiveError(msg)
+        part = elastic_part(model)
+        assert isinstance(part, nn.Module), "the elastic part of a module is a module"
+        measure = measure.bind(part, sample_for(model, example_input, measure))
+    if isinstance(measure, Measure):
+        return name or measure.name, _of_measure(measure, space, subnets)
+    if not isinstance(name, str) or not name:
+        msg = f"The values of {measure!r:.60} need a name: remeasure(..., name='latency_ms'), say."
+        raise ObjectiveError(msg)
+    if isinstance(measure, Mapping):
+        return name, _of_mapping(measure, space)
+    if callable(measure) and not isinstance(measure, type):
+        return name, measure
+    msg = (
+        f"remeasure() got {measure!r:.60}. Give a measure such as Latency(...), a function of a "
+        "subnet, or a mapping from subnets to values."
+    )
+    raise ObjectiveError(msg)
+
+
+def _of_measure(measure: Measure, space: SearchSpace, subnets: Sequence[Subnet]) -> ValueOf:
+    """Return a function of some subnets, which are measured at once, or of any other."""
     pairs: dict[Subnet, tuple[float, float]] = {}
     failed: dict[Subnet, Exception] = {}
 
-    def asked(subnet: Subnet) -> tuple[float, float]:
+    def value_of(subnet: Subnet) -> tuple[float, float]:
         if subnet not in pairs:
             several = subnets if subnet in subnets else [subnet]
             values, errors, failures = measure.evaluate_each(space, space.indices(several))
@@ -126,47 +160,20 @@ def _asked(measure: Measure, space: SearchSpace, subnets: Sequence[Subnet]) -> T
             raise failed[subnet]
         return pairs[subnet]
 
-    return asked
+    return value_of
 
 
-def _told(
-    measure: Any,
-    space: SearchSpace,
-    subnets: Sequence[Subnet],
-    model: Any,
-    example_input: Any,
-    name: str | None,
-) -> tuple[str, Told]:
-    """Return the name of a measure, and what gives its value, or a pair, of a subnet."""
-    if isinstance(measure, NetworkMeasure) and not isinstance(measure, (Measure, type)):
-        if not isinstance(model, nn.Module):
-            msg = f"{measure.name!r} measures networks: write remeasure(measure, model=...)."
-            raise ObjectiveError(msg)
-        part = elastic_part(model)
-        assert isinstance(part, nn.Module), "the elastic part of a module is a module"
-        measure = measure.bind(part, sample_for(model, example_input, measure))
-    if isinstance(measure, Measure):
-        return name or measure.name, _asked(measure, space, subnets)
-    if not isinstance(name, str) or not name:
-        msg = f"What does {measure!r:.60} tell? Write remeasure(..., name='latency_ms'), say."
-        raise ObjectiveError(msg)
-    if isinstance(measure, Mapping):
-        values = {_subnet(space, key): value for key, value in measure.items()}
+def _of_mapping(values: Mapping[Any, Any], space: SearchSpace) -> ValueOf:
+    """Return a function that looks values up."""
+    by_subnet = {_subnet(space, key): value for key, value in values.items()}
 
-        def looked(subnet: Subnet) -> Any:
-            if subnet not in values:
-                msg = f"no value came for it; there are values of {len(values)} other subnets"
-                raise KeyError(msg)
-            return values[subnet]
+    def value_of(subnet: Subnet) -> Any:
+        if subnet not in by_subnet:
+            msg = f"no value came for it; there are values of {len(by_subnet)} other subnets"
+            raise KeyError(msg)
+        return by_subnet[subnet]
 
-        return name, looked
-    if callable(measure) and not isinstance(measure, type):
-        return name, measure
-    msg = (
-        f"remeasure() got {measure!r:.60}. Give a measure such as Latency(...), a function of a "
-        "subnet, or a mapping from subnets to values."
-    )
-    raise ObjectiveError(msg)
+    return value_of
 
 
 def _subnet(space: SearchSpace, key: Any) -> Subnet:
@@ -178,7 +185,7 @@ def _subnet(space: SearchSpace, key: Any) -> Subnet:
     return space.from_indices(space.indices([key]))[0]
 
 
-def _again(before: Evaluation, number: int, name: str, told: Told) -> Evaluation:
+def _again(before: Evaluation, number: int, name: str, value_of: ValueOf) -> Evaluation:
     """Return an evaluation with the new value, and the one before under `<name>_before`."""
     start = time.perf_counter()
     values, errors = dict(before.values), dict(before.errors)
@@ -188,7 +195,7 @@ def _again(before: Evaluation, number: int, name: str, told: Told) -> Evaluation
             errors[f"{name}_before"] = errors.pop(name)
     reason = ""
     try:
-        value, error = as_numbers({name: told(before.subnet)})[name]
+        value, error = as_numbers({name: value_of(before.subnet)})[name]
         if math.isfinite(value):
             values[name] = value
             errors |= {name: error} if 0 < error < math.inf else {}
@@ -210,25 +217,25 @@ def _again(before: Evaluation, number: int, name: str, told: Told) -> Evaluation
     )
 
 
-def validated_again(result: SearchResult, model: Any, source: Source, trainer: Any) -> pd.DataFrame:
+def validate_front(record: SearchRecord, model: Any, source: Source, trainer: Any) -> pd.DataFrame:
     """Validate the front on other data; see `SearchResult.verify`."""
     import pandas as pd
 
     from lightning_subnet.training.evaluator import TrainerEvaluator
 
-    front = result.front
+    front = record.front
     rows: list[dict[str, float]] = []
     with TrainerEvaluator(model, source, trainer=trainer) as evaluator:
-        check_part(result.history.space, evaluator.space)
+        check_part(record.history.space, evaluator.space)
         for evaluation in front:
-            logged = evaluator.evaluate(evaluation.subnet)
+            metrics = evaluator.evaluate(evaluation.subnet)
             rows.append({})
-            if not any(o.name in logged for o in result.objectives):
-                msg = f"No objective was logged; logged: {listed(logged)}."
+            if not any(o.name in metrics for o in record.objectives):
+                msg = f"No objective was logged; logged: {listed(metrics)}."
                 raise SearchError(msg)
-            for objective in (o for o in result.objectives if o.name in logged):
+            for objective in (o for o in record.objectives if o.name in metrics):
                 name, worse = objective.name, 1.0 if objective.direction == "max" else -1.0
-                before, now = evaluation.values[name], float(logged[name])
+                before, now = evaluation.values[name], float(metrics[name])
                 rows[-1][name] = before
                 rows[-1][f"{name}_verified"] = now
                 rows[-1][f"{name}_drop"] = worse * (before - now)

@@ -1,23 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SearchResult: the front, the best subnet under bounds, a second look, tables, plots, a file."""
+"""SearchResult: a record with its network; tables, plots, files and modules are made of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from lightning_subnet._messages import listed
-from lightning_subnet.errors import ObjectiveError, SearchError
-from lightning_subnet.results.record import best_of, nothing
+from lightning_subnet.errors import SearchError
+from lightning_subnet.results.record import SearchRecord, unit_and_conditions
 from lightning_subnet.search.verify_front import verified_values
 from lightning_subnet.space.subnet import Subnet
-from lightning_subnet.study import pareto
-from lightning_subnet.study.history import Evaluation, History, Verified, with_verified
-from lightning_subnet.study.objectives import Objective, minimised, parse_constraints
+from lightning_subnet.study.history import Evaluation, History, Verified
 from lightning_subnet.study.problem import Problem
 
 if TYPE_CHECKING:
@@ -30,16 +24,16 @@ if TYPE_CHECKING:
 _Module = TypeVar("_Module")
 
 
-class SearchResult:
-    """What a search found.
+class SearchResult(SearchRecord):
+    """The result of a search: its record, and what can be made of it.
 
     Args:
-        problem: What was searched.
-        history: What was measured.
+        problem: Space, objectives and constraints of the search.
+        history: Its evaluations, in order.
         name: The study's name.
         verified: Second (value, standard error) of noisy measures, by name, by key of the subnet.
             They decide the front, beside the first ones in `history`.
-        extractor: Gives a subnet as a module of its own.
+        extractor: Returns a subnet as a module of its own.
         measures: By name of a measure its `unit` and, where it is noisy, its `conditions`.
 
     Attributes:
@@ -66,95 +60,38 @@ class SearchResult:
         extractor: Callable[[Subnet], Any] | None = None,
         measures: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
-        self.problem = problem
-        self.history = history
-        self.name = name
-        self.verified = dict(verified or {})
+        super().__init__(problem, history, name=name, verified=verified, measures=measures)
         self._extractor = extractor
-        self.measures = {key: dict(told) for key, told in (measures or {}).items()}
-        self.final = with_verified(history, self.verified) if self.verified else history
+
+    @classmethod
+    def of_record(
+        cls, record: SearchRecord, extractor: Callable[[Subnet], Any] | None = None
+    ) -> Self:
+        """Return a record as a result, which knows its network if an extractor does."""
+        return cls(
+            record.problem,
+            record.history,
+            name=record.name,
+            verified=record.verified,
+            extractor=extractor,
+            measures=record.measures,
+        )
 
     @classmethod
     def of(
         cls, session: Session, name: str, extractor: Callable[[Subnet], Any] | None = None
     ) -> SearchResult:
         """Return what a session has found so far."""
-        from lightning_subnet.results.tables import told
-
         return cls(
             session.problem,
             session.history,
             name=name,
             verified=verified_values(session),
             extractor=extractor,
-            measures={key: told(measure) for key, measure in session.measures.items()},
+            measures={
+                key: unit_and_conditions(measure) for key, measure in session.measures.items()
+            },
         )
-
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """What was optimised."""
-        return self.problem.objectives
-
-    @property
-    def front(self) -> History:
-        """The non-dominated, feasible evaluations, ordered by the first objective, best first."""
-        return History(self.history.space, self.problem.front(self.final))
-
-    @property
-    def knee(self) -> Evaluation:
-        """The evaluation of the front where giving up one objective stops to buy much of another.
-
-        Raises:
-            NoFeasibleSubnet: The front is empty.
-        """
-        front = self.front
-        if not len(front):
-            raise nothing(self, "feasible", None)
-        columns = {o.name: front.column(o.name) for o in self.objectives}
-        return front[pareto.knee(minimised(self.objectives, columns))]
-
-    def best(
-        self, name: str, *, where: Mapping[str, str | Sequence[str]] | None = None
-    ) -> Evaluation:
-        """Return the best feasible evaluation by one measure.
-
-        Args:
-            name: An objective, or any recorded measure (then the smallest is the best).
-            where: Further bounds, as in `constraints=`: `{"latency_ms": "<= 12"}`.
-
-        Returns:
-            The evaluation; of several equally good ones the first that no other dominates.
-
-        Raises:
-            NoFeasibleSubnet: Nothing satisfies the bounds; the error names the nearest.
-            ObjectiveError: A measure that was not recorded.
-        """
-        return best_of(self, name, parse_constraints(where))
-
-    def minimised(self) -> npt.NDArray[np.float64]:
-        """Return all objectives, to be minimised, (n, m); NaN if infeasible or failed."""
-        if not len(self.final):
-            return np.zeros((0, len(self.objectives)))
-        F, missed = self.problem.scores(self.final)
-        return np.where((missed > 0)[:, None], np.nan, F)
-
-    def hypervolume(self, reference: Mapping[str, float]) -> float:
-        """Return the hypervolume of the front.
-
-        Args:
-            reference: A value of each objective that is worse than all that should count.
-
-        Raises:
-            ObjectiveError: An objective is missing from the reference.
-        """
-        if missing := [o.name for o in self.objectives if o.name not in reference]:
-            msg = (
-                f"The reference has no {missing[0]!r}. "
-                f"Give a value for each of {listed(o.name for o in self.objectives)}."
-            )
-            raise ObjectiveError(msg)
-        columns = {o.name: np.array([float(reference[o.name])]) for o in self.objectives}
-        return pareto.hypervolume(self.minimised(), minimised(self.objectives, columns)[0])
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return all evaluations, with a column `front` that marks those on the front.
@@ -181,7 +118,7 @@ class SearchResult:
         return draw_front(self, x=x, y=y, ax=ax)
 
     def elasticity(self, **options: Any) -> ElasticityReport:
-        """Tell which choices the measures of this search depend on; see `elasticity_report`.
+        """Report which choices the measures of this search depend on; see `elasticity_report`.
 
         Args:
             **options: `metrics`, `predictor` and `seed`; `measures`, by default the exact ones.
@@ -220,7 +157,7 @@ class SearchResult:
         return self._extractor(self.history.space.subnet(chosen))
 
     def example_input(self) -> Any:
-        """Return what the network gets of a few samples of the search.
+        """Return the input of the network for a few samples of the search.
 
         Returns:
             A tuple of positional arguments; if it gets some by name, a dict of all.
@@ -231,7 +168,7 @@ class SearchResult:
         example = getattr(self._extractor, "example", None)
         if example is None:
             msg = (
-                "This result does not know what its network takes: only that of fit() does. "
+                "This result does not know the input of its network: only that of fit() does. "
                 "Pass example_input=."
             )
             raise SearchError(msg)
@@ -248,7 +185,7 @@ class SearchResult:
         trainer: Any = None,
         calibration_images: int | None = None,
     ) -> pd.DataFrame:
-        """Validate the front on other data, or on all of it, and report what is lost.
+        """Validate the front on other data, or on all of it, and report by how much it is worse.
 
         A search picks the best of many values on the same samples, so its winners are a little
         flattered by them.
@@ -271,7 +208,7 @@ class SearchResult:
         Raises:
             SearchError: As `fit`.
         """
-        from lightning_subnet.results.remeasure import validated_again
+        from lightning_subnet.results.remeasure import validate_front
         from lightning_subnet.training.frozen_data import Source
 
         if calibration_images is None:
@@ -279,7 +216,7 @@ class SearchResult:
         source = Source(
             datamodule, dataloaders, train_dataloaders, split, calibration_images=calibration_images
         )
-        return validated_again(self, model, source, trainer)
+        return validate_front(self, model, source, trainer)
 
     def export(
         self,
@@ -294,20 +231,20 @@ class SearchResult:
         """Write the front as files that give the same outputs, and a README.md that explains them.
 
         Each subnet is extracted as `extract` does, written as `export_onnx` does, run by the
-        runtime of its format and compared; names sort along the front. What a format cannot take is
-        told in README.md and by an `ExportWarning`, and the rest goes on. With matplotlib there is
-        a front.png.
+        runtime of its format and compared; names sort along the front. README.md and an
+        `ExportWarning` name what a format cannot take, and the rest is written. With matplotlib
+        there is a front.png.
 
         Args:
             directory: A folder that is new or empty.
             formats: Some of `"onnx"`, `"torch"` and `"openvino"`.
-            subnets: What to write; None: the front.
+            subnets: Subnets or evaluations to write; None: the front.
             example_input: As the network takes it; None: samples of the search.
             dynamic_batch: As in `export_onnx`.
             tolerance: As in `export_onnx`.
 
         Returns:
-            What was written, along the front.
+            The files, along the front.
 
         Raises:
             ExportError: A format is unknown or its extra is not installed, the folder holds files,
@@ -335,15 +272,15 @@ class SearchResult:
             The copy, in train mode where the model is; its weights learn where the model's do.
 
         Raises:
-            SearchError: The model has no elastic part, cannot be copied, or is what its own
-                `extract` replaces by a network without training.
+            SearchError: The model has no elastic part, cannot be copied, or is itself the
+                super-network, and its `extract` returns a network without a training step.
         """
         from lightning_subnet.results.standalone import standalone
 
         chosen = subnet.subnet if isinstance(subnet, Evaluation) else subnet
         chosen = self.history.space.subnet(chosen)
-        own = getattr(self._extractor, "model", None) is model
-        return standalone(model, chosen, self._extractor if own else None)
+        same = getattr(self._extractor, "model", None) is model
+        return standalone(model, chosen, self._extractor if same else None)
 
     def remeasure(self, measure: Any, **options: Any) -> SearchResult:
         """Return the front alone with new values of one measure, from here or from elsewhere.
@@ -351,42 +288,33 @@ class SearchResult:
         Args:
             measure: `Latency(...)` or another measure, a function of a subnet, or a mapping from
                 subnets to values, as they come back from a phone.
-            **options: `model`, `example_input` and `name`; see `remeasuring.remeasured`.
+            **options: `model`, `example_input` and `name`; see `results.remeasured`.
 
         Raises:
             SearchError: There is no front, or all of it failed.
         """
         from lightning_subnet.results.remeasure import remeasured
 
-        problem, history, name = remeasured(self, measure, **options)
-        return SearchResult(problem, history, name=name, extractor=self._extractor)
+        return self.of_record(remeasured(self, measure, **options), self._extractor)
 
     def save(self, path: str | Path) -> None:
         """Write everything but the code of the measures as JSON; `load` reads it back."""
-        from lightning_subnet.results.files import write_result
+        from lightning_subnet.results.files import write_record
 
-        write_result(self, Path(path))
+        write_record(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path) -> SearchResult:
+    def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote.
 
         Raises:
-            StorageError: Not such a file.
+            StorageError: The file is not one of these.
         """
-        from lightning_subnet.results.files import read_result
+        from lightning_subnet.results.files import read_record
 
-        return cls(**read_result(Path(path)))
+        return cls.of_record(read_record(Path(path)))
 
     def __str__(self) -> str:
         from lightning_subnet.results.tables import text
 
         return text(self)
-
-    def __repr__(self) -> str:
-        if self.problem.needs_reference:
-            return f"<SearchResult {self.name!r}: {len(self.history)} evaluations>"
-        return (
-            f"<SearchResult {self.name!r}: {len(self.history)} evaluations, "
-            f"{len(self.front)} on the front>"
-        )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of a measure each choice of a space explains: main effects and first-order shares."""
+"""Sensitivity of a measure to each choice of a space: main effects and first-order shares."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_subnet._types import Indices
+from lightning_subnet._types import Floats, Indices
 from lightning_subnet.errors import ObjectiveError, SearchError
 from lightning_subnet.predictors import _sklearn
 from lightning_subnet.predictors.masked_features import features
@@ -20,8 +20,6 @@ from lightning_subnet.predictors.registry import make
 from lightning_subnet.space.members import row_codes
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.study.measures import Measure
-
-Floats = npt.NDArray[np.float64]
 
 ENUMERATED = 100_000  # subnets of a space whose exact measures are taken of all
 SAMPLED = 20_000
@@ -63,22 +61,23 @@ def dimensions(space: SearchSpace, *, by: str) -> list[Dimension]:
 
 
 def turned_down(space: SearchSpace, dimension: Dimension) -> Indices:
-    """Return the largest subnet with a dimension at its least, as canonical rows (k, n_choices).
+    """Return the largest subnet with a dimension at its least value, as rows (k, n_choices).
 
-    Ordered choices are at the first of their values. Categorical ones have no least: there is one
-    row for each of their values. A dimension that does not exist in the largest subnet has no row.
+    Ordered choices are at the first of their values. Categorical ones have no least value: there is
+    one row for each of theirs. A dimension that the largest subnet does not have gives no row.
+    The rows are canonical.
     """
     largest = space.indices([space.largest])
-    kept = {
+    indices = {
         j: [space.choices[space.names[j]].values.index(v) for v in space.values[space.names[j]]]
         for j in dimension.at
     }
     free = [j for j in dimension.at if not space.choices[space.names[j]].ordered]
     rows = []
-    for k in range(max([len(kept[j]) for j in free], default=1)):
+    for k in range(max([len(indices[j]) for j in free], default=1)):
         row = largest.copy()
-        for j, positions in kept.items():
-            row[0, j] = positions[min(k, len(positions) - 1) if j in free else 0]
+        for j, of_values in indices.items():
+            row[0, j] = of_values[min(k, len(of_values) - 1) if j in free else 0]
         rows.append(space.canonical(row))
     X = np.concatenate(rows)
     return X[[code != row_codes(largest)[0] for code in row_codes(X)]]
@@ -118,17 +117,17 @@ def explained(space: SearchSpace, X: Indices, y: Floats, *, complete: bool) -> F
             continue
         means = sums[counts > 0] / counts[counts > 0]
         between = float((counts[counts > 0] * (means - values.mean()) ** 2).sum())
-        spare = len(values) - len(means)
-        if not complete and spare > 0:
+        freedom = len(values) - len(means)
+        if not complete and freedom > 0:
             within = float(((values - values.mean()) ** 2).sum()) - between
-            between -= (len(means) - 1) * max(within, 0.0) / spare
+            between -= (len(means) - 1) * max(within, 0.0) / freedom
         out[j] = between / len(y)
     return out
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What the dimensions of a space do to one measure.
+    """Figures of how one measure depends on the dimensions of a space.
 
     Args:
         measure: Its name.
@@ -140,9 +139,9 @@ class Sensitivity:
         share: By dimension, the share of its variance over the space that the choices explain, each
             by itself.
         share_error: The standard errors.
-        rest: The share that is left: what choices do together, noise, and what a predictor misses.
+        rest: The share that is left: choices together, noise, and the error of a predictor.
         rest_error: Its standard error.
-        basis: What all this was computed from, in words.
+        basis: The subnets and the predictor behind all this, in words.
     """
 
     measure: str
@@ -158,12 +157,12 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """Variance by choice, in all, and changes: of all data, or without one fold."""
+class _Variances:
+    """Variance by choice and in all, and values: of all data, or without one fold."""
 
     by_choice: Floats
     total: float
-    at: Floats  # the values of the turned-down rows; the first is the largest subnet's
+    values: Floats  # of the turned-down rows; the first is the largest subnet's
 
 
 @dataclass(frozen=True)
@@ -175,17 +174,17 @@ class Below:
 
 
 @dataclass(frozen=True)
-class Study:
-    """A space, its dimensions and the rows that they are turned down to.
+class Analysis:
+    """Sensitivities of measures to the dimensions of a space.
 
     Args:
         space: The space.
-        parts: Its dimensions.
+        dimensions: Its dimensions.
         seed: The seed of samples and folds.
     """
 
     space: SearchSpace
-    parts: Sequence[Dimension]
+    dimensions: Sequence[Dimension]
     seed: int
 
     def of_exact(self, measure: Measure) -> Sensitivity:
@@ -200,8 +199,8 @@ class Study:
     def of_measured(self, measure: Measure, n: int) -> Sensitivity:
         """Return the sensitivity of a measure that takes its time, of n subnets and those below.
 
-        What is turned down is measured; the shares are those of a predictor, unless the n subnets
-        are all.
+        The turned-down rows are measured; the shares are those of a predictor, unless the n subnets
+        are all of the space.
         """
         X, complete = self.uniform(n, n)
         rows, _ = self.rows
@@ -235,9 +234,11 @@ class Study:
         Raises:
             SearchError: Too few evaluations.
         """
-        known = np.isfinite(y)
-        X, y = X[known], y[known]
-        complete = len(X) == self.space.size if complete is None else complete and bool(known.all())
+        finite = np.isfinite(y)
+        X, y = X[finite], y[finite]
+        complete = (
+            len(X) == self.space.size if complete is None else complete and bool(finite.all())
+        )
         if complete:
             if below is None:
                 place = dict(zip(row_codes(X), y, strict=True))
@@ -248,21 +249,21 @@ class Study:
         if len(X) < FEWEST:
             msg = (
                 f"{name!r} was measured on {len(X)} of {self.space.size:,} subnets; its shares "
-                f"need at least {FEWEST}, and 100 or more tell more. Measure more of them."
+                f"need at least {FEWEST}, better 100. Measure more of them."
             )
             raise SearchError(msg)
         return self._predicted(name, unit, X, y, below, predictor)
 
     def uniform(self, at_most: int, sampled: int) -> tuple[Indices, bool]:
-        """Return all rows of a space that has few, else a uniform sample; and which it is."""
+        """Return all rows of a space that has few, else a uniform sample; and whether it is all."""
         if self.space.size <= at_most:
             return np.concatenate(list(self.space.index_blocks())), True
         return self.space.sample_indices(sampled, np.random.default_rng(self.seed)), False
 
     @cached_property
     def rows(self) -> tuple[Indices, list[slice]]:
-        """The largest subnet and what is below it, and where each dimension's rows are."""
-        below = [turned_down(self.space, part) for part in self.parts]
+        """The largest subnet and the rows below it, and the place of each dimension's rows."""
+        below = [turned_down(self.space, dimension) for dimension in self.dimensions]
         ends = np.cumsum([1, *map(len, below)])
         X = np.concatenate([self.space.indices([self.space.largest]), *below])
         return X, [slice(int(a), int(b)) for a, b in pairwise(ends)]
@@ -270,71 +271,72 @@ class Study:
     def _directly(
         self, name: str, unit: str, X: Indices, y: Floats, below: Below, complete: bool, basis: str
     ) -> Sensitivity:
-        def of(X: Indices, y: Floats) -> _Parts:
+        def variances(X: Indices, y: Floats) -> _Variances:
             total = float(y.var(ddof=0 if complete else 1))
-            return _Parts(explained(self.space, X, y, complete=complete), total, below.values)
+            return _Variances(explained(self.space, X, y, complete=complete), total, below.values)
 
         _check(name, y)
         folds = np.arange(len(X)) % min(_FOLDS, len(X))
-        without = [] if complete else [of(X[folds != k], y[folds != k]) for k in np.unique(folds)]
-        return self._told(name, unit, of(X, y), without, basis, below)
+        rest = [] if complete else [folds != k for k in np.unique(folds)]
+        without = [variances(X[rows], y[rows]) for rows in rest]
+        return self._figures(name, unit, variances(X, y), without, basis, below)
 
     def _predicted(
         self, name: str, unit: str, X: Indices, y: Floats, below: Below | None, predictor: Any
     ) -> Sensitivity:
         _check(name, y)
-        wide, complete = self.uniform(SAMPLED, SAMPLED)
-        rows, _ = self.rows
-        F, everywhere, beneath = (features(self.space, part) for part in (X, wide, rows))
+        uniform, complete = self.uniform(SAMPLED, SAMPLED)
+        turned, _ = self.rows
+        F, everywhere, below_largest = (features(self.space, rows) for rows in (X, uniform, turned))
 
-        def of(used: npt.NDArray[np.bool_]) -> tuple[_Parts, Any]:
-            model = make(predictor, random_state=self.seed, space=self.space).fit(F[used], y[used])
-            told = model.predict(everywhere)
-            parts = explained(self.space, wide, told, complete=complete)
-            at = model.predict(beneath) if below is None else below.values
-            return _Parts(parts, float(told.var()), at), model
+        def variances(rows: npt.NDArray[np.bool_]) -> tuple[_Variances, Any]:
+            model = make(predictor, random_state=self.seed, space=self.space).fit(F[rows], y[rows])
+            predictions = model.predict(everywhere)
+            by_choice = explained(self.space, uniform, predictions, complete=complete)
+            values = model.predict(below_largest) if below is None else below.values
+            return _Variances(by_choice, float(predictions.var()), values), model
 
         folds = np.random.default_rng(self.seed).permutation(len(X)) % min(_FOLDS, len(X))
         with _sklearn.one_thread():
-            whole, model = of(np.ones(len(X), dtype=bool))
+            whole, model = variances(np.ones(len(X), dtype=bool))
             left_out, without = np.zeros(len(X)), []
             for k in np.unique(folds):
-                parts, other = of(folds != k)
+                one, other = variances(folds != k)
                 left_out[folds == k] = other.predict(F[folds == k])
-                without.append(parts)
-        missed = float(((y - left_out) ** 2).mean())
-        whole, *without = [_Parts(p.by_choice, p.total + missed, p.at) for p in (whole, *without)]
-        known = (
-            f"R² {1 - missed / float(y.var()):.2f} on left-out ones" if y.var() > 0 else "constant"
+                without.append(one)
+        error = float(((y - left_out) ** 2).mean())
+        whole, *without = [replace(v, total=v.total + error) for v in (whole, *without)]
+        quality = (
+            f"R² {1 - error / float(y.var()):.2f} on left-out ones" if y.var() > 0 else "constant"
         )
-        basis = f"{len(X):,} evaluations, predicted by {model.used} ({known})"
-        return self._told(name, unit, whole, without, basis, below)
+        basis = f"{len(X):,} evaluations, predicted by {model.used} ({quality})"
+        return self._figures(name, unit, whole, without, basis, below)
 
-    def _told(
-        self, name: str, unit: str, whole: _Parts, without: Sequence[_Parts], basis: str,
+    def _figures(
+        self, name: str, unit: str, whole: _Variances, without: Sequence[_Variances], basis: str,
         below: Below | None,
     ) -> Sensitivity:  # fmt: skip
-        """Return the figures by dimension, with the errors that the folds tell."""
+        """Return the figures by dimension, with the errors that follow from the folds."""
         _, places = self.rows
-        moved = [_farthest(whole.at, place) for place in places]
+        rows = [_farthest(whole.values, place) for place in places]
 
-        def change(parts: _Parts) -> Floats:
-            return np.array([np.nan if i is None else parts.at[i] - parts.at[0] for i in moved])
+        def change(v: _Variances) -> Floats:
+            return np.array([np.nan if i is None else v.values[i] - v.values[0] for i in rows])
 
-        def share(parts: _Parts) -> Floats:
-            if parts.total <= 0:
-                return np.zeros(len(self.parts))
-            return np.array([parts.by_choice[list(p.at)].sum() for p in self.parts]) / parts.total
+        def share(v: _Variances) -> Floats:
+            if v.total <= 0:
+                return np.zeros(len(self.dimensions))
+            return np.array([v.by_choice[list(d.at)].sum() for d in self.dimensions]) / v.total
 
-        def rest(parts: _Parts) -> Floats:
-            return np.array([1 - parts.by_choice.sum() / parts.total if parts.total > 0 else 0.0])
+        def rest(v: _Variances) -> Floats:
+            return np.array([1 - v.by_choice.sum() / v.total if v.total > 0 else 0.0])
 
         errors = _jackknife(change, without, whole)
         if below is not None:  # measured, each with its own error
             e = below.errors
-            errors = np.array([np.nan if i is None else np.hypot(e[i], e[0]) for i in moved])
+            errors = np.array([np.nan if i is None else np.hypot(e[i], e[0]) for i in rows])
         return Sensitivity(
-            name, unit, float(whole.at[0]), change(whole), errors,
+            name, unit, float(whole.values[0]), change(whole), errors,
             share(whole), _jackknife(share, without, whole),
             float(rest(whole)[0]), float(_jackknife(rest, without, whole)[0]), basis,
         )  # fmt: skip
@@ -347,17 +349,17 @@ def _check(name: str, y: Floats) -> None:
         raise ObjectiveError(msg)
 
 
-def _farthest(at: Floats, place: slice) -> int | None:
+def _farthest(values: Floats, place: slice) -> int | None:
     """Return the row of a dimension that differs most from the largest subnet, which is row 0."""
-    if place.start == place.stop or np.isnan(at[place]).all():
+    if place.start == place.stop or np.isnan(values[place]).all():
         return None
-    return range(len(at))[place][int(np.nanargmax(np.abs(at[place] - at[0])))]
+    return range(len(values))[place][int(np.nanargmax(np.abs(values[place] - values[0])))]
 
 
 def _jackknife(
-    figure: Callable[[_Parts], Floats], without: Sequence[_Parts], whole: _Parts
+    figure: Callable[[_Variances], Floats], without: Sequence[_Variances], whole: _Variances
 ) -> Floats:
-    """Return the standard error of a figure from what it is without each fold; 0 without folds.
+    """Return the standard error of a figure from its values without each fold; 0 without folds.
 
     References:
         Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11 (delete-d
@@ -365,7 +367,7 @@ def _jackknife(
     """
     if not without:
         return np.where(np.isnan(figure(whole)), np.nan, 0.0)
-    values = np.stack([figure(parts) for parts in without])
+    values = np.stack([figure(variances) for variances in without])
     k = len(values)
     spread: Floats = np.sqrt((k - 1) / k * ((values - values.mean(axis=0)) ** 2).sum(axis=0))
     return spread

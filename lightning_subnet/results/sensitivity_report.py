@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which dimensions of a super-network matter, on this hardware: a table and a picture."""
+"""Elasticity reports: which dimensions of a super-network matter, as a table and a picture."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lightning_subnet._messages import did_you_mean, listed
+from lightning_subnet._checks import checked_int
+from lightning_subnet._messages import did_you_mean
 from lightning_subnet.errors import SearchError
 from lightning_subnet.predictors.registry import make
-from lightning_subnet.results.sensitivity import FEWEST, Dimension, Sensitivity, Study, dimensions
+from lightning_subnet.results.record import SearchRecord, check_recorded
+from lightning_subnet.results.sensitivity import (
+    FEWEST,
+    Analysis,
+    Dimension,
+    Sensitivity,
+    dimensions,
+)
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.study.history import History
 from lightning_subnet.study.measures import Measure, NetworkMeasure, by_name
@@ -26,24 +34,14 @@ By = Literal["group", "choice"]
 _SHARE_SHOWN = 0.001  # in the table; the data frame has all
 
 
-class _Found(Protocol):
-    """What a search found, as `SearchResult` has it."""
-
-    @property
-    def final(self) -> History: ...
-
-    @property
-    def measures(self) -> Any: ...
-
-
 @dataclass(frozen=True, eq=False)
 class ElasticityReport:
-    """What each choice of a space does to each measure; `elasticity_report` makes one.
+    """Sensitivity of each measure to each choice of a space; `elasticity_report` makes one.
 
     Args:
         space: The space.
         parts: Its dimensions: every choice, then every group of several.
-        measures: By measure, what the dimensions do to it.
+        measures: The sensitivities, one per measure.
 
     Example:
         >>> from lightning_subnet.supernets import ElasticMobileNetV3
@@ -62,9 +60,9 @@ class ElasticityReport:
         if by not in ("group", "choice"):
             msg = f"by={by!r} must be 'group' or 'choice'."
             raise SearchError(msg)
-        wanted = {part.at for part in dimensions(self.space, by=by)}
-        at = [i for i, part in enumerate(self.parts) if part.at in wanted]
-        mean = np.mean([told.share for told in self.measures], axis=0)
+        places = {part.at for part in dimensions(self.space, by=by)}
+        at = [i for i, part in enumerate(self.parts) if part.at in places]
+        mean = np.mean([measure.share for measure in self.measures], axis=0)
         return sorted(at, key=lambda i: -mean[i])
 
     def to_dataframe(self, by: By = "group") -> pd.DataFrame:
@@ -85,16 +83,16 @@ class ElasticityReport:
             {
                 "dimension": self.parts[i].name,
                 "choices": len(self.parts[i].at),
-                "measure": told.measure,
-                "unit": told.unit,
-                "change": told.change[i],
-                "change_error": told.change_error[i],
-                "change_percent": 100 * told.change[i] / told.largest if told.largest else np.nan,
-                "share": told.share[i],
-                "share_error": told.share_error[i],
+                "measure": s.measure,
+                "unit": s.unit,
+                "change": s.change[i],
+                "change_error": s.change_error[i],
+                "change_percent": 100 * s.change[i] / s.largest if s.largest else np.nan,
+                "share": s.share[i],
+                "share_error": s.share_error[i],
             }
             for i in self._shown(by)
-            for told in self.measures
+            for s in self.measures
         ]
         return pd.DataFrame(rows)
 
@@ -110,24 +108,23 @@ class ElasticityReport:
 
         table = Table(title=f"{self.space.size:,} subnets", title_justify="left")
         table.add_column("dimension")
-        for told in self.measures:
-            table.add_column(f"{told.measure}: share of variance", justify="right")
+        for s in self.measures:
+            table.add_column(f"{s.measure}: share of variance", justify="right")
             table.add_column("turned down", justify="right")
         for i in self._shown(by):
             cells = [self.parts[i].name]
-            for told in self.measures:
-                cells.append(_percent(told.share[i], told.share_error[i]))
-                cells.append(_change(told, i))
+            for s in self.measures:
+                cells += [_percent(s.share[i], s.share_error[i]), _change(s, i)]
             table.add_row(*cells)
         rest = ["together, and the rest"]
-        for told in self.measures:
-            rest += [_percent(told.rest, told.rest_error), f"from {told.largest:.4g} {told.unit}"]
+        for s in self.measures:
+            rest += [_percent(s.rest, s.rest_error), f"from {s.largest:.4g} {s.unit}"]
         table.add_section()
         table.add_row(*rest)
         console = Console(file=io.StringIO(), width=width, color_system=None)
         console.print(table)
-        for told in self.measures:
-            console.print(f"{told.measure}: {told.basis}", highlight=False, soft_wrap=True)
+        for s in self.measures:
+            console.print(f"{s.measure}: {s.basis}", highlight=False, soft_wrap=True)
         text: str = console.file.getvalue()  # type: ignore[attr-defined] # the StringIO above
         return "\n".join(line.rstrip() for line in text.splitlines())
 
@@ -147,7 +144,7 @@ class ElasticityReport:
         from lightning_subnet.results.plots import draw_bars
 
         at = self._shown(by)
-        bars = {t.measure: (100 * t.share[at], 100 * t.share_error[at]) for t in self.measures}
+        bars = {s.measure: (100 * s.share[at], 100 * s.share_error[at]) for s in self.measures}
         return draw_bars(
             [self.parts[i].name for i in at],
             bars,
@@ -161,53 +158,54 @@ def _percent(share: float, error: float) -> str:
     return f"{100 * share:.1f}" + (f" ± {100 * error:.1f} %" if error >= _SHARE_SHOWN / 2 else " %")
 
 
-def _change(told: Sensitivity, i: int) -> str:
-    if np.isnan(told.change[i]):
+def _change(sensitivity: Sensitivity, i: int) -> str:
+    change, largest = sensitivity.change[i], sensitivity.largest
+    if np.isnan(change):
         return "-"
-    if not told.largest:
-        return f"{told.change[i]:+.3g} {told.unit}".rstrip()
-    error = 100 * told.change_error[i] / abs(told.largest)
+    if not largest:
+        return f"{change:+.3g} {sensitivity.unit}".rstrip()
+    error = 100 * sensitivity.change_error[i] / abs(largest)
     shown = f" ± {error:.1f}" if error >= _SHARE_SHOWN / 2 * 100 else ""
-    return f"{100 * told.change[i] / told.largest:+.1f}{shown} %"
+    return f"{100 * change / largest:+.1f}{shown} %"
 
 
 def elasticity_report(  # noqa: PLR0913 - a model, a result, and what each needs
     model: Any,
     measures: Sequence[str | Measure | NetworkMeasure] = ("macs", "params"),
     *,
-    result: _Found | History | None = None,
+    result: SearchRecord | History | None = None,
     metrics: Sequence[str] | None = None,
     example_input: Any = None,
     n_samples: int = 100,
     predictor: Any = "ridge",
     seed: int = 0,
 ) -> ElasticityReport:
-    """Tell which choices of a super-network matter, to its costs here and to its metric.
+    """Report which choices of a super-network matter, to its costs here and to its metric.
 
     Two figures per dimension and measure. *Turned down*: what the largest subnet gains or loses
-    where this dimension alone goes to its least value. *Share*: of the variance of the measure over
-    all subnets, what the values of the choice explain by themselves (the first-order index of a
-    functional analysis of variance; a choice counts where it exists, a group is the sum of its
-    choices). What is left of 100 % is what choices do together, and noise.
+    where this dimension alone goes to its least value. *Share*: the part of the variance of the
+    measure over all subnets that the values of the choice explain by themselves (the first-order
+    index of a functional analysis of variance; a choice counts where it exists, a group is the sum
+    of its choices). The rest of 100 % is the effect of choices together, and noise.
 
     Exact measures of index rows are taken of all subnets of a space of up to 100,000, and of 20,000
     uniform ones of a larger one. Other measures, such as `Latency`, are taken of `n_samples`
-    uniform subnets, and a predictor that is fitted on these stands for the others. It does too for
+    uniform subnets, and a predictor that is fitted on these stands for the others. So it does for
     the metrics of a `result`, whose evaluations may have been chosen in any way: the predictor
-    weighs them anew. What it misses on left-out evaluations counts into the rest, so a share that
-    is not supported by the evaluations comes out low, not high. Standard errors are of leaving out
-    a twentieth of the subnets at a time.
+    weighs them anew. Its error on left-out evaluations counts into the rest, so a share that the
+    evaluations do not support comes out low, not high. Standard errors are of leaving out a
+    twentieth of the subnets at a time.
 
     Args:
         model: A super-network, a LightningModule with one, or a `SearchSpace`.
         measures: Names of exact ones (`"macs"`, `"params"`, `"size_mb"`), `Latency(...)` and other
             measures.
-        result: What a search found, or its history; random search tells most per evaluation.
+        result: The result of a search, or its history; an evaluation of random search says most.
         metrics: Which of its measures; by default all that are not in `measures`.
         example_input: As the network takes it, where a measure of networks needs it; by default the
             module's `example_input_array`.
-        n_samples: Subnets that measures which take their time are taken of, besides those that are
-            turned down.
+        n_samples: How many subnets measures that take their time are taken of, besides those that
+            are turned down.
         predictor: As in `SubnetSearch`.
         seed: Of samples and folds.
 
@@ -217,7 +215,7 @@ def elasticity_report(  # noqa: PLR0913 - a model, a result, and what each needs
     Raises:
         SearchError: Nothing to report on, a measure or metric that is unknown, a result of another
             space, or too few evaluations.
-        ObjectiveError: Two measures of one name, or values that are no numbers.
+        ObjectiveError: Two measures of one name, or values that are not numbers.
 
     References:
         Hutter, Hoos and Leyton-Brown, An efficient approach for assessing hyperparameter
@@ -233,49 +231,42 @@ def elasticity_report(  # noqa: PLR0913 - a model, a result, and what each needs
         >>> report.to_dataframe()[["dimension", "change", "share"]].values.tolist()
         [['depth', -3.0, 0.9], ['width', -1.0, 0.1]]
     """
-    if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < FEWEST:
-        msg = f"n_samples={n_samples!r:.60} must be an integer of at least {FEWEST}."
-        raise SearchError(msg)
+    checked_int(n_samples, "n_samples", error=SearchError, least=FEWEST)
     make(predictor)  # an unknown one shows before anything is measured
     history = result if isinstance(result, History) or result is None else result.final
     space, bound = _bound(model, list(measures), example_input)
-    known = {measure.name for measure in bound}
-    wanted: list[str] = []
+    units = {} if isinstance(result, History) or result is None else result.measures
+    names: list[str] = []
     if history is not None:
         check_part(history.space, space)
         recorded = dict.fromkeys(name for e in history if e.ok for name in e.values)
-        wanted = [n for n in recorded if n not in known] if metrics is None else list(metrics)
-        if missing := [name for name in wanted if name not in recorded]:
-            msg = (
-                f"{missing[0]!r} was not recorded.{did_you_mean(missing[0], recorded)} "
-                f"Recorded: {listed(recorded)}."
-            )
-            raise SearchError(msg)
-    if not bound and not wanted:
+        costs = {measure.name for measure in bound}
+        names = [n for n in recorded if n not in costs] if metrics is None else list(metrics)
+        check_recorded(names, recorded, error=SearchError)
+    if not bound and not names:
         msg = "There is nothing to report on. Give measures=['macs'], or result= of a search."
         raise SearchError(msg)
     groups = [part for part in dimensions(space, by="group") if len(part.at) > 1]
-    study = Study(space, [*dimensions(space, by="choice"), *groups], seed)
+    analysis = Analysis(space, [*dimensions(space, by="choice"), *groups], seed)
     # The metrics first: too few evaluations show before a latency takes its time.
-    units: Any = getattr(result, "measures", {})
-    told = [
-        study.of_values(
+    of_metrics = [
+        analysis.of_values(
             name,
             units.get(name, {}).get("unit", ""),
             space.indices(e.subnet for e in history if e.ok),
             history.column(name)[history.ok],
             predictor=predictor,
         )
-        for name in wanted
+        for name in names
         if history is not None
     ]
-    costs = [
-        study.of_exact(measure)
+    of_costs = [
+        analysis.of_exact(measure)
         if measure.exact and measure.vectorised
-        else study.of_measured(measure, n_samples)
+        else analysis.of_measured(measure, n_samples)
         for measure in bound
     ]
-    return ElasticityReport(space, tuple(study.parts), (*costs, *told))
+    return ElasticityReport(space, tuple(analysis.dimensions), (*of_costs, *of_metrics))
 
 
 def _bound(

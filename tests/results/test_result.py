@@ -268,13 +268,13 @@ def test_what_is_no_result_is_named(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(StorageError) as caught:
         SearchResult.load(path)
-    assert_clear(caught.value, str(path), "no search result", "result.save(path)")
+    assert_clear(caught.value, str(path), "no SearchResult", "SearchResult.save(path)")
 
 
 def test_a_missing_result_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         SearchResult.load(tmp_path / "none.json")
-    assert_clear(caught.value, "none.json", "result.save(path)")
+    assert_clear(caught.value, "none.json", "SearchResult.save(path)")
 
 
 def test_the_result_of_a_resumed_study_is_the_same(tmp_path: Path) -> None:

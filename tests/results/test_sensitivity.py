@@ -14,7 +14,7 @@ import pytest
 from lightning_subnet import Choice, Measure, SearchSpace
 from lightning_subnet._types import Indices
 from lightning_subnet.errors import ObjectiveError, SearchError
-from lightning_subnet.results.sensitivity import Study, dimensions, explained, turned_down
+from lightning_subnet.results.sensitivity import Analysis, dimensions, explained, turned_down
 from tests.problems import assert_clear
 
 
@@ -37,8 +37,8 @@ _SIZES = np.array([0.8, 0.4, 0.2, 0.0])
 _SHARES = _SIZES**2 / (np.prod(1 + _SIZES**2) - 1)
 
 
-def study(space: SearchSpace, by: str = "choice", seed: int = 0) -> Study:
-    return Study(space, dimensions(space, by=by), seed)
+def analysis(space: SearchSpace, by: str = "choice", seed: int = 0) -> Analysis:
+    return Analysis(space, dimensions(space, by=by), seed)
 
 
 def exact(name: str, fn: Any) -> Measure:
@@ -50,7 +50,7 @@ def test_indices_of_ishigami_are_those_of_the_whole_table() -> None:
     table = ishigami(np.array(list(itertools.product(range(n), repeat=3))), n).reshape(n, n, n)
     others = [(1, 2), (0, 2), (0, 1)]
     expected = [table.mean(axis=axes).var() / table.var() for axes in others]
-    told = study(space).of_exact(exact("f", lambda X: ishigami(X, n)))
+    told = analysis(space).of_exact(exact("f", lambda X: ishigami(X, n)))
     np.testing.assert_allclose(told.share, expected, atol=1e-12)
     assert told.share[2] == pytest.approx(0, abs=1e-12)  # x3 acts through x1 alone
     assert told.rest == pytest.approx(1 - sum(expected), abs=1e-12)
@@ -70,7 +70,7 @@ def test_a_large_grid_is_sampled_and_its_errors_are_told() -> None:
     a, b, c = np.sin(x), 7 * np.sin(x) ** 2, 1 + 0.1 * x**4
     total = (a**2).mean() * (c**2).mean() + b.var()  # a has mean 0, and is independent of the rest
     expected = np.array([(a * c.mean()).var(), b.var(), 0]) / total
-    told = study(space).of_exact(exact("f", lambda X: ishigami(X, n)))
+    told = analysis(space).of_exact(exact("f", lambda X: ishigami(X, n)))
     assert told.basis == "a sample of 20,000 subnets"
     assert (np.abs(told.share - expected) < 4 * told.share_error).all()
     assert (told.share_error < 0.02).all()
@@ -80,15 +80,15 @@ def test_a_large_grid_is_sampled_and_its_errors_are_told() -> None:
 
 def test_a_product_and_a_sum() -> None:
     space = grid(2, 4)
-    told = study(space).of_exact(exact("f", product))
+    told = analysis(space).of_exact(exact("f", product))
     np.testing.assert_allclose(told.share, _SHARES, atol=1e-12)
     weights = np.array([1.0, 2, 3, 4])
-    told = study(space).of_exact(exact("f", lambda X: 5 + X @ weights))
+    told = analysis(space).of_exact(exact("f", lambda X: 5 + X @ weights))
     np.testing.assert_allclose(told.share, weights**2 / (weights**2).sum(), atol=1e-12)
     np.testing.assert_allclose(told.change, -weights)
     assert (told.largest, told.unit) == (15, "u")
     assert told.rest == pytest.approx(0, abs=1e-12)
-    together = study(space, by="group").of_exact(exact("f", lambda X: 5 + X @ weights))
+    together = analysis(space, by="group").of_exact(exact("f", lambda X: 5 + X @ weights))
     assert together.share.tolist() == pytest.approx([1])
     assert together.change.tolist() == [-10]
 
@@ -114,7 +114,7 @@ def cost(X: Indices) -> np.ndarray:
 def test_a_conditional_choice_counts_where_it_exists() -> None:
     X = np.concatenate(list(conditional.index_blocks()))
     y = cost(X)
-    told = study(conditional).of_exact(exact("cost", cost))
+    told = analysis(conditional).of_exact(exact("cost", cost))
     active = conditional.active(X)
     for j, name in enumerate(conditional.names):  # by the definition, in another way
         groups = defaultdict(list)
@@ -153,12 +153,12 @@ def test_a_whole_small_space_that_was_measured_is_exact() -> None:
     space = grid(2, 4)
     X = np.concatenate(list(space.index_blocks()))
     order = np.random.default_rng(0).permutation(len(X))
-    told = study(space).of_values("acc", "", X[order], product(X[order]))
+    told = analysis(space).of_values("acc", "", X[order], product(X[order]))
     np.testing.assert_allclose(told.share, _SHARES, atol=1e-12)
     assert told.basis == "all 16 subnets, measured"
     assert told.change[0] == pytest.approx(product(X[7:8])[0] - product(X[15:])[0])
     with pytest.raises(SearchError) as caught:
-        study(space).of_values("acc", "", X[:10], product(X[:10]))
+        analysis(space).of_values("acc", "", X[:10], product(X[:10]))
     assert_clear(caught.value, "'acc' was measured on 10 of 16 subnets", "at least 20")
 
 
@@ -181,7 +181,7 @@ def test_shares_of_a_sample_have_errors_that_hold() -> None:
     for seed in range(12):
         rng = np.random.default_rng(seed)
         X = wide.sample_indices(150, rng)
-        told = study(wide, seed=seed).of_values("acc", "", X, accuracy(X, 1.0, rng))
+        told = analysis(wide, seed=seed).of_values("acc", "", X, accuracy(X, 1.0, rng))
         far.append(np.abs(told.share - true_shares(1.0)))
         estimates.append(told.share)
         errors.append(told.share_error)
@@ -203,7 +203,7 @@ def test_a_history_that_is_not_uniform_is_weighed_anew() -> None:
     X = np.unique(X, axis=0)
     y = X @ SLOPES
     raw = explained(wide, X, y, complete=False) / y.var()
-    told = study(wide).of_values("acc", "", X, y)
+    told = analysis(wide).of_values("acc", "", X, y)
     assert raw[4] > 0.15
     assert told.share[4] < 0.01
     np.testing.assert_allclose(told.share, true_shares(0) * (1 + 0.49 * 1.25**2 / (14.25 * 1.25)),
@@ -215,10 +215,10 @@ def test_a_history_that_is_not_uniform_is_weighed_anew() -> None:
 def test_noise_gives_shares_to_nothing() -> None:
     rng = np.random.default_rng(1)
     X = wide.sample_indices(200, rng)
-    told = study(wide).of_values("acc", "", X, rng.normal(size=200))
+    told = analysis(wide).of_values("acc", "", X, rng.normal(size=200))
     assert (told.share < 0.05).all()
     assert told.rest > 0.85
-    constant = study(wide).of_exact(exact("one", lambda X: np.ones(len(X))))
+    constant = analysis(wide).of_exact(exact("one", lambda X: np.ones(len(X))))
     assert constant.share.tolist() == [0] * 6
     assert constant.rest == 0
 
@@ -230,14 +230,14 @@ def test_a_measure_that_takes_its_time_is_taken_of_a_sample_and_of_what_is_turne
         asked.append(len(subnets))
         return [(10.0 + 2 * s["k.0"] + s["k.1"], 0.1) for s in subnets]
 
-    told = study(wide).of_measured(Measure("ms", slow, unit="ms"), 60)
+    told = analysis(wide).of_measured(Measure("ms", slow, unit="ms"), 60)
     assert asked == [60 + 6 + 1]
     assert told.largest == 22
     np.testing.assert_allclose(told.change, [-6, -3, 0, 0, 0, 0], atol=1e-12)
     np.testing.assert_allclose(told.change_error, np.hypot(0.1, 0.1))
     np.testing.assert_allclose(told.share, [0.8, 0.2, 0, 0, 0, 0], atol=0.02)
     assert "60 evaluations, predicted by ridge (R² 1.00 on left-out ones)" in told.basis
-    few = study(grid(2, 4)).of_measured(Measure("f", lambda s: [1.0 * x["x.0"] for x in s]), 30)
+    few = analysis(grid(2, 4)).of_measured(Measure("f", lambda s: [1.0 * x["x.0"] for x in s]), 30)
     assert few.basis == "all 16 subnets, measured"
     assert few.share.tolist() == pytest.approx([1, 0, 0, 0])
 
@@ -247,7 +247,7 @@ def test_the_same_seed_gives_the_same_report_and_no_global_state_is_touched() ->
     X = wide.sample_indices(80, rng)
     y = accuracy(X, 1.0, rng)
     before = np.random.get_state()[1].copy()  # noqa: NPY002 - the state that must not change
-    one, other = (study(wide).of_values("acc", "", X, y) for _ in range(2))
+    one, other = (analysis(wide).of_values("acc", "", X, y) for _ in range(2))
     assert one.share.tolist() == other.share.tolist()
     assert one.share_error.tolist() == other.share_error.tolist()
     assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002 - as above
@@ -255,4 +255,4 @@ def test_the_same_seed_gives_the_same_report_and_no_global_state_is_touched() ->
 
 def test_values_that_are_no_numbers() -> None:
     with pytest.raises(ObjectiveError, match="'f' is not a finite number for 8 of 16 subnets"):
-        study(grid(2, 4)).of_exact(exact("f", lambda X: np.where(X[:, 0], np.nan, 1.0)))
+        analysis(grid(2, 4)).of_exact(exact("f", lambda X: np.where(X[:, 0], np.nan, 1.0)))

@@ -17,7 +17,7 @@ from lightning_subnet import (
     measure,
 )
 from lightning_subnet.errors import PredictorError, SearchError
-from lightning_subnet.results import sensitivity_report as elasticity_report
+from lightning_subnet.results import elasticity_report
 from lightning_subnet.supernets import ElasticMobileNetV3, ElasticViT
 from tests.networks import ElasticMlp, LitMlp
 from tests.problems import assert_clear
@@ -146,7 +146,7 @@ def test_a_lightning_module_is_traced() -> None:
     [
         ({"measures": ["mac"]}, ["'mac' is no measure of ElasticViT", "Did you mean 'macs'"]),
         ({"measures": []}, ["nothing to report on", "measures=['macs']"]),
-        ({"n_samples": 5}, ["n_samples=5", "at least 20"]),
+        ({"n_samples": 5}, ["n_samples=5", "a whole number from 20"]),
         ({"model": torch.zeros(1)}, ["got a Tensor", "Pass a super-network"]),
         ({"model": torch.nn.Linear(1, 1)}, ["Linear has no elastic part"]),
         ({"model": space}, ["'macs' needs the network", "Pass the super-network"]),
