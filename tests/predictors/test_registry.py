@@ -35,7 +35,7 @@ from tests.problems import (
     history_of,
     mixed,
     problem_of,
-    told,
+    objectives_of,
 )
 
 
@@ -460,7 +460,7 @@ def test_the_report_has_a_row_for_each_measure() -> None:
     assert set(table.predictor["f0"].split("+")) <= {"ridge", "svr", "stack", "additive"}
     assert np.isnan(table.tau["unknown"])
     subnet = problem.space.sample(1, rng=0)[0]
-    one = History(problem.space, [Evaluation(0, subnet, told(subnet))])
+    one = History(problem.space, [Evaluation(0, subnet, objectives_of(subnet))])
     assert report(problem.space, one, ["f0"]).predictor.tolist() == ["mean"]
 
 

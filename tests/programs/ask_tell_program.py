@@ -18,7 +18,7 @@ from sqlalchemy.pool import Pool
 
 from lightning_subnet import SubnetSearch
 from lightning_subnet.strategies import NSGA2, RandomSearch
-from tests.problems import conditional, cost, told
+from tests.problems import conditional, cost, objectives_of
 
 BUDGET = 36
 BATCH = 8
@@ -58,7 +58,7 @@ def main(url: str | None, log: str, strategy: str, n: int) -> SubnetSearch:
                 if int(subnet.key[:2], 16) % 7 == 0:
                     search.fail(subnet, "it broke")
                 else:
-                    search.tell(subnet, told(subnet))
+                    search.tell(subnet, objectives_of(subnet))
                 note("told", subnet.key)
         note("end")
     return search

@@ -37,7 +37,7 @@ from tests.problems import (
     grid,
     history_of,
     problem_of,
-    told,
+    objectives_of,
 )
 from tests.strategies.contract import StrategyContract
 
@@ -274,7 +274,7 @@ def test_many_objectives(m: int) -> None:
     reference = F.max(axis=0) + 0.1 * np.ptp(F, axis=0)
 
     def volume(subnets: Any) -> float:
-        more = np.array([list(told(s, m).values()) for s in subnets])
+        more = np.array([list(objectives_of(s, m).values()) for s in subnets])
         signs = np.where([o.direction == "min" for o in problem.objectives], 1.0, -1.0)
         return pareto.hypervolume(np.vstack([F, more * signs]), reference)
 
@@ -295,7 +295,7 @@ def test_more_objectives_are_refused() -> None:
 
 def test_measured_constraints_are_respected() -> None:
     space = grid(6, 4)
-    everything = {s: told(s) for s in space}
+    everything = {s: objectives_of(s) for s in space}
     bound = float(np.quantile([v["f0"] for v in everything.values()], 0.1))
     problem = conflict(space, {"f0": f"<= {bound}"})
     free = conflict(space)
