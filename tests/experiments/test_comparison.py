@@ -29,9 +29,9 @@ from tests.problems import (
     conditional,
     cost,
     grid,
+    objectives_of,
     record,
     search_of,
-    objectives_of,
 )
 
 mpl.use("Agg")

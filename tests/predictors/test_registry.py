@@ -34,8 +34,8 @@ from tests.problems import (
     grid,
     history_of,
     mixed,
-    problem_of,
     objectives_of,
+    problem_of,
 )
 
 

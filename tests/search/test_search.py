@@ -39,9 +39,9 @@ from tests.problems import (
     conditional,
     cost,
     grid,
+    objectives_of,
     record,
     search_of,
-    objectives_of,
 )
 
 

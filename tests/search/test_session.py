@@ -29,7 +29,7 @@ from lightning_subnet.search.session import Session
 from lightning_subnet.strategies import RandomSearch, Strategy
 from lightning_subnet.study import Problem
 from lightning_subnet.study.storage import Storage
-from tests.problems import Counting, assert_clear, cost, grid, problem_of, record, objectives_of
+from tests.problems import Counting, assert_clear, cost, grid, objectives_of, problem_of, record
 
 
 class Scripted(Strategy):
@@ -355,7 +355,9 @@ def test_values_that_do_not_fit_are_refused_and_nothing_is_recorded(
         session.tell(second, values)
     assert_clear(caught.value, *parts)
     assert len(session.history) == len(session.study.evaluations(grid())) == 1
-    assert session.tell(second, objectives_of(second)).number == 1, "the right values are still welcome"
+    assert session.tell(second, objectives_of(second)).number == 1, (
+        "the right values are still welcome"
+    )
 
 
 def test_a_subnet_is_told_once() -> None:

@@ -36,8 +36,8 @@ from tests.problems import (
     data_file,
     grid,
     history_of,
-    problem_of,
     objectives_of,
+    problem_of,
 )
 from tests.strategies.contract import StrategyContract
 
