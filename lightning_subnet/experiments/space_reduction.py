@@ -14,13 +14,14 @@ from lightning_subnet._messages import warn
 from lightning_subnet._types import Floats, Indices
 from lightning_subnet.errors import ReductionWarning, SearchError
 from lightning_subnet.predictors._sklearn import dense_clusters, one_thread
+from lightning_subnet.results.record import SearchRecord
 from lightning_subnet.space.choices import Value
 from lightning_subnet.space.members import distinct_rows
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.strategies._toolkit.surrogates import Surrogates, evolve
 from lightning_subnet.strategies.base import positive, probability
 from lightning_subnet.study.history import History
-from lightning_subnet.study.problem import Problem, Searched
+from lightning_subnet.study.problem import Problem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +85,7 @@ class Reduction:
         return "\n".join(lines)
 
 
-def reduce_space(archive: Searched | History | SearchSpace, **options: Any) -> SearchSpace:
+def reduce_space(archive: SearchRecord | History | SearchSpace, **options: Any) -> SearchSpace:
     """Return the part of a space in which the good subnets of an earlier search lie.
 
     The subnets of the archive are clustered by density, those outside of clusters are left out, and
@@ -125,7 +126,7 @@ def reduce_space(archive: Searched | History | SearchSpace, **options: Any) -> S
 
 
 def reduction(  # noqa: PLR0913 - the settings of a reduction, each optional
-    archive: Searched | History | SearchSpace,
+    archive: SearchRecord | History | SearchSpace,
     *,
     samples: int = 20_000,
     predictor: Any = "auto",
@@ -206,7 +207,7 @@ def reduction(  # noqa: PLR0913 - the settings of a reduction, each optional
 
 
 def _archive(
-    archive: Searched | History | SearchSpace,
+    archive: SearchRecord | History | SearchSpace,
     samples: int,
     predictor: Any,
     rng: np.random.Generator,
@@ -218,7 +219,7 @@ def _archive(
             raise SearchError(f"{msg}: space.restricted_to(subnets).")
         rows = _enough(np.concatenate(list(archive.index_blocks())))
         return _whole(archive), rows, rows[:0]
-    if not isinstance(archive, (History, Searched)):
+    if not isinstance(archive, (History, SearchRecord)):
         msg = f"{archive!r:.60} is no archive. Give the result of a search, a History or a pool."
         raise SearchError(msg)
     history = archive if isinstance(archive, History) else archive.final

@@ -17,12 +17,13 @@ from lightning_subnet.errors import (
     SearchError,
     WarmStartWarning,
 )
+from lightning_subnet.results.record import SearchRecord
 from lightning_subnet.search.verify_front import stored_verified
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
-from lightning_subnet.study.history import Evaluation, History, with_verified
+from lightning_subnet.study.history import Evaluation, History
 from lightning_subnet.study.objectives import Constraint, parse_objectives
-from lightning_subnet.study.problem import Problem, Searched
+from lightning_subnet.study.problem import Problem
 
 if TYPE_CHECKING:
     from lightning_subnet.study.storage import Storage, Study
@@ -33,21 +34,13 @@ _SHOWN = 5  # choices and values of each, in a message
 
 
 @dataclass(frozen=True)
-class _Found:
-    """The problem and the evaluations of a study; what `Searched` asks for."""
-
-    problem: Problem
-    final: History
-
-
-@dataclass(frozen=True)
 class StudySource:
     """A study by name, whose front starts another search."""
 
     storage: Storage
     name: str
 
-    def found(self) -> Searched:
+    def found(self) -> SearchRecord:
         """Return what the study has found so far.
 
         Raises:
@@ -64,12 +57,12 @@ class StudySource:
         return _read(study)
 
 
-def _read(study: Study) -> Searched:
+def _read(study: Study) -> SearchRecord:
     objectives = parse_objectives(study.header["objectives"])
     constraints = tuple(Constraint(**c) for c in study.header["constraints"])
     problem = Problem(study.space, objectives, constraints)
     history = History(problem.space, study.evaluations(problem.space))
-    return _Found(problem, with_verified(history, stored_verified(study, problem.names)))
+    return SearchRecord(problem, history, verified=stored_verified(study, problem.names))
 
 
 class WarmStart:
@@ -93,7 +86,7 @@ class WarmStart:
     """
 
     def __init__(self, given: Any, storage: Storage) -> None:
-        single = isinstance(given, (str, Mapping, Evaluation, Searched)) or _is_pair(given)
+        single = isinstance(given, (str, Mapping, Evaluation, SearchRecord)) or _is_pair(given)
         if not single and not isinstance(given, Iterable):
             self._refuse(given)
         self._items = [_item(item, storage) for item in ([given] if single else given)]
@@ -167,7 +160,7 @@ class WarmStart:
         return list(dict.fromkeys(found))
 
 
-_KINDS = (Mapping, Evaluation, Searched, StudySource)
+_KINDS = (Mapping, Evaluation, SearchRecord, StudySource)
 
 
 def _is_pair(given: Any) -> bool:
@@ -198,7 +191,7 @@ def most_of(budget: int | None, batch_size: int) -> int:
     return batch_size if budget is None else max(budget // _PART, 2)
 
 
-def thinned_front(source: Searched, most: int, *, name: str) -> list[Subnet]:
+def thinned_front(source: SearchRecord, most: int, *, name: str) -> list[Subnet]:
     """Return the front of what was searched, without the most crowded if it is longer than `most`.
 
     Raises:

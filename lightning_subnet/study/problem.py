@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -175,19 +174,6 @@ class Problem:
         F = np.where((missed > 0)[:, None], np.nan, F)
         rows = np.flatnonzero(pareto.nondominated(F))
         return [history[int(i)] for i in rows[np.argsort(F[rows, 0], kind="stable")]]
-
-
-@runtime_checkable
-class Searched(Protocol):
-    """What a search found: its problem and its evaluations, such as a `SearchResult` has."""
-
-    @property
-    def problem(self) -> Problem:
-        """What was searched."""
-
-    @property
-    def final(self) -> History:
-        """What was measured, second values of noisy measures in place of the first."""
 
 
 def check_part(space: SearchSpace, whole: SearchSpace, measures: Sequence[Measure] = ()) -> None:
