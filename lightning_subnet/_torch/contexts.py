@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ def random_state(seed: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def shadowed(owner: Any, name: str, shadow: Any) -> Iterator[None]:
-    """Replace a method on an instance; what the instance had under that name comes back.
+    """Replace a method on an instance; its own attribute of that name, if any, comes back.
 
     Example:
         >>> import torch
@@ -45,14 +46,14 @@ def shadowed(owner: Any, name: str, shadow: Any) -> Iterator[None]:
         False
     """
     # LightningDataModule.from_datasets keeps its dataloaders as attributes of the instance.
-    own = vars(owner).get(name)
+    before = vars(owner).get(name)
     setattr(owner, name, shadow)
     try:
         yield
     finally:
         delattr(owner, name)
-        if own is not None:
-            setattr(owner, name, own)
+        if before is not None:
+            setattr(owner, name, before)
 
 
 @contextmanager
@@ -71,7 +72,41 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def muted(module: nn.Module) -> Iterator[None]:
     """Drop what a LightningModule logs."""
 
-    def dropped(*_args: Any, **_kwargs: Any) -> None: ...
+    def drop(*_args: Any, **_kwargs: Any) -> None: ...
 
-    with shadowed(module, "log", dropped), shadowed(module, "log_dict", dropped):
+    with shadowed(module, "log", drop), shadowed(module, "log_dict", drop):
         yield
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Keep attention off its fast path: counters and exporters see nothing inside it.
+
+    Example:
+        >>> with plain_attention():
+        ...     torch.backends.mha.get_fastpath_enabled()
+        False
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Keep the garbage collector still inside a `with` block: when it runs is a matter of chance.
+
+    Example:
+        >>> with collection_paused():
+        ...     gc.isenabled()
+        False
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -37,9 +37,9 @@ def usable_device(name: str) -> torch.device:
 
 
 def describe_device(name: str) -> str:
-    """Return the model of a device, its kind and the version of torch: of a measure's fingerprint.
+    """Return the model of a device, its kind and the version of torch, for a fingerprint.
 
-    The same text in every process of this machine, and for equal devices of it.
+    The text is the same in every process of this machine, and for equal devices of it.
 
     Args:
         name: `"cpu"`, `"cuda"`, `"cuda:1"`, ...
@@ -58,5 +58,5 @@ def describe_device(name: str) -> str:
 def _model(device: torch.device) -> str:
     if device.type != "cpu":
         return str(getattr(getattr(torch, device.type), "get_device_name", str)(device))
-    found = _CPUINFO.exists() and re.search(r"model name\s*: (.+)", _CPUINFO.read_text())
-    return found[1] if found else platform.processor() or platform.machine()
+    match = _CPUINFO.exists() and re.search(r"model name\s*: (.+)", _CPUINFO.read_text())
+    return match[1] if match else platform.processor() or platform.machine()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cost is measured on: one sample, as many times as a batch has, and the words for it."""
+"""Inputs of a network: one sample or a batch of it, on the device of the weights, or in words."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch.utils._pytree import tree_map
 from lightning_subnet.errors import ObjectiveError
 
 
-def batched(given: Any, n: int = 1, *, who: str = "This measure") -> tuple[Any, ...]:
+def batched(sample: Any, n: int = 1, *, who: str = "This measure") -> tuple[Any, ...]:
     """Return positional arguments in which the first row of each tensor stands n times.
 
     Args:
-        given: A tensor, or a tuple of positional arguments with at least one tensor (n, ...).
+        sample: A tensor, or a tuple of positional arguments with at least one tensor (n, ...).
         n: Rows of the batch.
         who: The measure that asks, for the message.
 
     Raises:
-        ObjectiveError: No tensor, or one without rows.
+        ObjectiveError: There is no tensor, or one has no rows.
 
     Example:
         >>> batched((torch.tensor([[1.0], [2.0]]), "mean"), 3)
@@ -30,39 +30,44 @@ def batched(given: Any, n: int = 1, *, who: str = "This measure") -> tuple[Any, 
                 [1.],
                 [1.]]), 'mean')
     """
-    inputs = given if isinstance(given, tuple) else (given,)
+    inputs = sample if isinstance(sample, tuple) else (sample,)
     tensors = [x for x in inputs if torch.is_tensor(x)]
     if not tensors or any(x.ndim == 0 or len(x) == 0 for x in tensors):
-        msg = f"{who}: {described(inputs):.60} is no batch. Give input= a tensor (1, ...)."
+        msg = f"{who}: {described(inputs):.60} is not a batch. Give input= a tensor (1, ...)."
         raise ObjectiveError(msg)
     firsts = (x.detach()[:1] if torch.is_tensor(x) else x for x in inputs)
     return tuple(x.repeat_interleave(n, 0) if torch.is_tensor(x) else x for x in firsts)
 
 
 def described(inputs: tuple[Any, ...]) -> str:
-    """Return shapes and types of positional arguments, in words."""
+    """Return the shapes and types of positional arguments, in words.
+
+    Example:
+        >>> described((torch.zeros(2, 3), "mean"))
+        "(2, 3) torch.float32, 'mean'"
+    """
     parts = (f"{tuple(x.shape)} {x.dtype}" if torch.is_tensor(x) else repr(x) for x in inputs)
     return ", ".join(parts)
 
 
-def sample_for(model: nn.Module, given: Any, *measures: Any) -> Any:
-    """Return the sample that costs of a model are measured on.
+def sample_for(model: nn.Module, example_input: Any, *measures: Any) -> Any:
+    """Return the sample that costs of a model are measured on, or None.
 
     Args:
-        model: Its `example_input_array` is taken where nothing is given.
-        given: What the caller gave, or None.
-        *measures: Their `input` comes first of all.
+        model: Its `example_input_array` comes last.
+        example_input: The caller's, or None.
+        *measures: Their `input` comes first.
     """
-    own = (getattr(measure, "input", None) for measure in measures)
-    found = next((x for x in own if x is not None), given)
-    return getattr(model, "example_input_array", None) if found is None else found
+    inputs = (getattr(measure, "input", None) for measure in measures)
+    sample = next((x for x in inputs if x is not None), example_input)
+    return getattr(model, "example_input_array", None) if sample is None else sample
 
 
 def arguments(module: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword arguments for a call, as the weights are (`as_weight`).
 
     Args:
-        module: What is to be called.
+        module: The network.
         example_input: A tensor, a tuple of positional or a dict of keyword arguments.
     """
     named = example_input if isinstance(example_input, dict) else {}
@@ -77,7 +82,7 @@ def arguments(module: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], d
 def as_weight(weight: torch.Tensor, inputs: Any) -> Any:
     """Return inputs on the device of a weight and, if floating, in its precision.
 
-    That is wherever, and in whichever precision, a Trainer left it.
+    A Trainer leaves the weights where, and in the precision in which, it used them.
     """
 
     def moved(x: Any) -> Any:

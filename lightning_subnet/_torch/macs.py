@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_subnet._torch.contexts import evaluating
+from lightning_subnet._torch.contexts import evaluating, plain_attention
 from lightning_subnet._torch.inputs import arguments
 from lightning_subnet.errors import MeasurementError
 
@@ -18,8 +18,8 @@ from lightning_subnet.errors import MeasurementError
 def count_macs(module: nn.Module, example_input: Any) -> int:
     """Return the multiply-accumulates of one forward pass.
 
-    Counted are matrix products, convolutions and attention, as `torch.utils.flop_counter` does
-    (FLOPs = 2 MACs); biases, normalisation and activations are not.
+    Matrix products, convolutions and attention count, as in `torch.utils.flop_counter` (FLOPs = 2
+    MACs); biases, normalisation and activations do not.
 
     Args:
         module: The network, with the subnet to be counted in force; run in eval mode.
@@ -33,11 +33,10 @@ def count_macs(module: nn.Module, example_input: Any) -> int:
         50
     """
     inputs, named = arguments(module, example_input)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # nothing inside it is counted
     try:
         # The counter sees nothing inside fused attention on a CPU; its plain form is counted.
         with (
+            plain_attention(),
             evaluating(module),
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
@@ -54,8 +53,6 @@ def count_macs(module: nn.Module, example_input: Any) -> int:
             f"counted: {error}. Set example_input_array to an input that forward() takes."
         )
         raise MeasurementError(msg) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
     macs = int(counter.get_total_flops()) // 2
     if macs == 0:
         msg = (

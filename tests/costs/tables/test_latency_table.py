@@ -193,7 +193,7 @@ BAD: list[tuple[Callable[[], Any], tuple[str, ...]]] = [
     (lambda: LatencyTable.build(small(), IMAGE, calibrate=2), ("calibrate=2", "3")),
     (lambda: LatencyTable.build(small(), IMAGE, check=-1), ("check=-1",)),
     (lambda: LatencyTable.build("net", IMAGE), ("'net'", "super-network")),  # type: ignore[arg-type] # the point
-    (lambda: LatencyTable.build(small()), ("None is no batch", "input=")),
+    (lambda: LatencyTable.build(small()), ("None is not a batch", "input=")),
     (lambda: LatencyTable.build(ElasticMlp(), torch.zeros(1, 64)), ("extract(subnet)",)),
     (lambda: LatencyTable.build(small(), torch.zeros(1, 3, 8, 8)), ("forward() takes",)),
 ]
