@@ -19,14 +19,16 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 
 collect_ignore = ["docs/conf.py"]  # Sphinx's, no module of doctests
 collect_ignore_glob = ["tests/programs/*"]  # run by tests as processes of their own
+pytest.register_assert_rewrite("lightning_subnet.testing")
 
-
-LONGEST = ("test_examples.py", "test_conversion.py", "test_kill.py")
+SLOW_PAGES = ("README.md", "training.md")  # they train networks from block to block
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, so that two processes end at about the same time."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """Mark the pages that train for minutes."""
+    for item in items:
+        if item.path.name in SLOW_PAGES:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(tryfirst=True)

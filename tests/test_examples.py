@@ -20,6 +20,8 @@ import torch
 
 from lightning_subnet import SearchResult
 
+pytestmark = pytest.mark.slow  # examples, run as they are
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 DATA = Path(os.environ.get("LIGHTNING_SUBNET_DATA", ROOT / "../shared/data")).resolve()
