@@ -3,9 +3,13 @@
 
 from .exporting import (
     Exported as Exported,
+    export as export,
     export_onnx as export_onnx,
     export_openvino as export_openvino,
     export_torch as export_torch,
+)
+from .formats.base import (
+    Format as Format,
 )
 from .loading import (
     Deployed as Deployed,

@@ -32,7 +32,7 @@ class Call:
         input_names: One for each tensor among the arguments, in their order.
         output_names: One for each tensor that comes out.
         output_shapes: Their sizes for these inputs.
-        returns: What `forward` gives: one tensor, a tuple of them, or a dict by name.
+        returns: The kind of output of `forward`: one tensor, a tuple of them, or a dict by name.
     """
 
     args: tuple[Any, ...]
@@ -45,17 +45,18 @@ class Call:
 
     @classmethod
     def of(cls, net: nn.Module, inputs: Any, *, dynamic_batch: bool = True) -> Call:
-        """Run a network once.
+        """Return the call of a network, which is run once.
 
         Raises:
-            ExportError: It does not take the inputs, they hold no batch, or no tensor comes out.
+            ExportError: The network does not take the inputs, they hold no batch, or no tensor
+                comes out.
         """
         args, kwargs = arguments(net, inputs)
         named = {**dict(zip(_parameters(net, len(args)), args, strict=True)), **kwargs}
         tensors = {name: x for name, x in named.items() if isinstance(x, torch.Tensor)}
         if not tensors or any(x.ndim and not len(x) for x in tensors.values()):
-            msg = f"{_shapes(named)} is no batch. Give the inputs as a tensor or a tuple of tensors"
-            raise ExportError(f"{msg} (batch, ...), or a dict of them by argument.")
+            msg = f"{_shapes(named)} is not a batch. Give the inputs as a tensor or a tuple of "
+            raise ExportError(f"{msg}tensors (batch, ...), or a dict of them by argument.")
         for name, x in named.items():
             if isinstance(x, (list, tuple, dict)):
                 msg = f"Input {name!r} is a {type(x).__name__}; only tensors have a place in a file"
@@ -63,23 +64,24 @@ class Call:
         rows = len(next(iter(tensors.values()))) if next(iter(tensors.values())).ndim else 0
         batch = rows if dynamic_batch and rows else None
         if batch == 1:  # which would be taken for a constant
-            args, kwargs = (_repeated(given, 2) for given in (args, kwargs))
+            args = tuple(_repeated(x, 2) for x in args)
+            kwargs = {name: _repeated(x, 2) for name, x in kwargs.items()}
             batch = 2
         try:
             with evaluating(net), torch.no_grad():
-                given = net(*args, **kwargs)
+                output = net(*args, **kwargs)
         except Exception as error:
             msg = f"{type(net).__name__} failed on inputs {_shapes(named)}: {brief(error)}. "
             raise ExportError(msg + "Give an example input that forward() takes.") from error
-        outputs = named_outputs(given)
+        outputs = named_outputs(output)
         if not outputs:
-            msg = f"{type(net).__name__} returns no tensor, but {type(given).__name__}. "
+            msg = f"{type(net).__name__} returns no tensor, but {type(output).__name__}. "
             raise ExportError(msg + "Wrap it so that forward() returns tensors.")
         return cls(
             args, kwargs, batch, tuple(tensors),
             tuple(f"{name}_output" if name in tensors else name for name in outputs),
             tuple(tuple(x.shape) for x in outputs.values()),
-            _kind(given),
+            _kind(output),
         )  # fmt: skip
 
     @property
@@ -93,14 +95,14 @@ class Call:
 
     @property
     def batches(self) -> list[tuple[torch.Tensor, ...]]:
-        """Tensors to compare a file and the network on: as given, then of other batch sizes."""
+        """The tensors, then those of other batch sizes, to compare a file and the network on."""
         if self.batch is None:
             return [self.tensors]
         first = tuple(x[:1] if self.in_batch(x.shape) else x for x in self.tensors)
         return [self.tensors, self.longer(), first]
 
     def longer(self) -> tuple[torch.Tensor, ...]:
-        """Return the tensors with a batch of one row more, a row like those given."""
+        """Return the tensors with a batch of one row more, a row like the others."""
         return tuple(
             torch.cat([x, x[:1].flatten().roll(1).reshape(x[:1].shape)])
             if self.in_batch(x.shape)
@@ -109,20 +111,20 @@ class Call:
         )
 
     def dynamic_shapes(self, net: nn.Module) -> Any:
-        """Return what `torch.export` is told of the sizes of a network's arguments."""
+        """Return the sizes of a network's arguments in the words of `torch.export`."""
         if self.batch is None:
             return None
         spec = self._spec()
         parameters = inspect.signature(net.forward).parameters.values()
-        fixed = [p.name for p in parameters if p.kind in _POSITIONAL]
-        shapes: dict[str, Any] = dict(zip(fixed, map(spec, self.args), strict=False))
+        names = [p.name for p in parameters if p.kind in _POSITIONAL]
+        shapes: dict[str, Any] = dict(zip(names, map(spec, self.args), strict=False))
         for p in parameters:
-            if p.kind is p.VAR_POSITIONAL and len(self.args) > len(fixed):
-                shapes[p.name] = tuple(map(spec, self.args[len(fixed) :]))
+            if p.kind is p.VAR_POSITIONAL and len(self.args) > len(names):
+                shapes[p.name] = tuple(map(spec, self.args[len(names) :]))
         return {**shapes, **{name: spec(x) for name, x in self.kwargs.items()}}
 
     def flat_shapes(self) -> Any:
-        """Return what `torch.export` is told of the sizes of the tensors in `Flat`."""
+        """Return the sizes of the tensors of `Flat` in the words of `torch.export`."""
         return None if self.batch is None else {"tensors": tuple(map(self._spec(), self.tensors))}
 
     def _spec(self) -> Callable[[Any], dict[int, Any] | None]:
@@ -136,12 +138,17 @@ class Call:
         return spec
 
 
-def named_outputs(given: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors that a network gave, by name."""
-    if isinstance(given, torch.Tensor):
-        return {"output": given}
-    flat = tree_flatten_with_path(given)[0]
-    prefix = "" if isinstance(given, Mapping) else "output_"
+def named_outputs(output: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors in the output of a network, by name.
+
+    Example:
+        >>> list(named_outputs({"logits": torch.zeros(2), "hidden": [torch.zeros(1)]}))
+        ['logits', 'hidden.0']
+    """
+    if isinstance(output, torch.Tensor):
+        return {"output": output}
+    flat = tree_flatten_with_path(output)[0]
+    prefix = "" if isinstance(output, Mapping) else "output_"
     return {
         prefix + ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): leaf
         for path, leaf in flat
@@ -152,25 +159,25 @@ def named_outputs(given: Any) -> dict[str, torch.Tensor]:
 def restored(
     tensors: Sequence[torch.Tensor], names: Sequence[str], returns: Returns | None = None
 ) -> Any:
-    """Return the tensors of an output as the network gave them.
+    """Return the tensors of a file in the form in which the network returns them.
 
     Args:
-        tensors: What a file gave.
+        tensors: The outputs of the file.
         names: Their names.
-        returns: What `forward` gave; None: what the names tell.
+        returns: The kind of output of `forward`; None: as the names look.
     """
     if returns is None:
-        rest = "tuple" if all(name.startswith("output_") for name in names) else "dict"
-        returns = "tensor" if len(names) == 1 and rest == "dict" else rest  # type: ignore[assignment] # of two literals
+        several: Returns = "tuple" if all(n.startswith("output_") for n in names) else "dict"
+        returns = "tensor" if len(names) == 1 and several == "dict" else several
     if returns == "tensor":
         return tensors[0]
     return tuple(tensors) if returns == "tuple" else dict(zip(names, tensors, strict=True))
 
 
-def _kind(given: Any) -> Returns:
-    if isinstance(given, torch.Tensor):
+def _kind(output: Any) -> Returns:
+    if isinstance(output, torch.Tensor):
         return "tensor"
-    flat = isinstance(given, (tuple, list)) and all(isinstance(x, torch.Tensor) for x in given)
+    flat = isinstance(output, (tuple, list)) and all(isinstance(x, torch.Tensor) for x in output)
     return "tuple" if flat else "dict"
 
 
@@ -183,10 +190,10 @@ class Flat(nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the network."""
-        left = iter(tensors)
-        args = [next(left) if isinstance(x, torch.Tensor) else x for x in self._call.args]
+        rest = iter(tensors)
+        args = [next(rest) if isinstance(x, torch.Tensor) else x for x in self._call.args]
         kwargs = {
-            name: next(left) if isinstance(x, torch.Tensor) else x
+            name: next(rest) if isinstance(x, torch.Tensor) else x
             for name, x in self._call.kwargs.items()
         }
         return tuple(named_outputs(self.net(*args, **kwargs)).values())
@@ -200,16 +207,10 @@ def _parameters(net: nn.Module, n: int) -> list[str]:
     return [*names[:n], *(f"input_{i}" for i in range(len(names), n))]
 
 
-def _repeated(given: Any, rows: int) -> Any:
-    """Return arguments with batches of one row repeated."""
-
-    def longer(x: Any) -> Any:
-        one = isinstance(x, torch.Tensor) and x.ndim and len(x) == 1
-        return x.repeat_interleave(rows, 0) if one else x
-
-    if isinstance(given, dict):
-        return {name: longer(x) for name, x in given.items()}
-    return tuple(map(longer, given))
+def _repeated(x: Any, rows: int) -> Any:
+    """Return an argument, repeated to this number of rows if it is a tensor of one row."""
+    one = isinstance(x, torch.Tensor) and x.ndim and len(x) == 1
+    return x.repeat_interleave(rows, 0) if one else x
 
 
 def _shapes(named: Mapping[str, Any]) -> str:

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Subnets as files for other runtimes: written, run there, compared, and only then kept."""
+"""Subnets as files for other runtimes: written, run there, compared, and only then put in place."""
 
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,35 +17,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_subnet import _json
 from lightning_subnet.errors import ExportError, FixedBatchError, SubnetError
 from lightning_subnet.export.call import Call, brief
-from lightning_subnet.export.formats.base import library, quiet
-from lightning_subnet.export.formats.onnx import to_onnx
-from lightning_subnet.export.formats.openvino import to_openvino
-from lightning_subnet.export.formats.torch_export import to_exported_program
-from lightning_subnet.export.loading import FORMAT, SUFFIXES, beside, fingerprint
+from lightning_subnet.export.formats import registry
+from lightning_subnet.export.formats.base import Format, Writer
+from lightning_subnet.export.loading import METADATA, fingerprint, metadata_path
 from lightning_subnet.export.parity import compared, rows
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.history import Evaluation
 
-NEEDS = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "torch": (),
-    "openvino": ("openvino", "onnx"),
-}
-
 
 @dataclass(frozen=True)
 class Exported:
-    """One written file.
+    """One exported file.
 
     Args:
         path: The file; its metadata are beside it, in `<path>.json`.
-        format: `"onnx"`, `"torch"` or `"openvino"`.
+        format: `"onnx"`, `"torch"`, `"openvino"` or another by name.
         parity: The largest absolute difference of its outputs to those of the network.
         dynamic_batch: Whether it takes batches of any size.
-        size_mb: What it takes on disk, in 10^6 bytes, without the metadata.
-        metadata: What stands beside it.
+        size_mb: Its size on disk, in 10^6 bytes, without the metadata.
+        metadata: The data in `<path>.json`.
     """
 
     path: Path
@@ -55,6 +47,66 @@ class Exported:
     dynamic_batch: bool
     size_mb: float
     metadata: Mapping[str, Any]
+
+
+def export(  # noqa: PLR0913 - one call per file: what, where, on which input, and what is known
+    net: nn.Module,
+    path: str | Path,
+    example_input: Any,
+    *,
+    format: str | None = None,
+    evaluation: Evaluation | Subnet | None = None,
+    about: Mapping[str, Any] | None = None,
+    dynamic_batch: bool = True,
+    tolerance: float = 1e-4,
+) -> Exported:
+    """Write a network as a file that gives the same outputs, or write nothing.
+
+    The file is run by the runtime of its format on the example and, if its batch is dynamic, on
+    batches of one row and of one row more. Beside it goes `<path>.json`: subnet, measured values,
+    inputs, outputs, differences and versions. `load_exported` reads both.
+
+    Args:
+        net: A network: the result of `extract`, or any other. It is exported as in eval mode, from
+            a copy on the CPU if it is elsewhere.
+        path: A file in a folder that exists. Its suffix decides the format: .onnx, .pt2 for
+            `torch.export`, .xml for OpenVINO, whose weights go into a .bin file of the same name.
+        example_input: A tensor (batch, ...), a tuple of positional or a dict of keyword arguments.
+            Take real data: the outputs are compared on it.
+        format: `"onnx"`, `"torch"`, `"openvino"`, or a format of another package, which may share
+            its suffix with one of these; None: by the suffix.
+        evaluation: The subnet, for the metadata, with its measured values if it is an evaluation.
+        about: More for the metadata, JSON-able, by name.
+        dynamic_batch: Leave the batch size open. A network that fixes it gets that of the example,
+            and the returned record and the metadata say so.
+        tolerance: Largest allowed difference of outputs, as a share of the largest absolute output.
+
+    Returns:
+        The file, its size, and how far its outputs are from those of the network.
+
+    Raises:
+        ExportError: The format is unknown or its extra is not installed, the path cannot be
+            written, an operator has no form in the format, or the outputs differ by more than the
+            tolerance. Nothing is written then, and a file that was there stays.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     exported = export(nn.Linear(3, 2), f"{folder}/net.onnx", torch.randn(4, 3))
+        >>> exported.format, exported.parity < 1e-5, exported.dynamic_batch
+        ('onnx', True, True)
+    """
+    path = Path(path)
+    form = _format(path, format)
+    _check_path(path, form)
+    if not isinstance(net, nn.Module):
+        msg = f"net={net!r:.60} is not a network. Pass what result.extract(best) returns."
+        raise ExportError(msg)
+    if not (isinstance(tolerance, (int, float)) and 0 < tolerance < math.inf):
+        msg = f"tolerance={tolerance!r:.60} must be a positive number, such as 1e-4."
+        raise ExportError(msg)
+    form.check()
+    job = _Job(form, _on_cpu(net), path, tolerance, _described(evaluation, about))
+    return job.run(example_input, dynamic_batch=dynamic_batch)
 
 
 def export_onnx(
@@ -67,41 +119,11 @@ def export_onnx(
     dynamic_batch: bool = True,
     tolerance: float = 1e-4,
 ) -> Exported:
-    """Write a network as an ONNX file that gives the same outputs, or write nothing.
-
-    The file is run by ONNX Runtime on the example and, if its batch is dynamic, on batches of one
-    row and of one row more. Beside it goes `<path>.json`: subnet, measured values, inputs, outputs,
-    differences and versions. `load_exported` reads both.
-
-    Args:
-        net: What `extract` returned, or any network. It is exported as in eval mode, from a copy on
-            the CPU if it is elsewhere.
-        path: An .onnx file in a folder that exists.
-        example_input: A tensor (batch, ...), a tuple of positional or a dict of keyword arguments.
-            Take real data: it is what the outputs are compared on.
-        evaluation: Which subnet it is, for the metadata, with its measured values if it is an
-            evaluation.
-        about: More for the metadata, JSON-able, by name.
-        dynamic_batch: Leave the batch size open. A network that fixes it gets the example's, which
-            the returned record and the metadata tell.
-        tolerance: Largest allowed difference of outputs, as a share of the largest absolute output.
-
-    Returns:
-        What was written.
-
-    Raises:
-        ExportError: The path cannot be written, the extra is not installed, an operator has no ONNX
-            form, or the outputs differ by more than the tolerance. Nothing is written then, and a
-            file that was there stays.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     exported = export_onnx(nn.Linear(3, 2), f"{folder}/net.onnx", torch.randn(4, 3))
-        >>> exported.parity < 1e-5, exported.dynamic_batch
-        (True, True)
-    """
-    job = _Job("onnx", net, Path(path), example_input, dynamic_batch, tolerance)
-    return job.run(evaluation, about, [_write_onnx("trace"), _write_onnx("graph")])
+    """Write a network as an ONNX file (.onnx), or write nothing: `export` with `format="onnx"`."""
+    return export(
+        net, path, example_input, format="onnx", evaluation=evaluation, about=about,
+        dynamic_batch=dynamic_batch, tolerance=tolerance,
+    )  # fmt: skip
 
 
 def export_torch(
@@ -114,27 +136,14 @@ def export_torch(
     dynamic_batch: bool = True,
     tolerance: float = 1e-4,
 ) -> Exported:
-    """Write a network as a `torch.export` file (.pt2), or write nothing; see `export_onnx`.
+    """Write a network as a `torch.export` file (.pt2), or write nothing: `export` with `"torch"`.
 
     It needs torch alone, and `torch.export.load(path).module()` has the signature of the network.
-
-    Args:
-        net: As in `export_onnx`.
-        path: A .pt2 file in a folder that exists.
-        example_input: As in `export_onnx`.
-        evaluation: As in `export_onnx`.
-        about: As in `export_onnx`.
-        dynamic_batch: As in `export_onnx`.
-        tolerance: As in `export_onnx`.
-
-    Returns:
-        What was written.
-
-    Raises:
-        ExportError: As `export_onnx`.
     """
-    job = _Job("torch", net, Path(path), example_input, dynamic_batch, tolerance)
-    return job.run(evaluation, about, [_write_torch])
+    return export(
+        net, path, example_input, format="torch", evaluation=evaluation, about=about,
+        dynamic_batch=dynamic_batch, tolerance=tolerance,
+    )  # fmt: skip
 
 
 def export_openvino(
@@ -147,101 +156,45 @@ def export_openvino(
     dynamic_batch: bool = True,
     tolerance: float = 1e-4,
 ) -> Exported:
-    """Write a network as an OpenVINO model, or write nothing; see `export_onnx`.
+    """Write a network as an OpenVINO model (.xml), or write nothing: `export` with `"openvino"`.
 
     The weights keep their precision; they go into a .bin file of the same name.
+    """
+    return export(
+        net, path, example_input, format="openvino", evaluation=evaluation, about=about,
+        dynamic_batch=dynamic_batch, tolerance=tolerance,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One export, whose request has been checked.
 
     Args:
-        net: As in `export_onnx`.
-        path: An .xml file in a folder that exists.
-        example_input: As in `export_onnx`.
-        evaluation: As in `export_onnx`.
-        about: As in `export_onnx`.
-        dynamic_batch: As in `export_onnx`.
-        tolerance: As in `export_onnx`.
-
-    Returns:
-        What was written.
-
-    Raises:
-        ExportError: As `export_onnx`.
+        form: The format.
+        net: The network on the CPU.
+        path: Where the file goes.
+        tolerance: Largest allowed difference of outputs, as a share of the largest.
+        facts: What is known of the subnet, for the metadata.
     """
-    job = _Job("openvino", net, Path(path), example_input, dynamic_batch, tolerance)
-    return job.run(evaluation, about, [_write_openvino])
 
+    form: Format
+    net: nn.Module
+    path: Path
+    tolerance: float
+    facts: Mapping[str, Any]
 
-EXPORTERS: dict[str, Callable[..., Exported]] = {
-    "onnx": export_onnx,
-    "torch": export_torch,
-    "openvino": export_openvino,
-}
-
-_Writer = Callable[[nn.Module, Call, bool, Path], None]
-
-
-def _inputs(call: Call) -> Any:
-    return call.kwargs or call.args
-
-
-def _write_onnx(exporter: Any) -> _Writer:
-    def write(net: nn.Module, call: Call, dynamic: bool, path: Path) -> None:
-        path.write_bytes(to_onnx(net, _inputs(call), dynamic_batch=dynamic, exporter=exporter))
-
-    return write
-
-
-def _write_torch(net: nn.Module, call: Call, dynamic: bool, path: Path) -> None:
-    program = to_exported_program(net, _inputs(call), dynamic_batch=dynamic)
-    with quiet():
-        torch.export.save(program, str(path))
-
-
-def _write_openvino(net: nn.Module, call: Call, dynamic: bool, path: Path) -> None:
-    model = to_openvino(net, _inputs(call), dynamic_batch=dynamic)
-    library("openvino").save_model(model, str(path), compress_to_fp16=False)
-
-
-class _Job:
-    """One export: what is wrong with the request shows before anything is converted."""
-
-    def __init__(
-        self,
-        form: str,
-        net: nn.Module,
-        path: Path,
-        example_input: Any,
-        dynamic_batch: bool,
-        tolerance: float,
-    ) -> None:
-        self.form, self.path = form, path
-        _check_path(path, form)
-        if not isinstance(net, nn.Module):
-            msg = f"net={net!r:.60} is no network. Pass what result.extract(best) returns."
-            raise ExportError(msg)
-        if not (isinstance(tolerance, (int, float)) and 0 < tolerance < math.inf):
-            msg = f"tolerance={tolerance!r:.60} must be a positive number, such as 1e-4."
-            raise ExportError(msg)
-        for name in NEEDS[form]:
-            library(name)
-        self.net, self.tolerance = _on_cpu(net), tolerance
-        self.example, self.dynamic_batch = example_input, dynamic_batch
-
-    def run(
-        self,
-        evaluation: Evaluation | Subnet | None,
-        about: Mapping[str, Any] | None,
-        writers: list[_Writer],
-    ) -> Exported:
+    def run(self, example_input: Any, *, dynamic_batch: bool) -> Exported:
         """Write with the first writer whose file holds; with a fixed batch size if none does."""
-        for dynamic in (True, False) if self.dynamic_batch else (False,):
-            first: ExportError | None = None
-            call = Call.of(self.net, self.example, dynamic_batch=dynamic)
+        for dynamic in (True, False) if dynamic_batch else (False,):
+            call = Call.of(self.net, example_input, dynamic_batch=dynamic)
             if dynamic and call.batch is None:
                 continue  # no input has rows
+            first: ExportError | None = None
             fixed = False
-            for write in writers:
+            for write in self.form.writers():
                 try:
-                    return self._written(write, call, _described(evaluation, about))
+                    return self._file_of(write, call)
                 except ExportError as error:
                     first = first or error
                     fixed = fixed or isinstance(error, FixedBatchError)
@@ -250,12 +203,12 @@ class _Job:
         assert first is not None
         raise first
 
-    def _written(self, write: _Writer, call: Call, known: dict[str, Any]) -> Exported:
-        """Write into a folder of its own, compare, and move what holds to its place."""
+    def _file_of(self, write: Writer, call: Call) -> Exported:
+        """Write into a new folder, compare, and move what holds to its place."""
         with tempfile.TemporaryDirectory(prefix=".export-", dir=self.path.parent) as folder:
             file = Path(folder) / self.path.name
             try:
-                write(self.net, call, call.batch is not None, file)
+                write(self.net, call, file)
             except SubnetError:
                 raise
             except Exception as error:  # of the runtime's own classes
@@ -264,16 +217,16 @@ class _Job:
             parity = compared(file, self.form, self.net, call, self.tolerance)
             files = sorted(Path(folder).iterdir())
             size_mb = sum(f.stat().st_size for f in files) / 1e6
-            taken = _ports(call.input_names, [x.shape for x in call.tensors], call)
+            inputs = _ports(call.input_names, [x.shape for x in call.tensors], call)
             metadata = {
-                "format": FORMAT,
-                "runtime": self.form,
-                **known,
+                "format": METADATA,
+                "runtime": self.form.name,
+                **self.facts,
                 "network": type(self.net).__name__,
                 "sliced": getattr(self.net, "sliced", None),
                 "inputs": [
                     {**port, "dtype": str(x.dtype).removeprefix("torch.")}
-                    for port, x in zip(taken, call.tensors, strict=True)
+                    for port, x in zip(inputs, call.tensors, strict=True)
                 ],
                 "outputs": _ports(call.output_names, call.output_shapes, call),
                 "returns": call.returns,
@@ -285,14 +238,14 @@ class _Job:
                     "batches": [rows(tensors) for tensors in call.batches],
                 },
                 "size_mb": size_mb,
-                "sha256": fingerprint(file),
+                "sha256": fingerprint(self.form.files(file)),
                 "versions": _versions(self.form),
             }
-            beside(file).write_text(json.dumps(metadata, indent=1), encoding="utf-8")
-            for made in [*files, beside(file)]:
-                os.replace(made, self.path.with_name(made.name))
+            _json.write(metadata_path(file), metadata)
+            for each in [*files, metadata_path(file)]:
+                os.replace(each, self.path.with_name(each.name))
         return Exported(
-            self.path, self.form, parity.absolute, call.batch is not None, size_mb,
+            self.path, self.form.name, parity.absolute, call.batch is not None, size_mb,
             MappingProxyType(metadata),
         )  # fmt: skip
 
@@ -300,15 +253,16 @@ class _Job:
 def _described(
     evaluation: Evaluation | Subnet | None, about: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return which subnet it is and what is known of it, as JSON-able data."""
-    known: dict[str, Any] = {"subnet": None, **(about or {})}
+    """Return the subnet and its measured values, as JSON-able data."""
+    facts: dict[str, Any] = {"subnet": None, **(about or {})}
     subnet = evaluation.subnet if isinstance(evaluation, Evaluation) else evaluation
     if subnet is not None:
-        known |= {"subnet": subnet.to_json(), "choices": subnet._choices.to_json()}
+        choices = {name: choice.to_json() for name, choice in subnet.choices.items()}
+        facts |= {"subnet": subnet.to_json(), "choices": choices}
     if isinstance(evaluation, Evaluation):
-        units: Mapping[str, Any] = known.get("measures", {})
-        known["evaluation"] = evaluation.number
-        known["values"] = {
+        units: Mapping[str, Any] = facts.get("measures", {})
+        facts["evaluation"] = evaluation.number
+        facts["values"] = {
             name: {
                 "value": value,
                 "standard_error": evaluation.errors.get(name),
@@ -316,7 +270,7 @@ def _described(
             }
             for name, value in evaluation.values.items()
         }
-    return known
+    return facts
 
 
 def _ports(names: Any, shapes: Any, call: Call) -> list[dict[str, Any]]:
@@ -327,24 +281,29 @@ def _ports(names: Any, shapes: Any, call: Call) -> list[dict[str, Any]]:
     ]
 
 
-def _versions(form: str) -> dict[str, str]:
-    found = {"torch": str(torch.__version__)}
-    for name in ("lightning-subnet", *NEEDS[form]):
+def _versions(form: Format) -> dict[str, str]:
+    versions = {"torch": str(torch.__version__)}
+    for name in ("lightning-subnet", *form.libraries):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:  # a build under another name
-            found[name] = str(getattr(library(name), "__version__", "unknown"))
-    return found
+            module = form.libraries[name]() if name in form.libraries else None
+            versions[name] = str(getattr(module, "__version__", "unknown"))
+    return versions
 
 
-def _check_path(path: Path, form: str) -> None:
+def _format(path: Path, name: str | None) -> Format:
+    """Return the format of a name or, without one, of a suffix; refuse a folder."""
     if path.is_dir():
-        msg = f"{path} is a folder. Name a file in it: {path / ('net' + SUFFIXES[form])}."
-        raise ExportError(msg)
-    if path.suffix.lower() != SUFFIXES[form]:
-        named = path.with_suffix(SUFFIXES[form])
-        msg = f"{path.name!r} does not end in {SUFFIXES[form]!r}, as {form} files do. "
-        raise ExportError(msg + f"Write path={str(named)!r}.")
+        file = path / f"net{registry.make(name or 'onnx').suffix}"
+        raise ExportError(f"{path} is a folder. Name a file in it: {file}.")
+    return registry.of_path(path) if name is None else registry.make(name)
+
+
+def _check_path(path: Path, form: Format) -> None:
+    if path.suffix.lower() != form.suffix:
+        msg = f"{path.name!r} does not end in {form.suffix!r}, as {form.name} files do. "
+        raise ExportError(msg + f"Write path={str(path.with_suffix(form.suffix))!r}.")
     if not path.parent.is_dir():
         msg = f"The folder {path.parent} does not exist. Make it first, or name another."
         raise ExportError(msg)

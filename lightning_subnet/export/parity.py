@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parity: does a file give the outputs of its network, in its own runtime, on several batches?"""
+"""Parity: how far the outputs of a file, in its own runtime, are from those of its network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from lightning_subnet._torch.contexts import evaluating
 from lightning_subnet.errors import ExportError, FixedBatchError
 from lightning_subnet.export.call import Call, Flat, brief
-from lightning_subnet.export.loading import open_runner
+from lightning_subnet.export.formats.base import Format
 
 
 @dataclass(frozen=True)
@@ -29,36 +29,36 @@ class Parity:
     relative: float = 0.0
 
 
-def compared(file: Path, form: str, net: nn.Module, call: Call, tolerance: float) -> Parity:
+def compared(file: Path, form: Format, net: nn.Module, call: Call, tolerance: float) -> Parity:
     """Return the largest difference of the outputs of a file and of its network.
 
     Args:
-        file: What is run by its own runtime.
+        file: A file, which is run by its own runtime.
         form: Its format.
         net: The network on the CPU.
-        call: What both are run on.
+        call: The inputs that both are run on, in batches of several sizes.
         tolerance: Largest allowed difference, as a share of the largest absolute output.
 
     Raises:
         ExportError: It is too large.
         FixedBatchError: It is, or the file cannot run, for other batch sizes only.
     """
-    runner, worst = open_runner(file, form), Parity()
+    runner, worst = form.open(file), Parity()
     reference = Flat(net, call)
     for i, tensors in enumerate(call.batches):
         kind = FixedBatchError if i else ExportError
         with evaluating(net), torch.no_grad():
             expected = reference(*tensors)
         try:
-            found = list(runner.run(tensors).values())
+            outputs = list(runner.run(tensors).values())
         except Exception as error:  # of the runtime's own classes
-            msg = f"The {form} file of {type(net).__name__} fails on a batch of "
+            msg = f"The {form.name} file of {type(net).__name__} fails on a batch of "
             raise kind(f"{msg}{rows(tensors)}: {brief(error)}") from error
-        for name, one, other in zip(call.output_names, expected, found, strict=True):
+        for name, one, other in zip(call.output_names, expected, outputs, strict=True):
             parity = difference(one, other)
             if not parity.relative <= tolerance:
                 msg = (
-                    f"The {form} file gives other outputs than {type(net).__name__}: "
+                    f"The {form.name} file gives other outputs than {type(net).__name__}: "
                     f"{name!r} differs by up to {parity.absolute:.3g} "
                     f"({parity.relative:.2g} of its scale, allowed {tolerance:g}).\n"
                     "Nothing was written. Is the network random in eval mode? If such a "
@@ -71,13 +71,13 @@ def compared(file: Path, form: str, net: nn.Module, call: Call, tolerance: float
     return worst
 
 
-def difference(expected: torch.Tensor, found: torch.Tensor) -> Parity:
-    """Return how far one output is from what it should be; equal NaNs and infinities are none."""
-    if expected.shape != found.shape:
+def difference(expected: torch.Tensor, output: torch.Tensor) -> Parity:
+    """Return the difference of one output; equal NaNs and infinities do not differ."""
+    if expected.shape != output.shape:
         return Parity(math.inf, math.inf)
     if not expected.numel():
         return Parity()
-    one, other = expected.detach().cpu().double(), found.double()
+    one, other = expected.detach().cpu().double(), output.double()
     same = (one == other) | (one.isnan() & other.isnan())
     gap = torch.where(same, torch.zeros_like(one), (one - other).abs()).nan_to_num(nan=math.inf)
     finite = one[one.isfinite()]

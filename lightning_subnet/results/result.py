@@ -253,8 +253,9 @@ class SearchResult(SearchRecord):
         """
         from lightning_subnet.results.front_export import FrontExport
 
-        job = FrontExport(self, Path(directory), formats, subnets, example_input)
-        return job.run(dynamic_batch=dynamic_batch, tolerance=tolerance)
+        job = FrontExport(self, Path(directory), formats, subnets)
+        example = self.example_input() if example_input is None else example_input
+        return job.run(self.extract, example, dynamic_batch=dynamic_batch, tolerance=tolerance)
 
     def to_module(self, model: _Module, subnet: Evaluation | Subnet) -> _Module:
         """Return a copy of a model in which the super-network is this subnet alone, to train it on.

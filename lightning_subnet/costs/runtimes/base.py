@@ -24,9 +24,9 @@ from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._torch.inputs import as_weight
 from lightning_subnet.errors import ExportError, ObjectiveError
 from lightning_subnet.export.call import Call
-from lightning_subnet.export.formats.base import library, quiet
-from lightning_subnet.export.formats.onnx import to_onnx
-from lightning_subnet.export.formats.openvino import openvino_core, to_openvino
+from lightning_subnet.export.formats.base import quiet
+from lightning_subnet.export.formats.onnx import import_onnx, import_onnxruntime, to_onnx
+from lightning_subnet.export.formats.openvino import import_openvino, openvino_core, to_openvino
 
 _TRUE = {
     "64-true": torch.float64,
@@ -84,7 +84,7 @@ class Runtime:
         describe: Names what it runs with: versions and options.
         precisions: Those that it computes in.
         devices: Those that it runs on.
-        libraries: Optional libraries that it needs.
+        libraries: Functions that import the optional libraries that it needs.
         graphs: Whether it can replay CUDA graphs.
     """
 
@@ -92,7 +92,7 @@ class Runtime:
     describe: Callable[[Conditions], str]
     precisions: tuple[str, ...] = _PRECISIONS
     devices: tuple[str, ...] = ()
-    libraries: tuple[str, ...] = ()
+    libraries: tuple[Callable[[], Any], ...] = ()
     graphs: bool = False
 
     def prepare(
@@ -153,9 +153,9 @@ def runtime(
     if cuda_graph and not found.graphs:
         msg = f"cuda_graph=True: runtime={name!r} replays no graph. Use 'eager' or 'compile'."
         raise ObjectiveError(msg)
-    for needed in found.libraries:
+    for import_library in found.libraries:
         try:
-            library(needed)
+            import_library()
         except ExportError as error:
             msg = f"runtime={name!r} cannot be used: {error}"
             raise ObjectiveError(msg) from error
@@ -287,7 +287,7 @@ def _trim() -> None:
 
 
 def _onnxruntime(net: nn.Module, inputs: tuple[Any, ...], conditions: Conditions) -> Runner:
-    ort = library("onnxruntime")
+    ort = import_onnxruntime()
     model = to_onnx(net, inputs, dynamic_batch=False)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = conditions.threads, 1
@@ -325,7 +325,7 @@ def _bound(
 def _provider(device: torch.device) -> str:
     """Return the execution provider of a device."""
     name = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device.type]
-    able = library("onnxruntime").get_available_providers()
+    able = import_onnxruntime().get_available_providers()
     if name not in able:
         msg = (
             f"runtime='onnxruntime' has no {name} here, only {listed(able)}. "
@@ -336,7 +336,7 @@ def _provider(device: torch.device) -> str:
 
 
 def _openvino(net: nn.Module, inputs: tuple[Any, ...], conditions: Conditions) -> Runner:
-    openvino = library("openvino")
+    openvino = import_openvino()
     model = to_openvino(net, inputs, dynamic_batch=False)
     hint = {"bf16-mixed": "bf16", "16-mixed": "f16"}.get(conditions.precision, "f32")
     options = {
@@ -364,16 +364,16 @@ RUNTIMES: dict[str, Runtime] = {
     ),
     "onnxruntime": Runtime(
         _onnxruntime,
-        lambda c: f"onnxruntime {library('onnxruntime').__version__}, {_provider(c.device)}",
+        lambda c: f"onnxruntime {import_onnxruntime().__version__}, {_provider(c.device)}",
         precisions=("64-true", "32-true", "16-true"),
         devices=("cpu", "cuda"),
-        libraries=("onnxruntime", "onnx"),
+        libraries=(import_onnxruntime, import_onnx),
     ),
     "openvino": Runtime(
         _openvino,
-        lambda _: f"openvino {library('openvino').__version__}, latency, 1 stream",
+        lambda _: f"openvino {import_openvino().__version__}, latency, 1 stream",
         precisions=("32-true", "bf16-mixed", "16-mixed"),
         devices=("cpu",),
-        libraries=("openvino", "onnx"),
+        libraries=(import_openvino, import_onnx),
     ),
 }

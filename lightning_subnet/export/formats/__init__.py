@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Formats: one file each."""
+"""Formats: one file each; `registry.py` has the table of them."""

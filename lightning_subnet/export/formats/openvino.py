@@ -1,18 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenVINO."""
+"""OpenVINO models (.xml with .bin); the only file that imports openvino."""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import nn
 
+from lightning_subnet.errors import FixedBatchError
 from lightning_subnet.export.call import Call
-from lightning_subnet.export.formats.base import _FIXED, _refused, library, quiet
-from lightning_subnet.export.formats.onnx import _traced_onnx
-from lightning_subnet.export.formats.torch_export import _flat_program
+from lightning_subnet.export.formats.base import (
+    Format,
+    Runner,
+    Writer,
+    dict_code,
+    optional,
+    quiet,
+    refusal,
+)
+from lightning_subnet.export.formats.onnx import LOGGERS, import_onnx, traced_onnx
+from lightning_subnet.export.formats.torch_export import flat_program
+
+_REQUIREMENT = "lightning-subnet[openvino]"
+
+
+def import_openvino() -> Any:
+    """Return the module openvino.
+
+    Raises:
+        ExportError: It is not installed.
+    """
+    with optional("openvino", _REQUIREMENT):
+        import openvino
+    return openvino
 
 
 def to_openvino(net: nn.Module, inputs: Any, *, dynamic_batch: bool = True) -> Any:
@@ -34,23 +59,8 @@ def to_openvino(net: nn.Module, inputs: Any, *, dynamic_batch: bool = True) -> A
         >>> model.input(0).any_name, str(model.output(0).partial_shape)
         ('input', '[?,2]')
     """
-    library("openvino"), library("onnx")  # what is missing is said first
-    call = Call.of(net, inputs, dynamic_batch=dynamic_batch)
-    reasons: list[Exception] = []
-    for convert in (_traced_openvino, _graph_openvino):
-        try:
-            with quiet():
-                model = convert(net, call)
-                shapes = [port.partial_shape for port in model.outputs]
-                for name, shape, found in zip(
-                    call.output_names, call.output_shapes, shapes, strict=True
-                ):
-                    if call.in_batch(shape) and found.rank.is_static and found[0].is_static:
-                        raise RuntimeError(f"{_FIXED}: {name!r} has {found}")
-                return model
-        except Exception as error:  # of many classes, by what fails
-            reasons.append(error)
-    raise _refused(net, "OpenVINO", call, reasons) from reasons[-1]
+    OpenVino().check()  # before the network is run
+    return _converted(net, Call.of(net, inputs, dynamic_batch=dynamic_batch))
 
 
 def openvino_compiled(model: Any, *, threads: int | None = None) -> Any:
@@ -75,28 +85,68 @@ def openvino_core() -> Any:
     back only if it goes in the same thread and before any Core that came later. Otherwise the next
     signal, from a worker of a DataLoader that ends, say, is a segmentation fault.
     """
-    return library("openvino").Core()
+    return import_openvino().Core()
+
+
+class OpenVino(Format):
+    """Files for OpenVINO, whose weights keep their precision and lie in a .bin of the same name."""
+
+    name = "openvino"
+    title = "OpenVINO"
+    suffix = ".xml"
+    libraries = MappingProxyType({"openvino": import_openvino, "onnx": import_onnx})
+    weights = ".bin"
+
+    def writers(self) -> Sequence[Writer]:
+        """Return the one way."""
+        return [_write]
+
+    def load(self, path: Path, threads: int | None) -> Runner:
+        """Return a compiled model."""
+        return _Compiled(path, threads)
+
+    def snippet(self, file: str, inputs: Sequence[str]) -> str:
+        """Return code that needs openvino."""
+        return (
+            "import openvino\n"
+            f'net = openvino.compile_model("{file}", "CPU")\n'
+            f"outputs = net({dict_code(inputs)})  # NumPy arrays"
+        )
+
+
+def _converted(net: nn.Module, call: Call) -> Any:
+    reasons: list[Exception] = []
+    for convert in (_traced_openvino, _graph_openvino):
+        try:
+            with quiet("openvino", *LOGGERS):
+                model = convert(net, call)
+                _check_batch(model, call)
+                return model
+        except Exception as error:  # of many classes, by what fails
+            reasons.append(error)
+    raise refusal(net, OpenVino.title, call, reasons) from reasons[-1]
 
 
 def _traced_openvino(net: nn.Module, call: Call) -> Any:
-    """Return what OpenVINO reads from traced ONNX."""
-    return openvino_core().read_model(_traced_onnx(net, call))
+    """Return the model that OpenVINO reads from traced ONNX."""
+    return openvino_core().read_model(traced_onnx(net, call))
 
 
 def _graph_openvino(net: nn.Module, call: Call) -> Any:
-    """Return what OpenVINO makes of an ExportedProgram."""
-    openvino = library("openvino")
+    """Return the model that OpenVINO makes of an ExportedProgram."""
+    openvino = import_openvino()
     # Not by convert_model(), which reports every use to its makers.
-    decoder: Any = importlib.import_module("openvino.frontend.pytorch.fx_decoder")
-    manager: Any = importlib.import_module("openvino.frontend").FrontEndManager()
-    frontend = manager.load_by_framework("pytorch")
-    program = decoder.TorchFXPythonDecoder.from_exported_program(_flat_program(net, call))
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    program = TorchFXPythonDecoder.from_exported_program(flat_program(net, call))
     model = frontend.convert(frontend.load(program))
-    kept = {port.any_name: port.get_node() for port in model.inputs}
+    nodes = {port.any_name: port.get_node() for port in model.inputs}
     parameters = []
     for i, (name, x) in enumerate(zip(call.input_names, call.tensors, strict=True)):
         shape = openvino.PartialShape([-1, *x.shape[1:]] if call.in_batch(x.shape) else [*x.shape])
-        node = kept.get(f"tensors_{i}")  # the name in Flat; none for an input that is not used
+        node = nodes.get(f"tensors_{i}")  # the name in Flat; none for an input that is not used
         if node is None:
             element = openvino.Type(x.detach().cpu().numpy().dtype)
             node = openvino.op.Parameter(element, shape)
@@ -108,3 +158,30 @@ def _graph_openvino(net: nn.Module, call: Call) -> Any:
     for port, name in zip(model.outputs, call.output_names, strict=True):
         port.get_tensor().set_names({name})
     return model
+
+
+def _check_batch(model: Any, call: Call) -> None:
+    """Raise if an output that counts the samples has a batch of one size."""
+    ports = zip(call.output_names, call.output_shapes, model.outputs, strict=True)
+    for name, shape, port in ports:
+        size = port.partial_shape
+        if call.in_batch(shape) and size.rank.is_static and size[0].is_static:
+            raise FixedBatchError(f"{name!r} has {size} for any batch size")
+
+
+def _write(net: nn.Module, call: Call, path: Path) -> None:
+    import_openvino().save_model(_converted(net, call), str(path), compress_to_fp16=False)
+
+
+class _Compiled:
+    def __init__(self, path: Path, threads: int | None) -> None:
+        self._compiled = openvino_compiled(str(path), threads=threads)
+        self.inputs = tuple(port.any_name for port in self._compiled.inputs)
+        self._outputs = [port.any_name for port in self._compiled.outputs]
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        arrays = [x.detach().cpu().contiguous().numpy() for x in tensors]
+        outputs = self._compiled(dict(zip(self.inputs, arrays, strict=True)))
+        return {
+            name: torch.tensor(outputs[i]) for i, name in enumerate(self._outputs)
+        }  # copies: the runtime reuses its memory
