@@ -25,7 +25,7 @@ from lightning_subnet.predictors._sklearn import one_thread
 from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.predictors.registry import make
 from lightning_subnet.space.members import distinct_rows, row_codes
-from lightning_subnet.space.minimise import least
+from lightning_subnet.space.minimise import least_rows
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study import measures as measures_module
@@ -125,7 +125,7 @@ def closest_subnet(
         bound = _bound(model, part, example_input, measures, list(targets))
         costs = _Costs(space, bound, targets, below=below)
         if all(measure.vectorised for measure in bound):
-            row = least(space, lambda X: costs.score(costs.values(X)), rng=rng)[0]
+            row = least_rows(space, lambda X: costs.score(costs.values(X)), rng=rng)[0]
             values, errors = costs.values(row[None])[0], np.zeros(len(bound))
         else:
             row, values, errors = _by_measuring(costs, rng, tolerance=tolerance, most=evaluations)
@@ -248,7 +248,7 @@ def _proposals(
             return np.asarray(predicted(Z) * missed[nearest])
 
         found = [
-            least(space, lambda Z: costs.score(predicted(Z)), rng=rng, n=64, drawn=_DRAWN),
+            least_rows(space, lambda Z: costs.score(predicted(Z)), rng=rng, n=64, n_sample=_DRAWN),
             *(space.indices(space.neighbours(s)) for s in space.from_indices(X[order[:_AROUND]])),
         ]
         Z = np.concatenate([rows for rows in found if len(rows)])

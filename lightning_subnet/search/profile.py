@@ -11,7 +11,7 @@ import numpy as np
 from lightning_subnet._types import Indices
 from lightning_subnet.errors import SearchError
 from lightning_subnet.space.members import distinct_rows, row_codes
-from lightning_subnet.space.minimise import least
+from lightning_subnet.space.minimise import least_rows
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.problem import Problem
 
@@ -95,7 +95,7 @@ class Profile:
             best = _descend(problem, best)
         elif missed.min() > 0 and not complete:
             near = X[np.argsort(missed, kind="stable")[:_STARTS]]
-            best = least(space, problem.exact_violation, rng=rng, start=near)[0]
+            best = least_rows(space, problem.exact_violation, rng=rng, start=near)[0]
         values = {name: float(problem.exact_values(name, best[None])[0]) for name in problem.exact}
         return cls(
             size=space.size,

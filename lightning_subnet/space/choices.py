@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choices: what may vary, in which order, and under which conditions it exists at all."""
+"""Choices: what may vary, in which order, and on which other choices each depends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ class Choice:
             msg = f"The value {repeated!r} stands twice in {list(values)}. List each value once."
             raise SpaceError(msg)
         if not isinstance(self.when or {}, Mapping):
-            msg = f"when={self.when!r} is no mapping. Write when={{'depth': [3, 4]}}, say."
+            msg = f"when={self.when!r} is not a mapping. Write when={{'depth': [3, 4]}}, say."
             raise SpaceError(msg)
         when = {
             name: tuple(plain(v) for v in ([allowed] if _single(allowed) else allowed))
@@ -133,35 +134,35 @@ class Choice:
 
 
 def by_name(
-    choices: Mapping[str, Choice | Sequence[Value]] | None,
-    more: Mapping[str, Choice | Sequence[Value]],
+    mapping: Mapping[str, Choice | Sequence[Value]] | None,
+    keywords: Mapping[str, Choice | Sequence[Value]],
 ) -> dict[str, Choice]:
-    """Return what a space is made of, given as a mapping and as keywords.
+    """Return the choices of a space by name, those of a mapping and those of keywords.
 
     Raises:
-        SpaceError: No mapping, a name given twice, or values that are none.
+        SpaceError: Not a mapping, a name in both, or values that a choice cannot have.
     """
-    if choices is not None and not isinstance(choices, Mapping):
+    if mapping is not None and not isinstance(mapping, Mapping):
         msg = (
-            f"A space is made of choices by name, not of a {type(choices).__name__}. "
+            f"A space is made of choices by name, not of a {type(mapping).__name__}. "
             'Write SearchSpace({"depth": [2, 3, 4]}).'
         )
         raise SpaceError(msg)
-    if twice := [name for name in more if name in (choices or {})]:
+    if twice := [name for name in keywords if name in (mapping or {})]:
         msg = f"Choice {twice[0]!r} is given in the mapping and as a keyword. Give it once."
         raise SpaceError(msg)
-    made = {}
-    for name, choice in {**(choices or {}), **more}.items():
+    choices = {}
+    for name, choice in {**(mapping or {}), **keywords}.items():
         try:
-            made[name] = choice if isinstance(choice, Choice) else Choice(choice)
+            choices[name] = choice if isinstance(choice, Choice) else Choice(choice)
         except SpaceError as error:
             msg = f"Choice {name!r}: {error}"
             raise SpaceError(msg) from None
-    return made
+    return choices
 
 
 class Choices:
-    """The resolved choices of a space: names, value tables, conditions by index.
+    """The resolved choices of a space: names, value tables, dependencies by index.
 
     An assignment of n subnets is an integer array (n, n_choices) of value indices, in the order of
     the choices. It is *canonical* if every inactive choice has index 0 and every active one the
@@ -170,15 +171,27 @@ class Choices:
     Args:
         choices: The choices by name; the order is the gene order.
 
+    Attributes:
+        by_name: The choices.
+        names: Their names.
+        position: The place of each name in the order.
+        values: The values of each.
+        index_of: By choice, the index of each value.
+        representatives: By choice, for each value index that of the first value which means the
+            same network.
+        distinct: By choice, the value indices that mean different networks.
+        dependencies: By choice, the position of each choice that it depends on, with the mask of
+            the value indices under which it exists.
+
     Raises:
-        SpaceError: No choices, a bad name, or a condition that cannot be resolved.
+        SpaceError: No choices, a bad name, or a `when=` that cannot be resolved.
     """
 
     def __init__(self, choices: Mapping[str, Choice]) -> None:
         if not choices:
             msg = 'A space needs at least one choice, e.g. SearchSpace({"depth": [2, 3, 4]}).'
             raise SpaceError(msg)
-        self.by_name = dict(choices)
+        self.by_name: Mapping[str, Choice] = MappingProxyType(dict(choices))
         self.names = tuple(self.by_name)
         self.position = {name: i for i, name in enumerate(self.names)}
         self.values = tuple(choice.values for choice in self.by_name.values())
@@ -188,13 +201,13 @@ class Choices:
             for choice in self.by_name.values()
         )
         self.distinct = tuple(np.unique(reps) for reps in self.representatives)
-        self.conditions = tuple(self._resolve(name) for name in self.names)
+        self.dependencies = tuple(self._resolve(name) for name in self.names)
 
     def _resolve(self, name: str) -> tuple[tuple[int, npt.NDArray[np.bool_]], ...]:
-        """Return (position of the parent, allowed value indices as a mask) per condition."""
+        """Return the dependencies of one choice."""
         if not isinstance(name, str) or not name or name in _RESERVED:
             msg = (
-                f"The name {name!r} is not usable: names of choices are non-empty strings, "
+                f"The name {name!r} cannot be used: names of choices are non-empty strings, "
                 f"other than {', '.join(sorted(_RESERVED))}, which are columns of every table."
             )
             raise SpaceError(msg)
@@ -211,7 +224,7 @@ class Choices:
             if at >= self.position[name]:
                 msg = (
                     f"Choice {name!r} depends on {parent!r}, which does not stand before it. "
-                    f"Conditions look back: put {parent!r} before {name!r}."
+                    f"A choice depends on earlier ones: put {parent!r} before {name!r}."
                 )
                 raise SpaceError(msg)
             unknown = [v for v in allowed if v not in self.index_of[at]]
@@ -230,21 +243,21 @@ class Choices:
         return len(self.names)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Choices, (self.by_name,)
+        return Choices, (dict(self.by_name),)
 
     def active(self, X: Indices) -> npt.NDArray[np.bool_]:
-        """Return which choices exist, (n, n_choices), for assignments `X` (n, n_choices)."""
+        """Return a mask (n, n_choices) of the choices that exist in assignments (n, n_choices)."""
         mask = np.ones(X.shape, dtype=bool)
-        for j, conditions in enumerate(self.conditions):
-            for parent, allowed in conditions:
+        for j, dependencies in enumerate(self.dependencies):
+            for parent, allowed in dependencies:
                 mask[:, j] &= mask[:, parent] & allowed[X[:, parent]]
         return mask
 
-    def checked(self, X: npt.ArrayLike) -> Indices:
-        """Return given value indices as an integer array (n, n_choices).
+    def as_indices(self, X: npt.ArrayLike) -> Indices:
+        """Return value indices as an integer array (n, n_choices).
 
         Raises:
-            InvalidSubnetError: Another shape, no whole numbers, or an index out of range.
+            InvalidSubnetError: Another shape, not whole numbers, or an index out of range.
         """
         X = np.asarray(X)
         if X.dtype.kind not in "iu" and not (X.dtype.kind == "f" and (np.floor(X) == X).all()):
@@ -308,9 +321,9 @@ class Choices:
                 continue
             at = self.groups.get(name)
             if at is None:
-                known = [*self.groups, *(n for n in self.names if n not in self.groups)]
+                names = [*self.groups, *(n for n in self.names if n not in self.groups)]
                 msg = (
-                    f"{name!r} is not a choice of this space.{did_you_mean(name, known)} "
+                    f"{name!r} is not a choice of this space.{did_you_mean(name, names)} "
                     f"Its choices: {listed(self.groups)}."
                 )
                 raise InvalidSubnetError(msg)
@@ -318,9 +331,9 @@ class Choices:
                 list(value) if isinstance(value, Iterable) and not isinstance(value, str) else None
             )
             if items is None or len(items) != len(at):
-                given = f"{len(items)} values" if items is not None else repr(value)
+                instead = f"{len(items)} values" if items is not None else repr(value)
                 msg = (
-                    f"{name!r} is a list of {len(at)} choices, but {given} came. "
+                    f"{name!r} is a list of {len(at)} choices, not {instead}. "
                     f"Give a list of {len(at)}."
                 )
                 raise InvalidSubnetError(msg)
@@ -335,7 +348,7 @@ class Choices:
         """Return the canonical row (1, n_choices) of flat or grouped values.
 
         Raises:
-            InvalidSubnetError: An unknown name or value, or a choice that exists has none.
+            InvalidSubnetError: An unknown name or value, or no value for a choice that exists.
         """
         flat = self.flatten(values)
         X = np.zeros((1, len(self.names)), dtype=np.int64)

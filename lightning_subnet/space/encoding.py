@@ -15,7 +15,7 @@ from lightning_subnet.space.choices import Choices
 Encoding = Literal["onehot", "ordinal"]
 
 
-def encoded(choices: Choices, X: Indices, kind: Encoding) -> npt.NDArray[np.float64]:
+def encode(choices: Choices, X: Indices, kind: Encoding) -> npt.NDArray[np.float64]:
     """Return features (n, d) of canonical rows X (n, n_choices); see `SearchSpace.encode`."""
     mask = choices.active(X)
     if kind == "ordinal":
@@ -33,7 +33,7 @@ def encoded(choices: Choices, X: Indices, kind: Encoding) -> npt.NDArray[np.floa
 
 
 def column_names(choices: Choices, kind: Encoding) -> list[str]:
-    """Return the names of the columns of `encoded`."""
+    """Return the names of the columns of `encode`."""
     if kind == "ordinal":
         return list(choices.names)
     return [

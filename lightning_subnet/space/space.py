@@ -13,21 +13,17 @@ import numpy.typing as npt
 
 from lightning_subnet._json import digest
 from lightning_subnet._types import Indices
-from lightning_subnet.errors import (
-    InvalidSubnetError,
-    SpaceError,
-    SpaceExhausted,
-)
+from lightning_subnet.errors import InvalidSubnetError, SpaceError, SpaceExhausted
 from lightning_subnet.space.choices import Choice, Choices, Value, by_name
-from lightning_subnet.space.encoding import Encoding, column_names, encoded
+from lightning_subnet.space.encoding import Encoding, column_names, encode
 from lightning_subnet.space.members import (
     AllMembers,
     Members,
     PartMembers,
     PoolMembers,
     end_of,
-    kept_positions,
     row_codes,
+    value_indices,
 )
 from lightning_subnet.space.subnet import CODE, Subnet
 
@@ -42,7 +38,7 @@ class SearchSpace:
         **more: The same as keywords.
 
     Raises:
-        SpaceError: No choices, fewer than two distinct subnets, or a condition that makes no sense.
+        SpaceError: No choices, fewer than two distinct subnets, or a `when=` that cannot hold.
 
     Example:
         >>> space = SearchSpace({
@@ -73,7 +69,7 @@ class SearchSpace:
             )
             raise SpaceError(msg)
 
-    # What it holds
+    # Choices and members
 
     @property
     def choices(self) -> dict[str, Choice]:
@@ -88,11 +84,11 @@ class SearchSpace:
     @property
     def values(self) -> dict[str, tuple[Value, ...]]:
         """The values that each choice takes; in a narrowed space, those that stayed."""
-        own = {name: tuple(choice.values) for name, choice in self._choices.by_name.items()}
+        values = {name: tuple(choice.values) for name, choice in self._choices.by_name.items()}
         if not isinstance(self._members, PartMembers):
-            return own
-        stays = zip(own.items(), self._members.kept, strict=True)
-        return {name: tuple(values[i] for i in kept) for (name, values), kept in stays}
+            return values
+        pairs = zip(values.items(), self._members.values, strict=True)
+        return {name: tuple(whole[i] for i in part) for (name, whole), part in pairs}
 
     @property
     def size(self) -> int:
@@ -173,10 +169,10 @@ class SearchSpace:
         X = self._choices.read({**(values or {}), **more})
         if not self._members.contains(X)[0]:
             hint = "Use a member (space.sample), or the space that this was made from."
-            raise InvalidSubnetError(f"{self._no_member(X)} {hint}")
+            raise InvalidSubnetError(f"{self._not_a_member(X)} {hint}")
         return self._wrap(X)[0]
 
-    def _no_member(self, X: Indices) -> str:
+    def _not_a_member(self, X: Indices) -> str:
         kind = "pool" if self.is_pool else "space, which was narrowed"
         return f"{self._wrap(X)[0]} is not among the {self.size} subnets of this {kind}."
 
@@ -189,7 +185,7 @@ class SearchSpace:
         Raises:
             InvalidSubnetError: Another shape, or an index out of range.
         """
-        return self._wrap(self._choices.canonical(self._choices.checked(X)))
+        return self._wrap(self._choices.canonical(self._choices.as_indices(X)))
 
     def indices(self, subnets: Iterable[Subnet]) -> Indices:
         """Return value indices (n, n_choices) of subnets, in the order of the choices.
@@ -197,32 +193,29 @@ class SearchSpace:
         Raises:
             InvalidSubnetError: A subnet of another space whose values do not fit this one.
         """
-        own = self._choices
-        codes = [
-            s._code if isinstance(s, Subnet) and s._choices is own else self._adopt(s)._code
-            for s in subnets
-        ]
+        codes = [self._code_of(subnet) for subnet in subnets]
         return np.frombuffer(b"".join(codes), CODE).reshape(-1, len(self.names)).astype(np.int64)
 
-    def _adopt(self, subnet: Subnet) -> Subnet:
-        """Return the subnet of another instance of this space as one of this instance."""
+    def _code_of(self, subnet: Subnet) -> bytes:
+        """Return the value indices of a subnet, of this or another instance of the space."""
         if not isinstance(subnet, Subnet):
             msg = (
                 f"{subnet!r:.60} is a {type(subnet).__name__}, not a Subnet. "
                 "Give a list of subnets, each made by space.subnet(...)."
             )
             raise InvalidSubnetError(msg)
-        return self._wrap(self._choices.read(subnet.active))[0]
+        code = subnet.code(self._choices)
+        return row_codes(self._choices.read(subnet.active))[0] if code is None else code
 
     def canonical(self, X: Indices) -> Indices:
         """Return index rows in canonical form, so that equal networks have equal rows.
 
         In a narrowed space, values that it does not have go to the nearest ones that it has.
         """
-        return self._choices.canonical(self._members.brought_in(X))
+        return self._choices.canonical(self._members.project(X))
 
     def active(self, X: Indices) -> npt.NDArray[np.bool_]:
-        """Return which choices exist in each index row, (n, n_choices)."""
+        """Return a mask (n, n_choices) of the choices that exist in each index row."""
         return self._choices.active(X)
 
     # Drawing and moving
@@ -260,7 +253,7 @@ class SearchSpace:
         return self._wrap(self._members.neighbours(self.indices([subnet])[0], distance))
 
     def restricted_to(self, subnets: Iterable[Subnet] | Indices) -> SearchSpace:
-        """Return the pool of the given subnets: a space with these members only.
+        """Return the pool of these subnets: a space that has no other members.
 
         Args:
             subnets: Members, as subnets or as value indices (n, n_choices).
@@ -278,10 +271,10 @@ class SearchSpace:
         )
         if not (inside := self._members.contains(X)).all():
             hint = "Restrict the space that it was made from."
-            raise SpaceError(f"{self._no_member(X[~inside])} {hint}")
+            raise SpaceError(f"{self._not_a_member(X[~inside])} {hint}")
         pool = self._of(PoolMembers(self._choices, X))
         if pool.size < 2:  # noqa: PLR2004 - a search needs an alternative
-            msg = f"A pool needs at least two distinct subnets; {pool.size} were given."
+            msg = f"A pool needs at least two distinct subnets, not {pool.size}."
             raise SpaceError(msg)
         return pool
 
@@ -289,7 +282,7 @@ class SearchSpace:
         """Return the part of the space in which choices have the listed values only.
 
         Its subnets are subnets of this space: the same choices, of which some values do not occur.
-        A choice whose conditions cannot hold any more does not exist in any of them.
+        A choice that depends on values which do not occur any more exists in none of them.
 
         Args:
             values: The values that stay, by name; a choice that is not named keeps all of its own.
@@ -303,11 +296,13 @@ class SearchSpace:
             >>> part.size, part.smallest, part.largest in space
             (6, Subnet(depth=2, width=8), True)
         """
-        kept = kept_positions(self._choices, values, own=self.values)
+        members = PartMembers(
+            self._choices, value_indices(self._choices, values, whole=self.values)
+        )
         if isinstance(self._members, PoolMembers):
             rows = self._members.rows
-            return self.restricted_to(rows[PartMembers(self._choices, kept).contains(rows)])
-        part = self._of(PartMembers(self._choices, kept))
+            return self.restricted_to(rows[members.contains(rows)])
+        part = self._of(members)
         if part.size < 2:  # noqa: PLR2004 - a search needs an alternative
             msg = f"A single subnet is left, {part.smallest}. Let more values stay."
             raise SpaceError(msg)
@@ -319,12 +314,16 @@ class SearchSpace:
         space._choices, space._members = self._choices, members
         return space
 
-    def nearest(self, X: Indices, taken: set[bytes]) -> Indices:
-        """Map rows that are no members to the nearest one not taken; drop those that find none.
+    def nearest(self, X: Indices, exclude: set[bytes]) -> Indices:
+        """Map rows that are not members to the nearest member; drop those for which none is left.
 
-        Members come back as they are, taken or not; so does every row where this is no pool.
+        Members come back as they are; so does every row where this is not a pool.
+
+        Args:
+            X: Canonical value indices (n, n_choices).
+            exclude: Members that no row is mapped to, as `row_codes`. Nor are two rows to one.
         """
-        return self._members.free(X, taken)
+        return self._members.nearest(X, exclude)
 
     # Numbers for models
 
@@ -343,7 +342,7 @@ class SearchSpace:
             SpaceError: Another kind.
         """
         X = subnets if isinstance(subnets, np.ndarray) else self.indices(subnets)
-        return encoded(self._choices, X, kind)
+        return encode(self._choices, X, kind)
 
     def feature_names(self, kind: Encoding = "onehot") -> list[str]:
         """Return the names of the columns of `encode`."""

@@ -11,7 +11,7 @@ import numpy as np
 from lightning_subnet._json import digest
 from lightning_subnet._messages import did_you_mean
 from lightning_subnet._types import Indices
-from lightning_subnet.space.choices import Choices, Value
+from lightning_subnet.space.choices import Choice, Choices, Value
 
 CODE = np.dtype("<u2")
 
@@ -44,14 +44,22 @@ class Subnet(Mapping[str, Value]):
         self._active: dict[str, Value] | None = None
 
     @property
-    def choices(self) -> Choices:
-        """The choices of its space, of each of which it has one value."""
-        return self._choices
-
-    @property
     def indices(self) -> Indices:
         """Value indices in the order of the choices, shape (n_choices,)."""
         return np.frombuffer(self._code, CODE).astype(np.int64)
+
+    @property
+    def choices(self) -> Mapping[str, Choice]:
+        """The choices of its space by name, in gene order; read-only."""
+        return self._choices.by_name
+
+    def code(self, choices: Choices) -> bytes | None:
+        """Return the value indices as bytes, if they are those of these very choices.
+
+        Args:
+            choices: The resolved choices of a space.
+        """
+        return self._code if self._choices is choices else None
 
     @property
     def active(self) -> dict[str, Value]:

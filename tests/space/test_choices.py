@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choices: validation, conditions, canonical form and groups."""
+"""Choices: validation, dependencies, canonical form and groups."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def test_numpy_values_become_plain() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given_value", "kept"),
+    ("value", "scalar"),
     [(np.float32(0.5), 0.5), (np.bool_(True), True), (np.str_("a"), "a"), (None, None)],
 )
-def test_plain_unpacks_numpy_scalars(given_value: object, kept: object) -> None:
-    assert plain(given_value) == kept
-    assert type(plain(given_value)) is type(kept)
+def test_plain_unpacks_numpy_scalars(value: object, scalar: object) -> None:
+    assert plain(value) == scalar
+    assert type(plain(value)) is type(scalar)
 
 
-def test_a_single_condition_value_needs_no_list() -> None:
+def test_a_single_value_of_when_needs_no_list() -> None:
     assert Choice([1, 2], when={"op": "conv"}).when == {"op": ("conv",)}
     assert Choice([1, 2], when={"depth": 3}).when == {"depth": (3,)}
 
@@ -146,7 +146,7 @@ def test_bad_choices(arguments: dict[str, Any], parts: list[str]) -> None:
         ),
     ],
 )
-def test_bad_conditions(choices: dict[Any, Choice], parts: list[str]) -> None:
+def test_bad_dependencies(choices: dict[Any, Choice], parts: list[str]) -> None:
     message = error_of(SpaceError, lambda: Choices(choices))
     for part in parts:
         assert part in message
@@ -179,7 +179,7 @@ def test_canonical_form_is_idempotent_and_keeps_what_exists(space: SearchSpace) 
     np.testing.assert_array_equal(X, before)
 
 
-def test_conditions_count_equal_values_of_the_parent() -> None:
+def test_dependencies_count_equal_values_of_the_parent() -> None:
     space = nested()  # k exists under "conv2", bias under "conv": the same network
     subnet = space.subnet(op="conv2", k=5, bias=True, norm="none", wide=None)
     assert subnet.active == {"op": "conv", "k": 5, "bias": True, "norm": "none", "wide": None}
@@ -226,7 +226,7 @@ def test_flatten_takes_grouped_and_flat_values() -> None:
         ({"zzzz": 1}, ["'zzzz'", "choices: 'depth', 'k'"]),
         ({"k": [1]}, ["'k'", "list of 2", "1 values"]),
         ({"k": [1, 2, 1]}, ["'k'", "list of 2", "3 values"]),
-        ({"k": 1}, ["'k'", "list of 2", "but 1 came"]),
+        ({"k": 1}, ["'k'", "list of 2", "not 1"]),
         ({"k": "12"}, ["'k'", "list of 2", "'12'"]),
     ],
 )

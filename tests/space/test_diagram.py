@@ -47,7 +47,7 @@ def test_unrank_numbers_every_subnet_once(space: SearchSpace) -> None:
     diagram = Diagram(choices)
     oracle = brute_force(space)
     assert diagram.size == len(oracle)
-    assert diagram.numbered
+    assert diagram.is_numbered
     numbered = contents(choices, diagram.unrank(np.arange(diagram.size)))
     assert len(set(numbered)) == len(numbered)
     assert set(numbered) == set(oracle)
@@ -95,7 +95,7 @@ def test_parents_are_placed_before_children(space: SearchSpace) -> None:
 def test_ofa_mobilenet_v3_has_7371_to_the_5() -> None:
     diagram = Diagram(Choices(ofa_mobilenet_v3().choices))
     assert diagram.size == 7371**5 == (9**2 + 9**3 + 9**4) ** 5
-    assert not diagram.numbered
+    assert not diagram.is_numbered
 
 
 def test_equal_values_count_once() -> None:
@@ -117,15 +117,15 @@ def test_counts_stay_exact_past_64_bits() -> None:
 
 def test_ofa_has_few_states_in_every_layer() -> None:
     diagram = Diagram(Choices(ofa_mobilenet_v3().choices))
-    assert max(len(layer) for layer in diagram._next) <= 3
+    assert max(len(layer) for layer in diagram.transitions) <= 3
 
 
 def test_numbering_works_up_to_its_bound() -> None:
     below = Diagram(Choices({f"b.{i}": Choice([0, 1]) for i in range(61)}))
     assert below.size == 2**61
-    assert below.numbered
+    assert below.is_numbered
     np.testing.assert_array_equal(below.unrank(np.array([0, 2**61 - 1])), [[0] * 61, [1] * 61])
-    assert not Diagram(Choices({f"b.{i}": Choice([0, 1]) for i in range(62)})).numbered
+    assert not Diagram(Choices({f"b.{i}": Choice([0, 1]) for i in range(62)})).is_numbered
 
 
 def test_draws_from_ofa_have_the_exact_share_of_depths() -> None:
@@ -140,7 +140,7 @@ def test_draws_from_ofa_have_the_exact_share_of_depths() -> None:
         assert chisquare(np.bincount(deep[:, column], minlength=3)).pvalue > ENOUGH
 
 
-def test_entangled_conditions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entangled_choices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_diagram, "_MAX_STATES", 100)  # at the real limit this takes seconds
     gates = {f"gate.{i}": Choice([0, 1]) for i in range(10)}
     pairs = {

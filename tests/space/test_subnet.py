@@ -198,7 +198,7 @@ def test_pickled_subnets_share_their_choices() -> None:
     space = ofa_mobilenet_v3()
     pickled = pickle.dumps(space.sample(100, rng=0))
     assert len(pickled) < 25_000  # 90 bytes of indices each, and the choices once
-    assert len({id(subnet._choices) for subnet in pickle.loads(pickled)}) == 1
+    assert len({id(subnet.choices) for subnet in pickle.loads(pickled)}) == 1
 
 
 def test_a_pickled_space_goes_on_with_its_subnets() -> None:
