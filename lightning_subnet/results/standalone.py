@@ -20,38 +20,38 @@ _Module = TypeVar("_Module")
 def standalone(
     model: _Module, subnet: Subnet, extractor: Callable[[Subnet], Any] | None = None
 ) -> _Module:
-    """Return the copy; see `SearchResult.to_module`.
+    """Return a copy of a model with one subnet in force; see `SearchResult.to_module`.
 
     Args:
         model: The module that was searched.
-        subnet: What the copy is to be.
+        subnet: The subnet of the copy.
         extractor: Extracts from this model, with BatchNorm statistics; None: `extract`.
 
     Raises:
-        SearchError: The model is no module, cannot be copied, or cannot be replaced.
+        SearchError: The model is not a module, cannot be copied, or cannot be replaced.
     """
     if not isinstance(model, nn.Module):
-        msg = f"to_module() got {model!r:.60}, which is no module. Pass the one that was searched."
+        msg = f"to_module() got {model!r:.60}, not a module. Pass the one that was searched."
         raise SearchError(msg)
     part: Any = elastic_part(model)
     try:
         plain: Any = extractor(subnet) if extractor else extract(model, subnet)
-        found: Any = plain if part is model else detached_copy(model, {id(part): plain})
-    except (RuntimeError, TypeError) as error:  # of what it holds besides tensors
+        module: Any = plain if part is model else detached_copy(model, {id(part): plain})
+    except (RuntimeError, TypeError) as error:  # of attributes that are not tensors
         msg = f"{type(model).__name__} cannot be copied: {brief(error)}"
         hint = "Keep only what copy.deepcopy takes in its attributes: no locks or open files."
         raise SearchError(f"{msg}\n{hint}") from error
-    if hasattr(model, "training_step") and not hasattr(found, "training_step"):
+    if hasattr(model, "training_step") and not hasattr(module, "training_step"):
         msg = (
             f"{type(model).__name__} is the super-network itself, and its extract() returns a "
-            f"{type(found).__name__}, which has no training_step.\nMove the network into a child "
-            "of the module: that is what is replaced, and loss and metrics stay."
+            f"{type(module).__name__}, which has no training_step.\nMove the network into a child "
+            "of the module: the child is replaced, and loss and metrics stay."
         )
         raise SearchError(msg)
     if not plain.sliced:
         plain.activate = _Fixed(plain, subnet).activate
-    _as_in(model, found)
-    return found  # type: ignore[no-any-return] # a copy of what was given
+    _as_in(model, module)
+    return module  # type: ignore[no-any-return] # a copy of the model
 
 
 class _Fixed:
@@ -64,12 +64,12 @@ class _Fixed:
         self._activate(self._subnet)
 
 
-def _as_in(model: nn.Module, found: nn.Module) -> None:
-    """Let weights learn, and modules train, as those of the same name in the model do."""
+def _as_in(model: nn.Module, module: nn.Module) -> None:
+    """Let weights of a module learn, and children train, as those of the same name in a model."""
     learning = {name: p.requires_grad for name, p in model.named_parameters()}
-    for name, p in found.named_parameters():
+    for name, p in module.named_parameters():
         p.requires_grad_(learning.get(name, True))
     training = {name: child.training for name, child in model.named_modules()}
-    asleep = not any(training.values())  # left in eval mode, which is no way to train
-    for name, child in found.named_modules():
-        child.training = asleep or training.get(name, model.training)
+    evaluated = not any(training.values())  # left in eval mode, which is no way to train
+    for name, child in module.named_modules():
+        child.training = evaluated or training.get(name, model.training)

@@ -574,7 +574,7 @@ def test_models_in_which_nothing_can_be_replaced(
     assert_clear(
         caught.value, "Itself is the super-network itself", "Move the network into a child"
     )
-    with pytest.raises(SearchError, match="is no module"):
+    with pytest.raises(SearchError, match="not a module"):
         result.to_module("model.ckpt", best)
     with pytest.raises(SearchError, match="no elastic part"):
         result.to_module(LitMobile(nn.Linear(64, 10)), best)
