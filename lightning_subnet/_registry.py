@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registry: things of one kind by name, the package's own and those of other packages."""
+"""Registry: classes of one kind by name, the package's own and those of other packages."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -16,7 +16,11 @@ from lightning_subnet.errors import PluginError, PluginWarning
 class Registry:
     """A table of names, which other packages extend by entry points.
 
-    Nothing is imported before it is asked for by name.
+    Nothing is imported before it is asked for by name. Another package names its own in its
+    pyproject.toml, after which the name works as one of ours does:
+
+        [project.entry-points."lightning_subnet.strategies"]
+        mine = "my_package.module:MyStrategy"
 
     Args:
         kind: What the names stand for, in one word for messages: `"strategy"`.
@@ -33,59 +37,76 @@ class Registry:
 
     def __init__(self, kind: str, group: str, table: Mapping[str, str]) -> None:
         self.kind, self.group, self.table = kind, group, dict(table)
+        self._warned: set[str] = set()
 
     @cached_property
-    def plugins(self) -> dict[str, EntryPoint]:
-        """The entry points of other packages by name; a name of our own stays ours."""
-        plugins: dict[str, EntryPoint] = {}
+    def plugins(self) -> dict[str, list[EntryPoint]]:
+        """The entry points of other packages by name; more than one where packages collide."""
+        plugins: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=self.group):
-            other = plugins.get(point.name)
-            if other is not None and other.value != point.value:
-                msg = (
-                    f"Two packages offer a {self.kind} {point.name!r}: {_origin(other)} and "
-                    f"{_origin(point)}. Uninstall one of them, or pass an object instead of a name."
-                )
-                raise PluginError(msg)
-            if point.name in self.table:
-                warn(
-                    f"{_origin(point)} offers a {self.kind} {point.name!r}, which is a name of "
-                    "lightning-subnet's own, and is passed over. Pass an object of it instead of "
-                    "the name.",
-                    PluginWarning,
-                )
-                continue
-            plugins[point.name] = point
+            points = plugins.setdefault(point.name, [])
+            if all(point.value != other.value for other in points):
+                points.append(point)
         return plugins
 
     def names(self) -> list[str]:
         """Return all names: our own in the order of the table, then those of other packages."""
-        return [*self.table, *sorted(self.plugins)]
+        return [*self.table, *sorted(self.plugins.keys() - self.table.keys())]
 
     def __contains__(self, name: object) -> bool:
         return name in self.table or name in self.plugins
 
     def __getitem__(self, name: str) -> Any:
-        """Return what a name stands for.
+        """Return what a name stands for; a name of our own stays ours, with a warning.
 
         Raises:
             KeyError: The name is unknown.
-            PluginError: It is of another package, and cannot be imported.
+            PluginError: It is of another package and cannot be imported, or of several packages.
         """
         if name in self.table:
+            self._warn_of_collision(name)
             module, _, attribute = self.table[name].partition(":")
             return getattr(importlib.import_module(module), attribute)
-        point = self.plugins[name]
-        try:
-            return point.load()
-        except Exception as error:
+        points = self.plugins[name]
+        if len(points) > 1:
             msg = (
-                f"The {self.kind} {name!r} of {_origin(point)} cannot be imported: "
-                f"{type(error).__name__}: {error}. Repair or uninstall that package."
+                f"Several packages offer a {self.kind} {name!r}: {_origins(points)}. "
+                "Uninstall all but one of them, or pass an object instead of the name."
             )
-            raise PluginError(msg) from error
+            raise PluginError(msg)
+        try:
+            return points[0].load()
+        except Exception as error:
+            reason = f"cannot be imported: {type(error).__name__}: {error}"
+            raise self.unusable(name, reason) from error
+
+    def unusable(self, name: str, reason: str) -> PluginError:
+        """Return the error for an entry point of another package that cannot be used.
+
+        Args:
+            name: The name of the entry point.
+            reason: What is wrong: a verb and what follows, without a full stop.
+        """
+        return PluginError(
+            f"The {self.kind} {name!r} of {_origins(self.plugins[name])} {reason}. "
+            "Repair or uninstall that package."
+        )
+
+    def _warn_of_collision(self, name: str) -> None:
+        """Warn, once, where another package offers something under a name of our own."""
+        if name in self.plugins and name not in self._warned:
+            self._warned.add(name)
+            warn(
+                f"The {self.kind} {name!r} is that of lightning-subnet; the one of "
+                f"{_origins(self.plugins[name])} is passed over. Pass an object of it instead "
+                "of the name.",
+                PluginWarning,
+            )
 
 
-def _origin(point: EntryPoint) -> str:
-    """Return the package of an entry point and where in it."""
-    package = f"{point.dist.name} " if point.dist is not None else ""
-    return f"{package}({point.value})"
+def _origins(points: Iterable[EntryPoint]) -> str:
+    """Return the packages of entry points, and where in them."""
+    return " and ".join(
+        f"{point.dist.name} ({point.value})" if point.dist is not None else point.value
+        for point in points
+    )

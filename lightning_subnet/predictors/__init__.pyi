@@ -1,21 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Public names of lightning_subnet.predictors; the one list of them."""
 
-from .additive import (
-    Additive as Additive,
-)
-from .auto import (
-    Auto as Auto,
-)
 from .base import (
-    SVR as SVR,
     Predictor as Predictor,
-    Ridge as Ridge,
-    Stack as Stack,
     kendall_tau as kendall_tau,
-)
-from .gaussian_process import (
-    GP as GP,
 )
 from .masked_features import (
     features as features,
@@ -29,4 +17,21 @@ from .registry import (
 )
 from .wrapped import (
     Wrapped as Wrapped,
+)
+
+# isort: split
+# The classes in the table of registry.py, written by `python -m tests.stubs`.
+from .additive import (
+    Additive as Additive,
+)
+from .auto import (
+    Auto as Auto,
+)
+from .base import (
+    SVR as SVR,
+    Ridge as Ridge,
+    Stack as Stack,
+)
+from .gaussian_process import (
+    GP as GP,
 )

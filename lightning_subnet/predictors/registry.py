@@ -40,12 +40,12 @@ def make(predictor: Any, *, random_state: int = 0, space: SearchSpace | None = N
     Args:
         predictor: One of `names()`, a `Predictor`, or an object with fit and predict; objects are
             copied.
-        random_state: The seed of folds and trees; a given `Predictor` has its own.
-        space: Whose features are given; it tells "additive" which of them are alike.
+        random_state: The seed of folds and trees; a `Predictor` keeps its own.
+        space: The space whose features come, which tells "additive" which of them are alike.
 
     Raises:
         PredictorError: The name is unknown, or the object is not a predictor.
-        PluginError: The name is of another package, which cannot be imported.
+        PluginError: The name is of another package, and cannot be used.
 
     Example:
         >>> import numpy as np
@@ -55,23 +55,35 @@ def make(predictor: Any, *, random_state: int = 0, space: SearchSpace | None = N
         (True, True)
     """
     if isinstance(predictor, str) and predictor in PREDICTORS:
-        factory = PREDICTORS[predictor]
-        if space is not None and isinstance(factory, type) and issubclass(factory, Predictor):
-            return factory.for_space(space, random_state=random_state)
-        predictor = factory(random_state=random_state)
-        if isinstance(predictor, Predictor):
-            return predictor
+        return _by_name(predictor, random_state, space)
     if isinstance(predictor, Predictor):
         return type(predictor)(**predictor.get_params())
-    usable = all(callable(getattr(predictor, method, None)) for method in ("fit", "predict"))
-    if usable and not isinstance(predictor, type):
+    if _is_regressor(predictor):
         return Wrapped(predictor, random_state=random_state)
-    given = (
-        "the class, not an object: add ()" if isinstance(predictor, type) else f"{predictor!r:.60}"
-    )
+    is_class = isinstance(predictor, type)
+    what = "the class, not an object: add ()" if is_class else f"{predictor!r:.60}"
     hint = did_you_mean(predictor, names()) if isinstance(predictor, str) else ""
     msg = (
-        f"The predictor is {given}.{hint} Give one of {', '.join(map(repr, names()))}, "
+        f"The predictor is {what}.{hint} Give one of {', '.join(map(repr, names()))}, "
         "or an object with fit(F, y) and predict(F)."
     )
     raise PredictorError(msg)
+
+
+def _by_name(name: str, random_state: int, space: SearchSpace | None) -> Predictor:
+    """Return the predictor of a name: a class, or a function, that takes `random_state`."""
+    factory = PREDICTORS[name]
+    if space is not None and isinstance(factory, type) and issubclass(factory, Predictor):
+        return factory.for_space(space, random_state=random_state)
+    predictor = factory(random_state=random_state) if callable(factory) else factory
+    if isinstance(predictor, Predictor):
+        return predictor
+    if _is_regressor(predictor):
+        return Wrapped(predictor, random_state=random_state)
+    raise PREDICTORS.unusable(name, f"is {predictor!r:.80}, which has no fit and predict")
+
+
+def _is_regressor(predictor: Any) -> bool:
+    """Return whether an object, not a class, has fit and predict."""
+    usable = all(callable(getattr(predictor, method, None)) for method in ("fit", "predict"))
+    return usable and not isinstance(predictor, type)

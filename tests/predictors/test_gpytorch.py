@@ -34,7 +34,7 @@ from lightning_subnet.predictors._sklearn import Setting
 from lightning_subnet.predictors.gaussian_process import GP, Gaussian, Kernel
 from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.predictors.registry import make
-from tests.predictors.test_registry import hat
+from tests.predictors.test_base import hat
 
 KERNEL = Kernel(0.8, 0.6, 0.7, 0.3, 1.4, 0.05)
 FAR = 1e9  # a length scale at which a column does not matter

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Public names of lightning_subnet.strategies; the one list of them."""
+
+from .base import (
+    Opening as Opening,
+    Strategy as Strategy,
+    fill as fill,
+)
+from .registry import (
+    names as names,
+    resolve as resolve,
+)
+
+# isort: split
+# The classes in the table of registry.py, written by `python -m tests.stubs`.
+from .bayesian import (
+    Bayesian as Bayesian,
+)
+from .evolution import (
+    NSGA2 as NSGA2,
+    SMSEMOA as SMSEMOA,
+    UNSGA3 as UNSGA3,
+)
+from .full import (
+    FullSearch as FullSearch,
+)
+from .hybrid import (
+    Hybrid as Hybrid,
+)
+from .linas import (
+    LINAS as LINAS,
+)
+from .local_search import (
+    LocalSearch as LocalSearch,
+)
+from .nsganetv2 import (
+    NSGANetV2 as NSGANetV2,
+)
+from .random import (
+    RandomSearch as RandomSearch,
+)
+from .weaknas import (
+    WeakNAS as WeakNAS,
+)
