@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_subnet._types import Indices
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.study.measures import Measure, NetworkMeasure
+from lightning_subnet.testing.situations import ends_and_more, numpy_state
 
 
 class MeasureContract:
@@ -61,9 +63,8 @@ class MeasureContract:
         """The measure of that network."""
         return self.make().bind(elastic_part(net), self.example_input())
 
-    def _rows(self, space: SearchSpace) -> Any:
-        subnets = [space.smallest, space.largest, *space.sample(self.n_subnets, 0)]
-        return space.indices(subnets)
+    def _rows(self, space: SearchSpace) -> Indices:
+        return space.indices(ends_and_more(space, self.n_subnets))
 
     def test_it_has_a_name_and_binds_to_a_measure_of_that_name(self, bound: Measure) -> None:
         measure = self.make()
@@ -98,7 +99,7 @@ class MeasureContract:
         before = copy.deepcopy(net.state_dict())
         modes = [module.training for module in net.modules()]
         frozen = [p.requires_grad for p in net.parameters()]
-        states = random.getstate(), torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002 - the user's code may use it
+        states = random.getstate(), torch.get_rng_state(), numpy_state()
         bound.evaluate(space, self._rows(space))
         assert getattr(part, "active_subnet", subnet) == subnet
         assert [module.training for module in net.modules()] == modes
@@ -109,7 +110,7 @@ class MeasureContract:
         assert all(torch.equal(after[name], before[name]) for name in before)
         assert random.getstate() == states[0]
         assert torch.equal(torch.get_rng_state(), states[1])
-        assert str(np.random.get_state()) == states[2]  # noqa: NPY002 - as above
+        assert numpy_state() == states[2]
 
     def test_its_fingerprint_is_that_of_its_settings_and_the_network(self, bound: Measure) -> None:
         again = self.make().bind(elastic_part(self.network()), self.example_input())

@@ -15,7 +15,7 @@ from lightning_subnet.errors import PredictorError, PredictorWarning
 from lightning_subnet.predictors.base import Predictor, kendall_tau
 from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.predictors.registry import make
-from lightning_subnet.testing.situations import conditional
+from lightning_subnet.testing.situations import conditional, numpy_state
 
 
 def sample(n: int = 60, d: int = 6, seed: int = 0) -> tuple[Floats, Floats]:
@@ -84,12 +84,12 @@ class PredictorContract:
 
     def test_the_same_rows_give_the_same_predictions_whatever_was_fitted_before(self) -> None:
         F, y = sample(80)
-        numbers = np.random.get_state()[1].tobytes()  # type: ignore[index,union-attr] # noqa: NPY002 - the user's code may use it
+        before = numpy_state()
         fresh = self.make().fit(F[:60], y[:60]).predict(F[60:], return_std=True)
         other = self.make().fit(F[:20], -y[:20])
         again = other.fit(F[:60], y[:60]).predict(F[60:], return_std=True)
         assert np.array_equal(fresh, again)
-        assert np.random.get_state()[1].tobytes() == numbers  # type: ignore[index,union-attr] # noqa: NPY002 - as above
+        assert numpy_state() == before
 
     def test_settings_go_in_and_out_as_in_scikit_learn(self) -> None:
         predictor = self.make()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_subnet._types import Floats
+from lightning_subnet._types import Floats, Indices
 from lightning_subnet.search.search import SubnetSearch
 from lightning_subnet.space.choices import Choice
 from lightning_subnet.space.space import SearchSpace
@@ -23,8 +23,8 @@ from lightning_subnet.study.problem import Problem
 
 def numpy_state() -> tuple[bytes, int]:
     """Return NumPy's global random state, which users' code may use: numbers, and which is next."""
-    _, numbers, position, *_ = np.random.get_state()  # noqa: NPY002 - see above
-    return numbers.tobytes(), position
+    state: Any = np.random.get_state()  # noqa: NPY002 - see above
+    return state[1].tobytes(), state[2]
 
 
 # Spaces
@@ -63,21 +63,28 @@ def mixed() -> SearchSpace:
     )
 
 
+def ends_and_more(space: SearchSpace, n: int, seed: int = 0) -> list[Subnet]:
+    """Return the smallest and the largest subnet, and n random ones, as far as there are so many."""
+    return [space.smallest, space.largest, *space.sample(min(n, space.size), seed)]
+
+
 # Problems
 
 
 @measure("cost", exact=True, takes="indices")
-def cost(X: np.ndarray) -> np.ndarray:
+def cost(X: Indices) -> Floats:
     """One plus the sum of the value indices: exact, and in bulk."""
     assert len(X) <= 200_000, "no strategy and no profile needs that many at once"
-    return 1.0 + X.sum(axis=1)
+    values: Floats = 1.0 + X.sum(axis=1)
+    return values
 
 
-def values_of(X: np.ndarray, n_objectives: int) -> Floats:
+def values_of(X: Indices, n_objectives: int) -> Floats:
     """Return smooth objectives in conflict, (n, n_objectives): distances to different corners."""
     scaled = X / max(X.shape[1], 1)
     corners = np.linspace(0.0, 1.0, n_objectives)[None, :, None]
-    return ((scaled[:, None, :] - corners) ** 2).sum(axis=2)
+    values: Floats = ((scaled[:, None, :] - corners) ** 2).sum(axis=2)
+    return values
 
 
 def objectives_of(subnet: Subnet, n_objectives: int = 2) -> dict[str, float]:

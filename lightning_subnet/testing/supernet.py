@@ -16,6 +16,7 @@ from lightning_subnet._torch.macs import count_macs
 from lightning_subnet.elasticity.checking import check_elastic
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import Elastic, activated
+from lightning_subnet.testing.situations import ends_and_more
 
 
 def outputs_of(net: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
@@ -78,7 +79,7 @@ class SupernetContract:
 
     def test_what_is_active_is_what_is_extracted(self, supernet: Any) -> None:
         space, inputs = supernet.search_space(), self.inputs(2)
-        for subnet in [space.smallest, space.largest, *space.sample(self.n_subnets, 1)]:
+        for subnet in ends_and_more(space, self.n_subnets, seed=1):
             plain = extract(supernet, subnet)
             with activated(supernet, subnet):
                 active = outputs_of(supernet, inputs)
@@ -93,7 +94,7 @@ class SupernetContract:
 
     def test_outputs_do_not_depend_on_what_was_active_before(self, supernet: Any) -> None:
         space, inputs = supernet.search_space(), self.inputs(2)
-        subnets = [space.smallest, space.largest, *space.sample(self.n_subnets, 2)]
+        subnets = ends_and_more(space, self.n_subnets, seed=2)
 
         def outputs(order: list[int]) -> dict[int, list[torch.Tensor]]:
             found = {}
@@ -109,7 +110,7 @@ class SupernetContract:
 
     def test_activating_moves_no_weights(self, supernet: Any) -> None:
         before = copy.deepcopy(supernet.state_dict())
-        for subnet in supernet.search_space().sample(self.n_subnets, 0):
+        for subnet in ends_and_more(supernet.search_space(), self.n_subnets):
             supernet.activate(subnet)
         after = supernet.state_dict()
         assert list(after) == list(before)
