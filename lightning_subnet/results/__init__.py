@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results: what a search found, as tables, pictures, files and modules."""
+"""Results: the record of a search, as tables, pictures, files and modules."""
 
 import lazy_loader
 

@@ -219,7 +219,7 @@ def draw_attainment(
     sign = np.array([1.0 if o.direction == "min" else -1.0 for o in objectives])
     every = np.concatenate([s for levels in surfaces.values() for s in levels.values()]) * sign
     grid = np.unique(every[:, 1])
-    right = [*grid, grid[-1] + 0.03 * (float(np.ptp(grid)) or 1.0)]  # the last step is seen, too
+    right = [*grid, grid[-1] + 0.03 * (float(np.ptp(grid)) or 1.0)]  # the last step shows, too
     worst = every[:, 0].max() + 0.03 * (float(np.ptp(every[:, 0])) or 1.0)
 
     def stairs(corners: Floats) -> Floats:

@@ -19,7 +19,7 @@ from tests.networks import ElasticMlp
 from tests.problems import assert_clear, grid
 
 
-def found(**settings: Any) -> SearchResult:
+def searched(**settings: Any) -> SearchResult:
     default: dict[str, Any] = {"space": grid(2, 5), "strategy": NSGA2(population=8), "budget": 20}
     default |= {"objectives": {"error": "min", "latency_ms": "min"}, "storage": None}
     search = SubnetSearch(**{**default, "name": "server", **settings})
@@ -38,7 +38,7 @@ def phone(subnet: Any) -> float:
 
 @pytest.fixture(scope="module")
 def result() -> SearchResult:
-    return found()
+    return searched()
 
 
 def check(again: SearchResult, before: SearchResult) -> None:
@@ -49,12 +49,12 @@ def check(again: SearchResult, before: SearchResult) -> None:
         assert new.values["error"] == old.values["error"]
 
 
-def test_a_function_a_mapping_and_a_measure_tell_the_same(result: SearchResult) -> None:
+def test_a_function_a_mapping_and_a_measure_give_the_same(result: SearchResult) -> None:
     check(result.remeasure(phone, name="latency_ms"), result)
     values = {e.subnet: phone(e.subnet) for e in result.front}
     check(result.remeasure(values, name="latency_ms"), result)
-    told = measure("latency_ms")(lambda subnets: [phone(s) for s in subnets])
-    again = result.remeasure(told)
+    latency = measure("latency_ms")(lambda subnets: [phone(s) for s in subnets])
+    again = result.remeasure(latency)
     check(again, result)
     assert again.name == "server remeasured"
     assert set(again.to_dataframe()) >= {"latency_ms", "latency_ms_before", "error", "front"}
@@ -78,9 +78,9 @@ def test_the_front_and_the_best_go_by_the_new_values(result: SearchResult) -> No
 
 def test_pairs_failures_and_what_is_missing(result: SearchResult, tmp_path: Path) -> None:
     front = [e.subnet for e in result.front]
-    told: dict[Any, Any] = {s: (phone(s), 0.5) for s in front[1:]}
-    told[front[-1]] = float("nan")
-    again = result.remeasure(told, name="latency_ms")
+    values: dict[Any, Any] = {s: (phone(s), 0.5) for s in front[1:]}
+    values[front[-1]] = float("nan")
+    again = result.remeasure(values, name="latency_ms")
     assert [e.ok for e in again.history] == [False, *[True] * (len(front) - 2), False]
     assert "no value came for it" in again.history[0].reason
     assert again.history[-1].reason == "latency_ms is nan"
@@ -100,10 +100,10 @@ def test_a_new_name_is_recorded_beside_the_rest(result: SearchResult) -> None:
 
 
 def test_bounds_hold_for_the_new_values() -> None:
-    absolute = found(constraints={"latency_ms": "<= 12"}).remeasure(phone, name="latency_ms")
+    absolute = searched(constraints={"latency_ms": "<= 12"}).remeasure(phone, name="latency_ms")
     assert all(phone(e.subnet) <= 12 for e in absolute.front)
     assert any(phone(e.subnet) > 12 for e in absolute.history)
-    before = found(constraints={"latency_ms": "<= 60%"})
+    before = searched(constraints={"latency_ms": "<= 60%"})
     relative = before.remeasure(phone, name="latency_ms")
     space = before.history.space
     assert relative.history.get(space.largest) is not None, "what the bound refers to"
@@ -156,10 +156,10 @@ def test_a_measure_of_networks_takes_the_model() -> None:
 def test_it_starts_a_search_on_the_other_machine(result: SearchResult) -> None:
     """The same objectives, a changed measure: first the old front, then what is new."""
     again = result.remeasure(phone, name="latency_ms")
-    told = measure("latency_ms")(lambda subnets: [phone(s) for s in subnets])
+    latency = measure("latency_ms")(lambda subnets: [phone(s) for s in subnets])
     for start in (again, result):
         other: Any = SubnetSearch(
-            space=grid(2, 5), objectives={"error": "min", "latency_ms": "min"}, measures=[told],
+            space=grid(2, 5), objectives={"error": "min", "latency_ms": "min"}, measures=[latency],
             strategy=NSGA2(population=4), budget=5 * len(start.front), storage=None, seed=1,
             warm_start=start,
         )  # fmt: skip

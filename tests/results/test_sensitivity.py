@@ -50,19 +50,19 @@ def test_indices_of_ishigami_are_those_of_the_whole_table() -> None:
     table = ishigami(np.array(list(itertools.product(range(n), repeat=3))), n).reshape(n, n, n)
     others = [(1, 2), (0, 2), (0, 1)]
     expected = [table.mean(axis=axes).var() / table.var() for axes in others]
-    told = analysis(space).of_exact(exact("f", lambda X: ishigami(X, n)))
-    np.testing.assert_allclose(told.share, expected, atol=1e-12)
-    assert told.share[2] == pytest.approx(0, abs=1e-12)  # x3 acts through x1 alone
-    assert told.rest == pytest.approx(1 - sum(expected), abs=1e-12)
-    assert told.rest > 0.2
-    assert told.share_error.tolist() == [0, 0, 0]
-    assert told.basis == "all 729 subnets"
+    sensitivity = analysis(space).of_exact(exact("f", lambda X: ishigami(X, n)))
+    np.testing.assert_allclose(sensitivity.share, expected, atol=1e-12)
+    assert sensitivity.share[2] == pytest.approx(0, abs=1e-12)  # x3 acts through x1 alone
+    assert sensitivity.rest == pytest.approx(1 - sum(expected), abs=1e-12)
+    assert sensitivity.rest > 0.2
+    assert sensitivity.share_error.tolist() == [0, 0, 0]
+    assert sensitivity.basis == "all 729 subnets"
     at = table[-1, -1, -1]
     below = [table[0, -1, -1] - at, table[-1, 0, -1] - at, table[-1, -1, 0] - at]
-    np.testing.assert_allclose(told.change, below, atol=1e-12)
+    np.testing.assert_allclose(sensitivity.change, below, atol=1e-12)
 
 
-def test_a_large_grid_is_sampled_and_its_errors_are_told() -> None:
+def test_a_large_grid_is_sampled_and_has_errors() -> None:
     n = 60
     space = grid(n)
     assert space.size == 216_000
@@ -70,24 +70,24 @@ def test_a_large_grid_is_sampled_and_its_errors_are_told() -> None:
     a, b, c = np.sin(x), 7 * np.sin(x) ** 2, 1 + 0.1 * x**4
     total = (a**2).mean() * (c**2).mean() + b.var()  # a has mean 0, and is independent of the rest
     expected = np.array([(a * c.mean()).var(), b.var(), 0]) / total
-    told = analysis(space).of_exact(exact("f", lambda X: ishigami(X, n)))
-    assert told.basis == "a sample of 20,000 subnets"
-    assert (np.abs(told.share - expected) < 4 * told.share_error).all()
-    assert (told.share_error < 0.02).all()
-    assert (told.share_error > 0).all()
-    assert abs(told.rest - (1 - expected.sum())) < 4 * told.rest_error
+    sensitivity = analysis(space).of_exact(exact("f", lambda X: ishigami(X, n)))
+    assert sensitivity.basis == "a sample of 20,000 subnets"
+    assert (np.abs(sensitivity.share - expected) < 4 * sensitivity.share_error).all()
+    assert (sensitivity.share_error < 0.02).all()
+    assert (sensitivity.share_error > 0).all()
+    assert abs(sensitivity.rest - (1 - expected.sum())) < 4 * sensitivity.rest_error
 
 
 def test_a_product_and_a_sum() -> None:
     space = grid(2, 4)
-    told = analysis(space).of_exact(exact("f", product))
-    np.testing.assert_allclose(told.share, _SHARES, atol=1e-12)
+    sensitivity = analysis(space).of_exact(exact("f", product))
+    np.testing.assert_allclose(sensitivity.share, _SHARES, atol=1e-12)
     weights = np.array([1.0, 2, 3, 4])
-    told = analysis(space).of_exact(exact("f", lambda X: 5 + X @ weights))
-    np.testing.assert_allclose(told.share, weights**2 / (weights**2).sum(), atol=1e-12)
-    np.testing.assert_allclose(told.change, -weights)
-    assert (told.largest, told.unit) == (15, "u")
-    assert told.rest == pytest.approx(0, abs=1e-12)
+    sensitivity = analysis(space).of_exact(exact("f", lambda X: 5 + X @ weights))
+    np.testing.assert_allclose(sensitivity.share, weights**2 / (weights**2).sum(), atol=1e-12)
+    np.testing.assert_allclose(sensitivity.change, -weights)
+    assert (sensitivity.largest, sensitivity.unit) == (15, "u")
+    assert sensitivity.rest == pytest.approx(0, abs=1e-12)
     together = analysis(space, by="group").of_exact(exact("f", lambda X: 5 + X @ weights))
     assert together.share.tolist() == pytest.approx([1])
     assert together.change.tolist() == [-10]
@@ -114,7 +114,7 @@ def cost(X: Indices) -> np.ndarray:
 def test_a_conditional_choice_counts_where_it_exists() -> None:
     X = np.concatenate(list(conditional.index_blocks()))
     y = cost(X)
-    told = analysis(conditional).of_exact(exact("cost", cost))
+    sensitivity = analysis(conditional).of_exact(exact("cost", cost))
     active = conditional.active(X)
     for j, name in enumerate(conditional.names):  # by the definition, in another way
         groups = defaultdict(list)
@@ -123,14 +123,14 @@ def test_a_conditional_choice_counts_where_it_exists() -> None:
                 groups[row[j]].append(value)
         here = [v for values in groups.values() for v in values]
         between = sum(len(v) * (np.mean(v) - np.mean(here)) ** 2 for v in groups.values())
-        assert told.share[j] == pytest.approx(between / len(y) / y.var()), name
+        assert sensitivity.share[j] == pytest.approx(between / len(y) / y.var()), name
     # A sum has no interactions; what the existence of a block costs is the share of the depth.
-    assert told.rest == pytest.approx(0, abs=1e-12)
-    assert told.change[:4].tolist() == [-50, -10, -20, -10]
-    assert told.change[4] == -7  # of a categorical choice, the greatest
-    assert np.isnan(told.change[5])  # the largest subnet does not have it
-    assert np.isnan(told.change_error[5])
-    assert told.share[5] > 0
+    assert sensitivity.rest == pytest.approx(0, abs=1e-12)
+    assert sensitivity.change[:4].tolist() == [-50, -10, -20, -10]
+    assert sensitivity.change[4] == -7  # of a categorical choice, the greatest
+    assert np.isnan(sensitivity.change[5])  # the largest subnet does not have it
+    assert np.isnan(sensitivity.change_error[5])
+    assert sensitivity.share[5] > 0
 
 
 def test_what_is_turned_down() -> None:
@@ -153,10 +153,10 @@ def test_a_whole_small_space_that_was_measured_is_exact() -> None:
     space = grid(2, 4)
     X = np.concatenate(list(space.index_blocks()))
     order = np.random.default_rng(0).permutation(len(X))
-    told = analysis(space).of_values("acc", "", X[order], product(X[order]))
-    np.testing.assert_allclose(told.share, _SHARES, atol=1e-12)
-    assert told.basis == "all 16 subnets, measured"
-    assert told.change[0] == pytest.approx(product(X[7:8])[0] - product(X[15:])[0])
+    sensitivity = analysis(space).of_values("acc", "", X[order], product(X[order]))
+    np.testing.assert_allclose(sensitivity.share, _SHARES, atol=1e-12)
+    assert sensitivity.basis == "all 16 subnets, measured"
+    assert sensitivity.change[0] == pytest.approx(product(X[7:8])[0] - product(X[15:])[0])
     with pytest.raises(SearchError) as caught:
         analysis(space).of_values("acc", "", X[:10], product(X[:10]))
     assert_clear(caught.value, "'acc' was measured on 10 of 16 subnets", "at least 20")
@@ -181,12 +181,12 @@ def test_shares_of_a_sample_have_errors_that_hold() -> None:
     for seed in range(12):
         rng = np.random.default_rng(seed)
         X = wide.sample_indices(150, rng)
-        told = analysis(wide, seed=seed).of_values("acc", "", X, accuracy(X, 1.0, rng))
-        far.append(np.abs(told.share - true_shares(1.0)))
-        estimates.append(told.share)
-        errors.append(told.share_error)
+        sensitivity = analysis(wide, seed=seed).of_values("acc", "", X, accuracy(X, 1.0, rng))
+        far.append(np.abs(sensitivity.share - true_shares(1.0)))
+        estimates.append(sensitivity.share)
+        errors.append(sensitivity.share_error)
     assert (np.mean(far, axis=0) < 0.05).all()
-    # What is told is what happens, within a factor: of all figures, and of the greatest shares.
+    # The errors are those that happen, within a factor: of all figures, and of the greatest shares.
     assert np.mean(np.array(far) < 2 * np.array(errors) + 0.01) > 0.85
     ratio = np.mean(errors, axis=0)[:3] / np.std(estimates, axis=0)[:3]
     assert ((ratio > 0.4) & (ratio < 2.5)).all()
@@ -203,21 +203,21 @@ def test_a_history_that_is_not_uniform_is_weighed_anew() -> None:
     X = np.unique(X, axis=0)
     y = X @ SLOPES
     raw = explained(wide, X, y, complete=False) / y.var()
-    told = analysis(wide).of_values("acc", "", X, y)
+    sensitivity = analysis(wide).of_values("acc", "", X, y)
     assert raw[4] > 0.15
-    assert told.share[4] < 0.01
-    np.testing.assert_allclose(told.share, true_shares(0) * (1 + 0.49 * 1.25**2 / (14.25 * 1.25)),
-                               atol=0.02)  # fmt: skip
-    assert told.change[0] == pytest.approx(-9, rel=0.05)
-    assert told.change_error[0] < 0.5
+    assert sensitivity.share[4] < 0.01
+    expected = true_shares(0) * (1 + 0.49 * 1.25**2 / (14.25 * 1.25))
+    np.testing.assert_allclose(sensitivity.share, expected, atol=0.02)
+    assert sensitivity.change[0] == pytest.approx(-9, rel=0.05)
+    assert sensitivity.change_error[0] < 0.5
 
 
 def test_noise_gives_shares_to_nothing() -> None:
     rng = np.random.default_rng(1)
     X = wide.sample_indices(200, rng)
-    told = analysis(wide).of_values("acc", "", X, rng.normal(size=200))
-    assert (told.share < 0.05).all()
-    assert told.rest > 0.85
+    sensitivity = analysis(wide).of_values("acc", "", X, rng.normal(size=200))
+    assert (sensitivity.share < 0.05).all()
+    assert sensitivity.rest > 0.85
     constant = analysis(wide).of_exact(exact("one", lambda X: np.ones(len(X))))
     assert constant.share.tolist() == [0] * 6
     assert constant.rest == 0
@@ -230,13 +230,13 @@ def test_a_measure_that_takes_its_time_is_taken_of_a_sample_and_of_what_is_turne
         asked.append(len(subnets))
         return [(10.0 + 2 * s["k.0"] + s["k.1"], 0.1) for s in subnets]
 
-    told = analysis(wide).of_measured(Measure("ms", slow, unit="ms"), 60)
+    sensitivity = analysis(wide).of_measured(Measure("ms", slow, unit="ms"), 60)
     assert asked == [60 + 6 + 1]
-    assert told.largest == 22
-    np.testing.assert_allclose(told.change, [-6, -3, 0, 0, 0, 0], atol=1e-12)
-    np.testing.assert_allclose(told.change_error, np.hypot(0.1, 0.1))
-    np.testing.assert_allclose(told.share, [0.8, 0.2, 0, 0, 0, 0], atol=0.02)
-    assert "60 evaluations, predicted by ridge (R² 1.00 on left-out ones)" in told.basis
+    assert sensitivity.largest == 22
+    np.testing.assert_allclose(sensitivity.change, [-6, -3, 0, 0, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(sensitivity.change_error, np.hypot(0.1, 0.1))
+    np.testing.assert_allclose(sensitivity.share, [0.8, 0.2, 0, 0, 0, 0], atol=0.02)
+    assert "60 evaluations, predicted by ridge (R² 1.00 on left-out ones)" in sensitivity.basis
     few = analysis(grid(2, 4)).of_measured(Measure("f", lambda s: [1.0 * x["x.0"] for x in s]), 30)
     assert few.basis == "all 16 subnets, measured"
     assert few.share.tolist() == pytest.approx([1, 0, 0, 0])

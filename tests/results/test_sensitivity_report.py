@@ -41,7 +41,7 @@ def searched(budget: int = 60) -> SearchResult:
     )
 
 
-def test_a_search_tells_of_its_costs_and_of_its_metric() -> None:
+def test_a_search_reports_on_its_costs_and_on_its_metric() -> None:
     report = searched().elasticity()
     frame = report.to_dataframe()
     assert list(frame.columns) == [
@@ -57,9 +57,9 @@ def test_a_search_tells_of_its_costs_and_of_its_metric() -> None:
     # Known: 0.1 per step of the depth; 8, 16, 32 in thousandths.
     of_depth, of_width = 0.01 * 2 / 3, np.var([0.008, 0.016, 0.032])
     expected = of_depth / (of_depth + of_width)
-    told = row.loc[("depth", "acc")]
-    assert told.share == pytest.approx(expected, abs=0.02)
-    assert told.change == pytest.approx(-0.2, abs=0.01)
+    accuracy = row.loc[("depth", "acc")]
+    assert accuracy.share == pytest.approx(expected, abs=0.02)
+    assert accuracy.change == pytest.approx(-0.2, abs=0.01)
     choices = report.to_dataframe(by="choice")
     assert sorted(choices.dimension.unique()) == ["depth", "ks.0", "ks.1", "w"]
     assert frame.dimension.tolist()[0] == "depth"  # what matters most comes first
@@ -67,17 +67,17 @@ def test_a_search_tells_of_its_costs_and_of_its_metric() -> None:
 
 def test_all_of_a_small_space_is_exact(tmp_path: Path) -> None:
     result = searched(budget=81)
-    told = result.elasticity(metrics=["acc"], measures=[])
-    assert [m.measure for m in told.measures] == ["acc"]
-    assert told.measures[0].basis == "all 81 subnets, measured"
-    assert told.measures[0].rest == pytest.approx(0, abs=1e-9)
+    report = result.elasticity(metrics=["acc"], measures=[])
+    assert [m.measure for m in report.measures] == ["acc"]
+    assert report.measures[0].basis == "all 81 subnets, measured"
+    assert report.measures[0].rest == pytest.approx(0, abs=1e-9)
     result.save(tmp_path / "r.json")
     loaded = SearchResult.load(tmp_path / "r.json").elasticity()
     assert {m.measure for m in loaded.measures} == {"acc", "cost"}  # recorded, both
     by_name = {m.measure: m.share for m in loaded.measures}
-    assert by_name["acc"].tolist() == told.measures[0].share.tolist()
+    assert by_name["acc"].tolist() == report.measures[0].share.tolist()
     history = elasticity_report(space, [], metrics=["acc"], result=result.history)
-    assert history.measures[0].share.tolist() == told.measures[0].share.tolist()
+    assert history.measures[0].share.tolist() == report.measures[0].share.tolist()
 
 
 def test_text_and_picture() -> None:
@@ -107,11 +107,11 @@ def test_the_exact_costs_of_a_network() -> None:
     frame = report.to_dataframe()
     assert set(frame.dimension) == {"d.*", "ks.*", "e.*"}
     assert (frame.change < 0).all()
-    for told in report.measures:
-        shares = told.share[: len(report.space.names)]
+    for sensitivity in report.measures:
+        shares = sensitivity.share[: len(report.space.names)]
         assert 0.8 < shares.sum() < 1
-        assert shares.sum() + told.rest == pytest.approx(1)
-        assert told.basis == "all 66,564 subnets"
+        assert shares.sum() + sensitivity.rest == pytest.approx(1)
+        assert sensitivity.basis == "all 66,564 subnets"
 
 
 def test_a_network_and_its_latency() -> None:
@@ -132,11 +132,11 @@ def test_a_lightning_module_is_traced() -> None:
     model = LitMlp()
     model.example_input_array = torch.zeros(1, 64)
     report = elasticity_report(model, ["macs"])
-    told = report.measures[0]
-    assert told.basis == "all 12 subnets, measured"
-    assert told.share.tolist() == pytest.approx([1, 0])
+    sensitivity = report.measures[0]
+    assert sensitivity.basis == "all 12 subnets, measured"
+    assert sensitivity.share.tolist() == pytest.approx([1, 0])
     # 74 a hidden unit; the smallest has 4 of 32
-    assert (told.largest, told.change.tolist()) == (74 * 32, [-74 * 28, 0])
+    assert (sensitivity.largest, sensitivity.change.tolist()) == (74 * 32, [-74 * 28, 0])
     with pytest.raises(SearchError, match="Counting macs by tracing needs an input"):
         elasticity_report(LitMlp(), ["macs"])
 
