@@ -439,7 +439,7 @@ def compare(  # noqa: PLR0913 - the parts of a comparison
         msg = "compare() needs what to measure with: either evaluator=, or model= and datamodule=."
         raise SearchError(msg)
     resolved = {label: resolve(strategy) for label, strategy in labelled.items()}
-    base = search.name if search._settings["name"] else "compare"
+    base = search.plan.settings.name or "compare"
     results: dict[tuple[str, int], SearchResult] = {}
     shared = Storage(storage)  # also in memory, so that no subnet is measured twice
     shown = progress and sys.stdout.isatty()

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from lightning_subnet.errors import SearchError
-from lightning_subnet.results.record import SearchRecord, unit_and_conditions
-from lightning_subnet.search.verify_front import verified_values
+from lightning_subnet.results.record import SearchRecord
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.history import Evaluation, History, Verified
 from lightning_subnet.study.problem import Problem
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from lightning_subnet.export.exporting import Exported
     from lightning_subnet.results.sensitivity_report import ElasticityReport
-    from lightning_subnet.search.session import Session
 
 _Module = TypeVar("_Module")
 
@@ -75,22 +73,6 @@ class SearchResult(SearchRecord):
             verified=record.verified,
             extractor=extractor,
             measures=record.measures,
-        )
-
-    @classmethod
-    def of(
-        cls, session: Session, name: str, extractor: Callable[[Subnet], Any] | None = None
-    ) -> SearchResult:
-        """Return what a session has found so far."""
-        return cls(
-            session.problem,
-            session.history,
-            name=name,
-            verified=verified_values(session),
-            extractor=extractor,
-            measures={
-                key: unit_and_conditions(measure) for key, measure in session.measures.items()
-            },
         )
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -14,7 +14,8 @@ from lightning_subnet._torch.fingerprints import hashed
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import SearchError
 from lightning_subnet.results.result import SearchResult
-from lightning_subnet.search.search import SubnetSearch
+from lightning_subnet.search.fit import run_fit
+from lightning_subnet.search.search import SubnetSearch, result_of
 from lightning_subnet.training._lightning import (
     Callback,
     LightningModule,
@@ -26,6 +27,7 @@ from lightning_subnet.training._lightning import (
     validates,
 )
 from lightning_subnet.training.evaluator import TrainerEvaluator
+from lightning_subnet.training.frozen_data import Source
 
 Weights = Literal["last", "best"]
 
@@ -43,14 +45,14 @@ class SubnetSearchCallback(Callback):
     a training that is resumed at its end goes on with the study of its weights.
 
     Args:
-        search: What to search. Its trainer validates; without one, a Trainer of the same devices,
-            strategy and precision is made.
+        search: The settings of the search. Its trainer validates; without one, a Trainer of the
+            same devices, strategy and precision is made.
         weights: `"last"`: those at the end of training; `"best"`: those of the checkpoint that
-            ModelCheckpoint holds for the best. Afterwards the module has its own again.
+            ModelCheckpoint holds for the best. Afterwards the module has the last ones again.
         progress: Show progress.
 
     Attributes:
-        result: What was found; None until then, and if training was interrupted.
+        result: The result of the search; None until then, and if training was interrupted.
 
     Raises:
         SearchError: Before training: the model cannot be searched, there is no validation data, an
@@ -68,9 +70,11 @@ class SubnetSearchCallback(Callback):
         self, search: SubnetSearch, *, weights: Weights = "last", progress: bool = True
     ) -> None:
         if not isinstance(search, SubnetSearch):
-            msg = f"search={search!r:.60} is no SubnetSearch. Write SubnetSearch(objectives=...)."
+            msg = (
+                f"search={search!r:.60} is not a SubnetSearch. Write SubnetSearch(objectives=...)."
+            )
             raise SearchError(msg)
-        if search._settings["resume"] == "must":
+        if search.plan.settings.resume == "must":
             msg = (
                 "resume='must' cannot hold here: the study is named by the weights that training "
                 "ends with. Leave it out; a study of the same weights goes on by itself."
@@ -90,11 +94,12 @@ class SubnetSearchCallback(Callback):
         if stage != "fit":
             return
         self.result, self._unchecked = None, True
-        check(pl_module, None, self.search.trainer or trainer)
-        if self.search.trainer is trainer:
+        validating = self.search.plan.settings.trainer
+        check(pl_module, None, validating or trainer)
+        if validating is trainer:
             msg = (
-                "The search has the Trainer that trains. Leave trainer= out of SubnetSearch: the "
-                "callback makes one of the same devices and precision."
+                "trainer= of the search is the Trainer that trains. Leave it out of SubnetSearch: "
+                "the callback makes one of the same devices and precision."
             )
             raise SearchError(msg)
         if not validates(trainer):
@@ -116,14 +121,13 @@ class SubnetSearchCallback(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check in the first validation that it logs the objectives."""
-        search, logged = self.search, trainer.callback_metrics
+        plan, logged = self.search.plan, trainer.callback_metrics
         if trainer.sanity_checking and not logged:
             return  # some modules leave the sanity check early
         if self._unchecked:
             self._unchecked = False
-            own = {measure.name for measure in search.measures} | set(TrainerEvaluator.built_in)
-            wanted = [*(o.name for o in search.objectives), *(c.name for c in search.constraints)]
-            if missing := [name for name in wanted if name not in own and name not in logged]:
+            computed = {*(measure.name for measure in plan.measures), *TrainerEvaluator.built_in}
+            if missing := [n for n in plan.names if n not in computed and n not in logged]:
                 msg = (
                     f"The search wants {missing[0]!r}, which {type(pl_module).__name__} does not "
                     f"log.{did_you_mean(missing[0], logged)} Logged: {listed(logged)}."
@@ -133,29 +137,34 @@ class SubnetSearchCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Search."""
         val, train = fit_loaders(trainer)
-        datamodule = getattr(trainer, "datamodule", None)
-        with self._weights(trainer, pl_module):
-            search = self.search.replace(name=f"{self.search.name}-{_weights(pl_module)}")
-            self.result = search._fit(
+        settings = self.search.plan.settings
+        source = Source(
+            getattr(trainer, "datamodule", None),
+            val,
+            train,
+            calibration_images=settings.calibration_images,
+            ready=True,
+        )
+        with self._weights_to_search(trainer, pl_module):
+            search = self.search.replace(name=f"{self.search.name}-{_weights_hash(pl_module)}")
+            evaluator = TrainerEvaluator(
                 pl_module,
-                trainer=self.search.trainer or inner_trainer(trainer),
-                progress=self._progress,
+                source,
+                trainer=settings.trainer or inner_trainer(trainer),
                 loggers=trainer.loggers,
-                datamodule=datamodule,
-                dataloaders=val,
-                train_dataloaders=train,
-                ready=True,
             )
+            session, extractor = run_fit(search.plan, evaluator, progress=self._progress)
+            self.result = result_of(session, extractor)
 
     @contextmanager
-    def _weights(self, trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    def _weights_to_search(self, trainer: Trainer, module: LightningModule) -> Iterator[None]:
         """Put the weights to be searched into the module for a while."""
         writer = _monitoring(trainer) if self.weights == "best" else None
         if writer is None or not writer.best_model_path:
             yield
             return
         path = trainer.strategy.broadcast(writer.best_model_path)
-        own = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        last = {name: value.detach().clone() for name, value in module.state_dict().items()}
         trainer.strategy.barrier("lightning_subnet.best")
         try:
             # Written by this training; hyperparameters in it may be any objects.
@@ -163,7 +172,7 @@ class SubnetSearchCallback(Callback):
             module.load_state_dict(best, strict=module.strict_loading)
             yield
         finally:
-            module.load_state_dict(own)
+            module.load_state_dict(last)
 
 
 def _monitoring(trainer: Trainer) -> ModelCheckpoint | None:
@@ -171,5 +180,5 @@ def _monitoring(trainer: Trainer) -> ModelCheckpoint | None:
     return next((writer for writer in writers if writer.monitor), None)
 
 
-def _weights(module: LightningModule) -> str:
+def _weights_hash(module: LightningModule) -> str:
     return hashed([list(item) for item in sorted(module.state_dict().items())], size=4)

@@ -1,155 +1,174 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How `SubnetSearch.fit` runs: in one process, or in several of which the first one leads."""
+"""Searches by a Lightning Trainer: in one process, or in several of which the first one leads."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 from lightning_subnet.errors import MeasurementError, SearchError
-from lightning_subnet.results.result import SearchResult
+from lightning_subnet.search.budget import Budget
 from lightning_subnet.search.loop import loop
+from lightning_subnet.search.plan import Plan
 from lightning_subnet.search.profile import Profile
 from lightning_subnet.search.session import Session
 from lightning_subnet.search.verify_front import keep_verified, verified_values
 from lightning_subnet.search.warm_start import WarmStart
-from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.evaluators import Evaluator, Measured
 from lightning_subnet.study.history import Evaluation, Verified
-from lightning_subnet.study.measures import Measure
 from lightning_subnet.study.problem import check_part
 from lightning_subnet.study.storage import Storage
-from lightning_subnet.training._lightning import gathered
+from lightning_subnet.training._lightning import gather
 from lightning_subnet.training.evaluator import TrainerEvaluator
-from lightning_subnet.training.frozen_data import Source
-
-if TYPE_CHECKING:
-    from lightning_subnet.search.search import SubnetSearch
+from lightning_subnet.training.extractor import Extractor
 
 _log = logging.getLogger(__name__)
-_DEV_RUN = 3
+_REHEARSAL = 3  # evaluations under fast_dev_run
 
 
 def run_fit(
-    search: SubnetSearch,
-    model: Any,
+    plan: Plan,
+    evaluator: TrainerEvaluator,
     *,
-    trainer: Any,
     progress: bool,
-    loggers: Sequence[Any] = (),
-    **data: Any,
-) -> SearchResult:
-    """Search the subnets of a model; see `SubnetSearch.fit`."""
-    source = Source(calibration_images=search.calibration_images, **data)
-    evaluator = TrainerEvaluator(model, source, trainer=trainer, loggers=loggers)
-    if getattr(evaluator.trainer, "fast_dev_run", False):
-        few = min(search.budget.evaluations or _DEV_RUN, _DEV_RUN)
-        _log.info("fast_dev_run: %d evaluations, kept in memory only.", few)
-        return fit(search.replace(budget=few, storage=None), evaluator, progress=progress)
-    try:
-        return fit(search, evaluator, progress=progress)
-    except BaseException:
-        if search._session is not None and not len(search._session.history):
-            search._session = None  # nothing was spent: the next call may have other settings
-        raise
+    opened: Callable[[Session], None] | None = None,
+) -> tuple[Session, Extractor]:
+    """Search the subnets of a model; see `SubnetSearch.fit`.
 
+    Under `fast_dev_run` three evaluations are made, and kept in memory only.
 
-def profile_of(search: SubnetSearch, model: Any, datamodule: Any, dataloaders: Any) -> Profile:
-    """Return what the exact measures of a model allow; see `SubnetSearch.profile`."""
-    source = Source(datamodule, dataloaders, calibration_images=0)
-    with TrainerEvaluator(model, source, trainer=search.trainer) as evaluator:
-        space, bound, _ = bind(search, evaluator)
-        return Profile.of(search._make_problem(space, bound), seed=search.seed)
+    Args:
+        plan: The search. Its space and measures may wait for the model.
+        evaluator: Validates subnets of the model; its context is entered here.
+        progress: Show progress.
+        opened: Called with the session before anything is measured, for what is left of a search
+            that is interrupted. Not called under `fast_dev_run`.
 
-
-def fit(search: SubnetSearch, evaluator: TrainerEvaluator, *, progress: bool) -> SearchResult:
-    """Run a search with an evaluator whose context is not entered yet; return what was found."""
+    Returns:
+        The session of the search that has ended, the same in all processes, and what returns
+        subnets as modules.
+    """
     trainer = evaluator.trainer
+    if getattr(trainer, "fast_dev_run", False):
+        n = min(plan.budget.evaluations or _REHEARSAL, _REHEARSAL)
+        _log.info("fast_dev_run: %d evaluations, kept in memory only.", n)
+        plan, opened = replace(plan, budget=Budget(n), storage=Storage(None)), None
     with evaluator:
-        space, measures, told = bind(search, evaluator)
+        plan = bound(plan, evaluator)
         if trainer.global_rank:
-            found = follow(evaluator)
-            take_over(search, space, measures, found)
+            session = _copied(plan, follow(evaluator))
+            if opened is not None:
+                opened(session)
         else:
-            leader = evaluator if trainer.world_size == 1 else Leader(evaluator, told)
+            session = lead(trainer, lambda: _search(plan, evaluator, progress, opened))
+        return session, evaluator.extractor()
 
-            def run() -> Session:
-                session = search._start(
-                    space,
-                    measures,
-                    first=[space.largest],
-                    conditions={"measures": told, **evaluator.conditions},
-                )
-                loop(
-                    session,
-                    leader,
-                    progress=progress,
-                    first_must_work=True,
-                    verify=search.verify_front,
-                )
-                return session
 
-            lead(trainer, run)
-        return search.result(evaluator.extractor())
+def profile_of(plan: Plan, evaluator: TrainerEvaluator) -> Profile:
+    """Return what the exact measures of a model allow; see `SubnetSearch.profile`."""
+    with evaluator:
+        return Profile.of(bound(plan, evaluator).problem(), seed=plan.settings.seed)
+
+
+def bound(plan: Plan, evaluator: TrainerEvaluator) -> Plan:
+    """Return a plan with the space and the measures of the evaluator's model.
+
+    Raises:
+        SearchError: The plan has a space that is not a part of the model's.
+    """
+    measures = evaluator.bound_measures(plan.measures, plan.names)
+    space = plan.space or evaluator.space
+    if space is not evaluator.space:
+        check_part(space, evaluator.space, measures)
+    return replace(plan, space=space, measures=tuple(measures))
+
+
+def _search(
+    plan: Plan,
+    evaluator: TrainerEvaluator,
+    progress: bool,
+    opened: Callable[[Session], None] | None,
+) -> Session:
+    """Run a search in the process that leads, or is alone."""
+    computed = {measure.name for measure in plan.measures}
+    metrics = [name for name in plan.names if name not in computed]
+    session = plan.open(
+        first=[plan.require_space().largest],
+        conditions={"measures": metrics, **evaluator.provenance},
+    )
+    if opened is not None:
+        opened(session)
+    alone = evaluator.trainer.world_size == 1
+    loop(
+        session,
+        evaluator if alone else Leader(evaluator, metrics),
+        progress=progress,
+        first_must_work=True,
+        verify=plan.settings.verify_front,
+    )
+    return session
 
 
 class Leader(Evaluator):
-    """The evaluator of process 0: all processes evaluate the subnets that it is given.
+    """The evaluator of process 0: every subnet is evaluated by all processes.
 
     Args:
-        evaluator: This process' own.
-        names: The metrics that the search needs; each must be equal in all processes.
+        evaluator: The evaluator of this process.
+        metrics: The metrics that the search needs; each must be equal in all processes.
     """
 
-    def __init__(self, evaluator: TrainerEvaluator, names: Sequence[str]) -> None:
-        self._own = evaluator
-        self._names = names
+    def __init__(self, evaluator: TrainerEvaluator, metrics: Sequence[str]) -> None:
+        self._evaluator = evaluator
+        self._metrics = metrics
         self.built_in = evaluator.built_in
 
     def fingerprint(self, name: str) -> str | None:
         """Return the fingerprint of a logged metric."""
-        return self._own.fingerprint(name)
+        return self._evaluator.fingerprint(name)
 
-    def recorded(self, evaluation: Evaluation) -> None:
+    def on_evaluation(self, evaluation: Evaluation) -> None:
         """Log one row."""
-        self._own.recorded(evaluation)
+        self._evaluator.on_evaluation(evaluation)
 
     def evaluate(self, subnet: Subnet) -> Measured:
-        """Let all processes evaluate the subnet; return what they agree on."""
+        """Let all processes evaluate the subnet; return the metrics on which they agree."""
         try:
-            self._own.trainer.strategy.broadcast(("evaluate", subnet.to_json()))
-        except Exception as lost:
-            msg = f"Another process has ended, and the search cannot go on: {lost}"
-            raise MeasurementError(msg) from lost
-        outcomes = evaluated_together(self._own, subnet)
+            self._evaluator.trainer.strategy.broadcast(("evaluate", subnet.to_json()))
+        except Exception as failure:
+            msg = f"Another process has ended, and the search cannot go on: {failure}"
+            raise MeasurementError(msg) from failure
+        outcomes = evaluated_together(self._evaluator, subnet)
         for rank, (metrics, error) in enumerate(outcomes):
             if isinstance(error, MeasurementError):
                 raise error
             if metrics is None:
                 msg = f"process {rank}: {error}"
                 raise RuntimeError(msg)
-        told = [metrics for metrics, _ in outcomes if metrics is not None]
-        agreed = {n: v for n, v in told[0].items() if all(_same(v, m.get(n)) for m in told)}
-        if apart := [name for name in self._names if name in told[0] and name not in agreed]:
-            values = " and ".join(f"{metrics.get(apart[0])}" for metrics in told[:2])
+        by_rank = [metrics for metrics, _ in outcomes if metrics is not None]
+        first = by_rank[0]
+        equal = {n: v for n, v in first.items() if all(_same(v, m.get(n)) for m in by_rank)}
+        if unequal := [name for name in self._metrics if name in first and name not in equal]:
+            name = unequal[0]
+            values = " and ".join(f"{metrics.get(name)}" for metrics in by_rank[:2])
             msg = (
-                f"{apart[0]!r} differs between the processes ({values}): each has logged the value "
-                f"of its own samples. Write self.log({apart[0]!r}, ..., sync_dist=True), or log a "
+                f"{name!r} differs between the processes ({values}): each has logged the value "
+                f"of its own samples. Write self.log({name!r}, ..., sync_dist=True), or log a "
                 "torchmetrics metric object."
             )
             raise MeasurementError(msg)
-        return agreed
+        return equal
 
 
 Outcome = tuple[dict[str, float] | None, MeasurementError | str | None]
+"""The metrics that a process has logged, or None and its error."""
 
 
 def evaluated_together(evaluator: TrainerEvaluator, subnet: Subnet) -> list[Outcome]:
-    """Return what each process measured of a subnet, or why it could not."""
+    """Return the outcome of each process, all of which call this for the same subnet."""
     outcome: Outcome
     try:
         outcome = dict(evaluator.evaluate(subnet)), None
@@ -158,7 +177,7 @@ def evaluated_together(evaluator: TrainerEvaluator, subnet: Subnet) -> list[Outc
     except Exception as error:  # which may hold what cannot be sent
         outcome = None, f"{type(error).__name__}: {error}"
     try:
-        return gathered(evaluator.trainer, outcome)
+        return gather(evaluator.trainer, outcome)
     except Exception as error:
         msg = (
             f"The processes lost one another ({error}); this one had: {outcome[1] or 'no error'}. "
@@ -174,62 +193,53 @@ def _same(one: float, other: float | None) -> bool:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What process 0 sends to the others at the end."""
+class Measurements:
+    """All values of a search, which process 0 sends to the others at the end."""
 
     evaluations: list[dict[str, Any]]
     verified: Verified
 
 
-def lead(trainer: Any, search: Callable[[], Session]) -> None:
-    """Search in process 0, and tell the others how it ended."""
+def lead(trainer: Any, search: Callable[[], Session]) -> Session:
+    """Search in process 0, tell the others how it ended, and return the session."""
     if trainer.world_size == 1:
-        search()
-        return
+        return search()
     try:
         session = search()
-        found = Found([e.to_json() for e in session.history], verified_values(session))
+        values = Measurements([e.to_json() for e in session.history], verified_values(session))
     except Exception as error:
         trainer.strategy.broadcast(("failed", f"{type(error).__name__}: {error}"))
         raise
-    trainer.strategy.broadcast(("done", found))
+    trainer.strategy.broadcast(("done", values))
+    return session
 
 
-def follow(evaluator: TrainerEvaluator) -> Found:
-    """Evaluate in another process what process 0 asks for; return what that found."""
+def follow(evaluator: TrainerEvaluator) -> Measurements:
+    """Evaluate in another process what process 0 asks for, and return its values at the end.
+
+    Raises:
+        SearchError: Process 0 has failed.
+    """
     while True:
-        waiting: tuple[str, Any] = ("", None)
-        order, content = evaluator.trainer.strategy.broadcast(waiting)
+        placeholder: tuple[str, Any] = ("", None)
+        order, content = evaluator.trainer.strategy.broadcast(placeholder)
         if order == "failed":
             msg = f"Process 0 ended the search: {content}"
             raise SearchError(msg)
         if order == "done":
-            found: Found = content
-            return found
+            values: Measurements = content
+            return values
         evaluated_together(evaluator, evaluator.space.subnet(content))
 
 
-def bind(
-    search: SubnetSearch, evaluator: TrainerEvaluator
-) -> tuple[SearchSpace, list[Measure], list[str]]:
-    """Return the space, the measures and the metrics of a search with this evaluator."""
-    wanted = [*(o.name for o in search.objectives), *(c.name for c in search.constraints)]
-    measures = evaluator.bound_measures(search.measures, wanted)
-    own = {measure.name for measure in measures}
-    space = search._settings["space"] or evaluator.space
-    if space is not evaluator.space:
-        check_part(space, evaluator.space, measures)
-    return space, measures, list(dict.fromkeys(n for n in wanted if n not in own))
-
-
-def take_over(
-    search: SubnetSearch, space: SearchSpace, measures: Sequence[Measure], found: Found
-) -> None:
-    """Hold what another process found."""
-    search._storage = Storage(None)
-    search.warm_start = WarmStart((), search._storage)  # it is among what was found
-    session = search._start(space, measures)
-    for item in found.evaluations:
-        session.study.add_evaluation(Evaluation.from_json(item, space))
+def _copied(plan: Plan, values: Measurements) -> Session:
+    """Return a session in memory with all values of process 0."""
+    memory = Storage(None)
+    start = WarmStart((), memory)  # its subnets are among the evaluations
+    settings = replace(plan.settings, resume="auto")  # "must" is for the study of process 0
+    session = replace(plan, settings=settings, storage=memory, warm_start=start).open()
+    for item in values.evaluations:
+        session.study.add_evaluation(Evaluation.from_json(item, session.problem.space))
     session.sync()
-    keep_verified(session, found.verified)
+    keep_verified(session, values.verified)
+    return session

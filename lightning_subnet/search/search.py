@@ -1,37 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SubnetSearch: the search as its user sees it. Settings here, the work in `Session`."""
+"""SubnetSearch: the search as its user sees it. Its settings are a `Plan`, its work a `Session`."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_subnet._messages import did_you_mean
 from lightning_subnet.errors import SearchError, TellError
+from lightning_subnet.results.record import unit_and_conditions
 from lightning_subnet.results.result import SearchResult
 from lightning_subnet.search.budget import Budget
 from lightning_subnet.search.loop import loop
+from lightning_subnet.search.plan import Plan
 from lightning_subnet.search.profile import Profile
 from lightning_subnet.search.session import Session
-from lightning_subnet.search.settings import parse
-from lightning_subnet.search.study_header import Resume, make_header, open_study
-from lightning_subnet.search.warm_start import WarmStart, most_of
+from lightning_subnet.search.settings import Settings
+from lightning_subnet.search.study_header import Resume
+from lightning_subnet.search.verify_front import verified_values
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.strategies.base import Strategy
-from lightning_subnet.study import measures as measures_module
 from lightning_subnet.study.evaluators import Evaluator
 from lightning_subnet.study.history import Evaluation, History
 from lightning_subnet.study.measures import Measure, NetworkMeasure
-from lightning_subnet.study.problem import Problem
+from lightning_subnet.study.objectives import Constraint, Objective
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lightning_subnet.study.storage import Storage
-
-_log = logging.getLogger(__name__)
+    from lightning_subnet.training.evaluator import TrainerEvaluator
 
 
 class SubnetSearch:
@@ -43,32 +42,35 @@ class SubnetSearch:
     exactly.
 
     Args:
-        objectives: What to optimise: `{"val_acc": "max", "macs": "min"}`, in any number.
-        constraints: What must hold: `{"macs": "<= 3e8"}`, or relative to the largest subnet
+        objectives: The measures to optimise, in any number: `{"val_acc": "max", "macs": "min"}`.
+        constraints: Bounds that must hold: `{"macs": "<= 3e8"}`, or relative to the largest subnet
             `{"params": "<= 60%"}`; several bounds on one measure as a list.
-        space: What may vary. `fit` takes it from the model, unless a part of the model's space is
-            given here, such as `space.restricted_to(...)`.
-        measures: Measures that the search computes. Names that are not among them are told by you,
-            or measured by the evaluator.
+        space: The space to search. `fit` takes it from the model, unless a part of the model's
+            space is passed here, such as `space.restricted_to(...)`.
+        measures: Measures that the search computes. Values of other names are told by you, or
+            measured by the evaluator.
         strategy: A name (`lightning_subnet.strategies.names()`) or a `Strategy`.
-        budget: How many evaluations to make, or a `Budget`.
+        budget: The number of evaluations to make, or a `Budget`.
         storage: A database URL, or a `Storage` that several searches share; None keeps the study
             in memory.
         name: The study's name, by which it is resumed. None makes a new name each time.
         seed: The seed of all proposals.
-        resume: What to do with an existing study of that name: `"auto"` goes on with it, `"never"`
-            refuses, `"must"` refuses if there is none.
-        warm_start: What to measure first: subnets or evaluations; or the front of a result, of a
+        resume: `"auto"` goes on with an existing study of that name, `"never"` refuses one, and
+            `"must"` refuses to begin a new one.
+        warm_start: Subnets to measure first: subnets or evaluations; or the front of a result, of a
             study by name (`"cpu"`) in this storage, or elsewhere (`("sqlite:///b.db", "cpu")`), at
             most a fifth of the budget; or a list of these. A study keeps what it started from.
         trainer: The Trainer that `fit` validates with.
-        calibration_images: How many training samples `fit` recalibrates BatchNorm with, before each
-            validation; 0 leaves its statistics alone.
+        calibration_images: The number of training samples with which `fit` recalibrates BatchNorm
+            before each validation; 0 leaves its statistics alone.
         verify_front: Let `fit` end with a second measurement of noisy measures (latency) on the
             front, outside the budget, so that a lucky draw does not win.
 
+    Attributes:
+        plan: The arguments as they are meant; see `lightning_subnet.search.plan.Plan`.
+
     Raises:
-        SubnetError: Any argument that makes no sense; each says what was expected.
+        SubnetError: An argument makes no sense; the message says what was expected.
         StudyMismatchError: A stored study of this name was made with other settings.
 
     Example:
@@ -102,28 +104,28 @@ class SubnetSearch:
         calibration_images: int = 512,
         verify_front: bool = True,
     ) -> None:
-        self._settings = {
-            key: value for key, value in locals().items() if key not in ("self", "__class__")
-        }
-        parsed = parse(self._settings)
-        self.objectives, self.constraints = parsed.objectives, parsed.constraints
-        self.measures, self.strategy, self.budget = parsed.measures, parsed.strategy, parsed.budget
-        self.seed, self.calibration_images = parsed.seed, parsed.calibration_images
-        self.name, self.trainer, self.verify_front = parsed.name, trainer, bool(verify_front)
-        from lightning_subnet.study.storage import Storage
-
-        self._storage = storage if isinstance(storage, Storage) else Storage(storage)
-        self.warm_start = self._settings["warm_start"] = WarmStart.of(warm_start, self._storage)
-        self._session: Session | None = None
-        if space is not None:
-            self._make_problem(space, self.measures)  # what makes no sense shows now
-            self._first(space)
-            self._load(space)
-        elif self._storage.find_study(self.name) is None:
-            self.warm_start.check()
+        self.plan = Plan.of(
+            Settings(
+                objectives=objectives,
+                constraints=constraints,
+                space=space,
+                measures=measures,
+                strategy=strategy,
+                budget=budget,
+                storage=storage,
+                name=name,
+                seed=seed,
+                resume=resume,
+                warm_start=warm_start,
+                trainer=trainer,
+                calibration_images=calibration_images,
+                verify_front=verify_front,
+            )
+        )
+        self._session: Session | None = self.plan.resumed()
 
     def replace(self, **changes: Any) -> SubnetSearch:
-        """Return a search with the same settings but for the given ones.
+        """Return a search with the same settings but for those that are passed.
 
         Example:
             >>> from lightning_subnet import SearchSpace
@@ -132,103 +134,67 @@ class SubnetSearch:
             >>> search.replace(seed=3).seed
             3
         """
-        if unknown := [key for key in changes if key not in self._settings]:
-            hint = did_you_mean(unknown[0], self._settings)
-            msg = f"{unknown[0]!r} is no setting of a search.{hint}"
+        settings = vars(self.plan.settings)
+        if unknown := [key for key in changes if key not in settings]:
+            hint = did_you_mean(unknown[0], settings)
+            msg = f"{unknown[0]!r} is not a setting of a search.{hint}"
             raise SearchError(msg)
-        return SubnetSearch(**{**self._settings, **changes})
+        return SubnetSearch(**{**settings, **changes})
 
-    # Setting up
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.plan.name
 
-    def _make_problem(self, space: SearchSpace, measures: Sequence[Measure]) -> Problem:
-        return Problem.of(space, self.objectives, self.constraints, measures)
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The measures that are optimised, with their directions."""
+        return self.plan.objectives
 
-    def _first(self, space: SearchSpace, before: Sequence[Subnet] = ()) -> list[Subnet]:
-        """Return what is measured first; of an existing study what it was then."""
-        stored = self.warm_start.stored(self._storage.find_study(self.name), space)
-        if stored is not None:
-            return stored
-        most = most_of(self.budget.evaluations, self.strategy.batch_size)
-        return [*map(space.subnet, before), *self.warm_start.subnets(space, most=most)]
+    @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """The bounds that must hold."""
+        return self.plan.constraints
 
-    def _load(self, space: SearchSpace) -> None:
-        """Open an existing study at once, so that a mismatch shows now; `fit` opens its own."""
-        study = self._storage.find_study(self.name)
-        by_fit = study is not None and study.header["evaluator"]
-        loose = any(not isinstance(item, Measure) for item in self.measures)
-        if (study is not None or self._settings["resume"] == "must") and not by_fit and not loose:
-            self._start(space, self.measures)
+    @property
+    def measures(self) -> tuple[Measure | NetworkMeasure, ...]:
+        """The measures that the search computes."""
+        return self.plan.measures
 
-    def _start(
-        self,
-        space: SearchSpace,
-        measures: Sequence[Measure],
-        *,
-        first: Sequence[Subnet] = (),
-        conditions: Mapping[str, Any] | None = None,
-    ) -> Session:
-        """Open or create the study and the session over it."""
-        problem = self._make_problem(space, measures)
-        first = [*first, *([space.largest] if problem.needs_reference else [])]
-        first = self._first(space, first)
-        header = make_header(
-            problem,
-            self.strategy,
-            measures=measures,
-            conditions=conditions or {},
-            seed=self.seed,
-            first=first,
-            warm_from=self.warm_start.names,
-        )
-        study = open_study(self._storage, self.name, header, problem, self._settings["resume"])
-        self._session = Session(
-            problem,
-            self.strategy,
-            measures=measures_module.by_name(measures),
-            study=study,
-            budget=self.budget,
-            seed=self.seed,
-            first=first,
-        )
-        if len(self._session.history):
-            _log.info(
-                "Study %r goes on after %d evaluations.", self.name, len(self._session.history)
-            )
-        return self._session
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy, as an object."""
+        return self.plan.strategy
 
-    def _opened(self) -> Session:
-        """Return the session, opening the study on first use."""
-        if self._session is None:
-            space = self._settings["space"]
-            if loose := [m for m in self.measures if not isinstance(m, Measure)]:
-                msg = (
-                    f"{loose[0].name!r} measures networks, and this search has none. Call "
-                    "fit(model, datamodule), or leave it out of measures= and tell its values."
-                )
-                raise SearchError(msg)
-            if space is None:
-                msg = (
-                    "This search has no space. Give space=SearchSpace({...}) for ask/tell and "
-                    "run(), or call fit(model, datamodule), which takes it from the model."
-                )
-                raise SearchError(msg)
-            self._start(space, self.measures)
-        assert self._session is not None
-        return self._session
+    @property
+    def budget(self) -> Budget:
+        """The budget of all runs of the study together."""
+        return self.plan.budget
+
+    @property
+    def seed(self) -> int:
+        """The seed of all proposals."""
+        return self.plan.settings.seed
 
     @property
     def space(self) -> SearchSpace | None:
-        """What may vary; None before `fit` if the model brings it."""
-        return self._session.problem.space if self._session else self._settings["space"]
+        """The space; None before `fit` if the model brings it."""
+        return self._session.problem.space if self._session else self.plan.space
 
     @property
     def history(self) -> History:
         """All evaluations so far, those of earlier runs of the study too."""
-        space = self._settings["space"]
+        space = self.plan.space
         if self._session is None and space is not None:  # nothing is created by looking
-            study = self._storage.find_study(self.name)
+            study = self.plan.find_study()
             return History(space, study.evaluations(space) if study else ())
         return self._opened().history
+
+    def _opened(self) -> Session:
+        """Return the session, opening the study on first use."""
+        if self._session is None:
+            self._session = self.plan.open()
+        return self._session
 
     # Running
 
@@ -236,13 +202,13 @@ class SubnetSearch:
         """Return 1 to n subnets to measure, or an empty list when the search is over.
 
         They come from the open generation, so there may be fewer than n. A new process first gets
-        those that an earlier one was given and never told.
+        those that an earlier one got and never told.
 
         Args:
             n: How many at most.
 
         Raises:
-            SearchError: n is not positive, or the search has no space.
+            SearchError: n is not a whole number from 1, or the search has no space.
         """
         return self._opened().ask(n)
 
@@ -253,7 +219,7 @@ class SubnetSearch:
         /,
         **more: Any,
     ) -> Evaluation:
-        """Record what was measured of a subnet.
+        """Record the measured values of a subnet.
 
         A subnet that was not asked for is accepted as attached: it is part of the history and the
         front, strategies learn from it, and it does not count towards the budget. A value that is
@@ -268,7 +234,7 @@ class SubnetSearch:
             The evaluation, with the measures that the search computed.
 
         Raises:
-            TellError: The subnet was told before, or a value is missing, unknown or no number;
+            TellError: The subnet was told before, or a value is missing, unknown or not a number;
                 nothing is recorded then.
         """
         if values is not None and not isinstance(values, Mapping):
@@ -291,11 +257,11 @@ class SubnetSearch:
             progress: Show progress.
 
         Returns:
-            What was found.
+            The result of the search.
         """
         if evaluator is not None and not isinstance(evaluator, Evaluator):
             msg = (
-                f"run({evaluator!r:.60}) is no evaluator. "
+                f"run({evaluator!r:.60}): this is not an evaluator. "
                 "Wrap a function that returns values by name: run(FunctionEvaluator(fn))."
             )
             raise SearchError(msg)
@@ -326,36 +292,47 @@ class SubnetSearch:
             progress: Show progress.
 
         Returns:
-            What was found.
+            The result of the search.
 
         Raises:
-            SearchError: The model is no super-network, data is missing, nothing satisfies the exact
-                constraints, or the first five evaluations fail (and are not recorded).
+            SearchError: The model is not a super-network, data is missing, nothing satisfies the
+                exact constraints, or the first five evaluations fail (and are not recorded).
             MeasurementError: An objective is never logged, or not reduced over processes.
         """
-        return self._fit(
-            model,
-            trainer=self.trainer,
-            progress=progress,
-            datamodule=datamodule,
-            dataloaders=dataloaders,
-            train_dataloaders=train_dataloaders,
-        )
-
-    def _fit(
-        self, model: Any, *, trainer: Any, progress: bool, loggers: Sequence[Any] = (), **data: Any
-    ) -> SearchResult:
         from lightning_subnet.search.fit import run_fit
 
-        return run_fit(self, model, trainer=trainer, progress=progress, loggers=loggers, **data)
+        images = self.plan.settings.calibration_images
+        evaluator = self._evaluator(
+            model, datamodule, dataloaders, train_dataloaders, images=images
+        )
+        try:
+            session, extractor = run_fit(self.plan, evaluator, progress=progress, opened=self._keep)
+        except BaseException:
+            if self._session is not None and not len(self._session.history):
+                self._session = None  # nothing was spent: the next call may have other settings
+            raise
+        return result_of(session, extractor)
+
+    def _keep(self, session: Session) -> None:
+        """Keep a session from its start, so that a run that is interrupted has its history here."""
+        self._session = session
+
+    def _evaluator(
+        self, model: Any, datamodule: Any, dataloaders: Any, train: Any = None, *, images: int
+    ) -> TrainerEvaluator:
+        from lightning_subnet.training.evaluator import TrainerEvaluator
+        from lightning_subnet.training.frozen_data import Source
+
+        source = Source(datamodule, dataloaders, train, calibration_images=images)
+        return TrainerEvaluator(model, source, trainer=self.plan.settings.trainer)
 
     def result(self, extractor: Callable[[Subnet], Any] | None = None) -> SearchResult:
-        """Return what was found so far.
+        """Return the result so far.
 
         Args:
-            extractor: Gives a subnet as a module, for `result.extract`; `fit` passes its own.
+            extractor: Returns a subnet as a module, for `result.extract`; `fit` passes its own.
         """
-        return SearchResult.of(self._opened(), self.name, extractor)
+        return result_of(self._opened(), extractor)
 
     def profile(
         self,
@@ -364,7 +341,7 @@ class SubnetSearch:
         *,
         dataloaders: Any = None,
     ) -> Profile:
-        """Say what the exact measures allow, before any budget is spent.
+        """Return what the exact measures allow, before any budget is spent.
 
         Args:
             model: The model, where the space or an exact measure (`macs`) comes from it.
@@ -375,32 +352,47 @@ class SubnetSearch:
             The range of every exact measure, the share of feasible subnets and, if there are none,
             the nearest.
         """
-        space = self._settings["space"]
         if model is not None:
             from lightning_subnet.search.fit import profile_of
 
-            return profile_of(self, model, datamodule, dataloaders)
-        if space is None:
+            return profile_of(self.plan, self._evaluator(model, datamodule, dataloaders, images=0))
+        if self.plan.space is None:
             msg = "This search has no space: call profile(model, datamodule), or give space=."
             raise SearchError(msg)
-        return Profile.of(self._make_problem(space, self.measures), seed=self.seed)
+        return Profile.of(self.plan.problem(), seed=self.seed)
 
     def predictors(self) -> pd.DataFrame:
-        """Say how well the expensive measures can be predicted from what was measured so far.
+        """Return how well the expensive measures can be predicted from the evaluations so far.
 
         Returns:
-            One row per measure that is not exact, of objectives and constraints: `predictor`, what
-            the automatic choice takes; `tau`, Kendall's rank correlation on left-out folds, and its
-            standard deviation over them, `spread`; `mape`, the mean absolute error in % of the
-            value; and `n`, the evaluations that it knows.
+            One row per measure that is not exact, of objectives and constraints: `predictor`, the
+            one that the automatic choice takes; `tau`, Kendall's rank correlation on left-out
+            folds, and its standard deviation over them, `spread`; `mape`, the mean absolute error
+            in % of the value; and `n`, the evaluations that it knows.
 
         Raises:
             SearchError: Nothing was measured yet, or all measures are exact.
         """
         from lightning_subnet.predictors.quality import expensive_report
 
-        if (space := self.space) is None:
+        if self.space is None:
             return expensive_report(self.name, None, None)
-        problem = self._session.problem if self._session else None
-        problem = problem or self._make_problem(space, self.measures)
+        problem = self._session.problem if self._session else self.plan.problem()
         return expensive_report(self.name, problem, self.history)
+
+
+def result_of(session: Session, extractor: Callable[[Subnet], Any] | None = None) -> SearchResult:
+    """Return the result of a session so far.
+
+    Args:
+        session: The search.
+        extractor: Returns a subnet as a module, for `result.extract`.
+    """
+    return SearchResult(
+        session.problem,
+        session.history,
+        name=session.study.name,
+        verified=verified_values(session),
+        extractor=extractor,
+        measures={name: unit_and_conditions(m) for name, m in session.measures.items()},
+    )

@@ -469,7 +469,7 @@ def test_replace_keeps_everything_else() -> None:
     assert (other.seed, other.budget) == (8, Budget(11))
     assert (search.seed, search.budget) == (7, Budget(6))
     for name in ("constraints", "measures", "strategy", "warm_start", "space", "objectives"):
-        same = getattr(other, name), getattr(search, name)
+        same = getattr(other.plan, name), getattr(search.plan, name)
         assert same[0] == same[1] or repr(same[0]) == repr(same[1])
 
 
@@ -583,7 +583,7 @@ BAD: list[tuple[str, Callable[[], Any], type[SubnetError], tuple[str, ...]]] = [
         "evaluator",
         lambda: search_of().run(objectives_of, progress=False),
         SearchError,
-        ("told", "FunctionEvaluator(fn)"),
+        ("objectives_of", "FunctionEvaluator(fn)"),
     ),
     (
         "no evaluator",

@@ -34,7 +34,7 @@ EVALUATOR = FunctionEvaluator(lambda s: {"error": sum((5 - v) ** 2 for v in s.va
 
 
 def run(search: SubnetSearch) -> SearchResult:
-    loop(search._opened(), EVALUATOR, progress=False, verify=True)
+    loop(search.plan.open(), EVALUATOR, progress=False, verify=True)
     return search.result()
 
 
@@ -43,7 +43,7 @@ def test_every_subnet_on_the_front_was_measured_twice_and_lucky_draws_lose() -> 
     search = noisy_search(calls)
     result = run(search)
     assert all(calls[e.subnet] == 2 for e in result.front)
-    assert noisy_names(search._session) == ["cost"]
+    assert noisy_names(search.plan.open()) == ["cost"]
     assert len(result.history) == 120  # outside the budget
     first = SearchResult(result.problem, result.history).front
 
@@ -83,7 +83,7 @@ def test_nothing_is_measured_again_without_noise() -> None:
     )
     result = run(search)
     assert result.verified == {}
-    assert verified_values(search._session) == {}
+    assert verified_values(search.plan.open()) == {}
 
 
 def test_a_failing_second_measurement_leaves_the_first(caplog: Any) -> None:

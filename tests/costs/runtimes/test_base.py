@@ -386,7 +386,7 @@ def test_a_largest_that_cannot_be_converted_ends_the_search_at_once(name: str) -
     asked = search([Latency(runtime=name, **QUICK)])
     with pytest.raises(MeasurementError, match=r"width=2048.*bessel_j0"):
         asked.fit(Lit(OnlyStrange()), dataloaders=batches(), progress=False)
-    assert asked._session is None  # nothing was recorded
+    assert asked.space is None  # nothing was recorded, so no study is open
 
 
 def test_a_largest_that_takes_too_long_to_prepare_ends_the_search() -> None:
