@@ -64,7 +64,7 @@ def mixed() -> SearchSpace:
 
 
 def ends_and_more(space: SearchSpace, n: int, seed: int = 0) -> list[Subnet]:
-    """Return the smallest and the largest subnet, and n random ones, as far as there are so many."""
+    """Return the smallest and the largest subnet and n random ones, or all that there are."""
     return [space.smallest, space.largest, *space.sample(min(n, space.size), seed)]
 
 
