@@ -48,7 +48,7 @@ def loop(
             if first_must_work and session.only_failures:
                 session.give_up()
             if evaluator is not None:
-                evaluator.recorded(evaluation)
+                evaluator.on_evaluation(evaluation)
             shown.update(evaluation)
         changes = verify_front(session) if verify else {}
     if progress:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a connection to SQLite is set up so that several processes may write one file."""
+"""Connections to SQLite, set up so that several processes may write one file."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 WAIT = 120.0  # seconds to wait for another process's lock
 
 
-def configure(connection: Any, own_table: str) -> None:
+def configure(connection: Any, table: str) -> None:
     """Set up a new connection: write-ahead log, foreign keys, transactions begun by `begin`.
 
     Args:
         connection: A new connection of the driver.
-        own_table: A database that has tables, but not this one, is of something else, and its
-            file is left as it is.
+        table: A database that has tables, but not this one, is of something else, and its file
+            is left as it is.
     """
     connection.isolation_level = None  # transactions are begun by `begin`, not by the driver
     cursor = connection.cursor()
     tables = {row[0] for row in cursor.execute("SELECT name FROM sqlite_master")}
-    if not tables or own_table in tables:
+    if not tables or table in tables:
         _write_ahead(cursor)
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.execute("PRAGMA foreign_keys=ON")
@@ -52,7 +52,7 @@ def begin(connection: Any) -> None:
     Two that asked for it later would fail, not wait.
 
     Args:
-        connection: SQLAlchemy's; its execution option `subnet_write` tells whether it writes.
+        connection: SQLAlchemy's; it writes if its execution option `subnet_write` is true.
     """
     write = connection.get_execution_options().get("subnet_write")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Costs that are sums over blocks: looked up in tables, for thousands of subnets at once."""
+"""Additive measures: sums over blocks, from tables, for thousands of subnets at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_subnet.study.measures import Measure
 
 @dataclass(frozen=True)
 class Term:
-    """What one block adds, while its choices exist.
+    """The cost that one block adds, while its choices exist.
 
     Args:
         choices: Names of the choices that its cost depends on.
@@ -32,13 +32,13 @@ class Term:
 def additive_measure(
     name: str, space: SearchSpace, terms: Sequence[Term], *, constant: float = 0.0, unit: str = ""
 ) -> Measure:
-    """Return an exact measure that adds up what the blocks of a subnet cost.
+    """Return an exact measure that adds up the costs of the blocks of a subnet.
 
     Args:
         name: The measure's name.
         space: The space whose value indices it takes.
-        terms: What each block adds; a block whose choices do not exist adds nothing.
-        constant: What every subnet has.
+        terms: The cost of each block; one whose choices do not exist adds nothing.
+        constant: The cost that every subnet has.
         unit: The unit.
 
     Raises:
@@ -54,7 +54,7 @@ def additive_measure(
     position = {choice: i for i, choice in enumerate(space.names)}
     for term in terms:
         if unknown := [choice for choice in term.choices if choice not in position]:
-            msg = f"{unknown[0]!r} is no choice of the space: {listed(space.names)}."
+            msg = f"{unknown[0]!r} is not a choice of the space: {listed(space.names)}."
             raise SpaceError(msg)
         shape = tuple(len(space.choices[choice].values) for choice in term.choices)
         if term.table.shape != shape:
@@ -66,8 +66,8 @@ def additive_measure(
         exists = space.active(X)
         total = np.full(len(X), float(constant))
         for term, at in zip(terms, columns, strict=True):
-            added = term.table[tuple(X[:, j] for j in at)]
-            total += np.where(exists[:, list(at)].all(axis=1), added, 0.0)
+            costs = term.table[tuple(X[:, j] for j in at)]
+            total += np.where(exists[:, list(at)].all(axis=1), costs, 0.0)
         return total
 
     return Measure(name, cost, unit=unit, exact=True, takes="indices")

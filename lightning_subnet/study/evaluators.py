@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluators measure subnets. Here: a function, and a table of what was measured before."""
+"""Evaluators, which measure subnets: their base, a function, and a table of measured subnets."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Evaluator(ABC):
     """Measures that the search can compute by name."""
 
     def fingerprint(self, name: str) -> str | None:
-        """Return what the value of a measure depends on besides the subnet; None: not reusable."""
+        """Return a name for all that a value depends on besides the subnet; None: not reusable."""
         return None
 
     @abstractmethod
     def evaluate(self, subnet: Subnet) -> Measured:
         """Return values by name of measure: numbers, or pairs (value, standard error)."""
 
-    def recorded(self, evaluation: Evaluation) -> None:  # noqa: B027 - a hook, optional
-        """Take note of an evaluation that was recorded; by default nothing is done."""
+    def on_evaluation(self, evaluation: Evaluation) -> None:  # noqa: B027 - a hook, optional
+        """Take note of an evaluation that is in the history now; by default nothing is done."""
 
 
 class FunctionEvaluator(Evaluator):
@@ -67,7 +67,11 @@ class FunctionEvaluator(Evaluator):
         return None if self._fingerprint is None else f"{self._fingerprint}:{name}"
 
     def evaluate(self, subnet: Subnet) -> Measured:
-        """Return what the function says of the subnet."""
+        """Return the values that the function returns.
+
+        Raises:
+            MeasurementError: They are not a mapping.
+        """
         values = self._fn(subnet)
         if not isinstance(values, Mapping):
             msg = (
@@ -124,7 +128,7 @@ class TableEvaluator(Evaluator):
                         f"({column[first]} and {column[i]}). Average them, or keep one."
                     )
                     raise MeasurementError(msg)
-        self._full = space
+        self._whole = space
         covers = len(self._row) == space.size
         self.space = space if covers else space.restricted_to(X)
 
@@ -134,7 +138,7 @@ class TableEvaluator(Evaluator):
         Raises:
             KeyError: The subnet is not in the table (a failure of that subnet).
         """
-        row = self._row.get(row_codes(self._full.indices([subnet]))[0])
+        row = self._row.get(row_codes(self._whole.indices([subnet]))[0])
         if row is None:
             msg = f"{subnet} is not in the table of {listed(self._columns)}"
             raise KeyError(msg)
@@ -142,21 +146,28 @@ class TableEvaluator(Evaluator):
 
 
 def as_numbers(values: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """Return (value, standard error) by name of measure; what is no number raises."""
-    numbers_ = {}
-    for name, given in values.items():
-        pair = given if isinstance(given, tuple) and len(given) == 2 else (given, 0.0)  # noqa: PLR2004 - a pair
+    """Return (value, standard error) by name of measure.
+
+    Args:
+        values: Numbers, or pairs (value, standard error), by name of measure.
+
+    Raises:
+        TellError: A value is neither.
+    """
+    pairs = {}
+    for name, value in values.items():
+        pair = value if isinstance(value, tuple) and len(value) == 2 else (value, 0.0)  # noqa: PLR2004 - a pair
         try:
             if any(isinstance(item, (str, bytes, bool)) for item in pair):
                 raise TypeError
-            numbers_[name] = (float(pair[0]), float(pair[1]))
-            if numbers_[name][1] < 0:
+            pairs[name] = (float(pair[0]), float(pair[1]))
+            if pairs[name][1] < 0:
                 raise ValueError
         except (TypeError, ValueError, OverflowError):
             msg = (
-                f"The value of {name!r} is {given!r:.60}. Tell a number, or a pair "
-                "(value, standard error); a measurement that failed is told by "
+                f"The value of {name!r} is {value!r:.60}. Tell a number, or a pair "
+                "(value, standard error); report a measurement that failed by "
                 "fail(subnet, reason)."
             )
             raise TellError(msg) from None
-    return numbers_
+    return pairs

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records: an evaluation is a subnet with its measured values; a history keeps them in order."""
+"""Evaluations, each a subnet with its measured values, and histories of them, in order."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Status = Literal["ok", "failed"]
+Verified = Mapping[str, Mapping[str, tuple[float, float]]]
+"""Second (value, standard error) by name of measure, by key of the subnet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,12 @@ class Evaluation:
 
     Args:
         number: Its place in the history, from 0.
-        subnet: What was measured.
-        values: Values by name of measure; of a failed evaluation those that are known.
+        subnet: The subnet.
+        values: Values by name of measure; of a failed evaluation those that did not fail.
         errors: Standard errors by name of measure, where a measure gave one.
         status: `"ok"` or `"failed"`.
         reason: Why it failed.
-        seconds: What the measurement took; reused values take none.
+        seconds: How long the measurement took; reused values take no time.
         generation: The generation that proposed it; None if it was attached by the user.
         reused: Names of the measures whose values came from another study.
     """
@@ -54,7 +56,7 @@ class Evaluation:
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return what copies and pickles are made of; a read-only view cannot be pickled."""
+        """Return the parts of copies and pickles; a read-only view cannot be pickled."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain |= {"values": dict(self.values), "errors": dict(self.errors)}
         return Evaluation, tuple(plain.values())
@@ -135,7 +137,7 @@ class History(Sequence[Evaluation]):
 
     @property
     def codes(self) -> set[bytes]:
-        """The subnets as `row_codes`, to tell quickly what has been measured."""
+        """The subnets as `row_codes`, for quick tests of whether one is in the history."""
         return set(self._codes)
 
     @property
@@ -147,7 +149,7 @@ class History(Sequence[Evaluation]):
 
     @property
     def ok(self) -> npt.NDArray[np.bool_]:
-        """Which evaluations succeeded, (n,)."""
+        """A mask (n,) of the evaluations that succeeded."""
         return np.array([evaluation.ok for evaluation in self._evaluations], dtype=bool)
 
     def column(self, name: str) -> npt.NDArray[np.float64]:
@@ -203,22 +205,11 @@ class History(Sequence[Evaluation]):
                 | {"status": e.status, "reason": e.reason, "seconds": e.seconds}
                 | {"generation": e.generation, "reused": ",".join(e.reused)}
             )
-        columns = [
-            *self.space.names,
-            *measures,
-            "status",
-            "reason",
-            "seconds",
-            "generation",
-            "reused",
-        ]
+        facts = ["status", "reason", "seconds", "generation", "reused"]
+        columns = [*self.space.names, *measures, *facts]
         index = pd.Index([e.number for e in self], name="number", dtype="int64")
         frame = pd.DataFrame(rows, columns=columns, index=index)
         return frame.astype({"generation": "Int64"})
-
-
-Verified = Mapping[str, Mapping[str, tuple[float, float]]]
-"""Second (value, standard error) by name of measure, by key of the subnet."""
 
 
 def with_verified(history: History, verified: Verified) -> History:
@@ -226,7 +217,7 @@ def with_verified(history: History, verified: Verified) -> History:
     return History(
         history.space,
         (
-            _replaced(evaluation, verified[evaluation.subnet.key])
+            _with_values(evaluation, verified[evaluation.subnet.key])
             if evaluation.subnet.key in verified and evaluation.ok
             else evaluation
             for evaluation in history
@@ -234,7 +225,8 @@ def with_verified(history: History, verified: Verified) -> History:
     )
 
 
-def _replaced(evaluation: Evaluation, pairs: Mapping[str, tuple[float, float]]) -> Evaluation:
+def _with_values(evaluation: Evaluation, pairs: Mapping[str, tuple[float, float]]) -> Evaluation:
+    """Return the evaluation with other values, (value, standard error) by name of measure."""
     return replace(
         evaluation,
         values={**evaluation.values, **{name: value for name, (value, _) in pairs.items()}},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures: what yields a number for a subnet, and whether that number is exact or expensive."""
+"""Measures, which yield a number for a subnet, exact or expensive."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class Measure:
             Values of equal fingerprint are reused between studies of one storage; None: never.
         on_reference: Called with the largest subnet of the search and its recorded value, where
             that was measured earlier, for measures that are relative to one another.
-        comparing: What is asked for at once is measured in turns and compares best, as of times.
+        comparing: Subnets that are measured in one call are measured in turns, as times are, and
+            so compare best with each other.
     """
 
     name: str
@@ -72,7 +73,7 @@ class Measure:
         """Return values (n,) and standard errors (n,; 0 where none was given) of index rows.
 
         Raises:
-            ObjectiveError: The function returned something else than n numbers or pairs.
+            ObjectiveError: The function returned something other than n numbers or pairs.
         """
         try:
             returned = self.fn(X if self.takes == "indices" else space.from_indices(X))
@@ -87,9 +88,9 @@ class Measure:
             return array, np.zeros(len(X))
         if array.shape == (len(X), 2):
             return array[:, 0], array[:, 1]
-        given = f"shape {array.shape}" if array.ndim else f"{returned!r:.60}"
+        shown = f"shape {array.shape}" if array.ndim else f"{returned!r:.60}"
         msg = (
-            f"Measure {self.name!r} was asked for {len(X)} subnets and returned {given}. "
+            f"Measure {self.name!r} was asked for {len(X)} subnets and returned {shown}. "
             "Return one number, or one pair (value, standard error), for each."
         )
         raise ObjectiveError(msg)
@@ -97,9 +98,9 @@ class Measure:
     def evaluate_each(
         self, space: SearchSpace, X: Indices
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], dict[int, Exception]]:
-        """Return values and errors of index rows, NaN where a subnet fails, and why by row.
+        """Return values and errors of index rows, NaN where a subnet fails, and exceptions by row.
 
-        One by one, unless the measure is `comparing` and none fails.
+        Subnets are measured one by one, unless the measure is `comparing` and none fails.
 
         Raises:
             ObjectiveError: As `evaluate` does.
@@ -179,24 +180,24 @@ def measure(
 
 
 def by_name(measures: Sequence[Measure | NetworkMeasure]) -> dict[str, Measure]:
-    """Return the measures by name, those that wait for a network left out.
+    """Return the measures by name, without those that need a network first.
 
     Raises:
         ObjectiveError: Not a measure, or two of one name.
     """
-    found: dict[str, Any] = {}
+    items: dict[str, Any] = {}
     for item in measures:
         if isinstance(item, type) or not isinstance(item, (Measure, NetworkMeasure)):
             msg = (
-                f"measures= holds {item!r}, which is no measure. "
+                f"measures= holds {item!r}, which is not a measure. "
                 "Decorate a function with @measure(name)."
             )
             raise ObjectiveError(msg)
-        if item.name in found:
+        if item.name in items:
             msg = (
                 f"measures= holds two measures of the name {item.name!r}. Give each its own name: "
                 f"name={item.name + '_2'!r}, say, and the objectives and constraints by it."
             )
             raise ObjectiveError(msg)
-        found[item.name] = item
-    return {name: item for name, item in found.items() if isinstance(item, Measure)}
+        items[item.name] = item
+    return {name: item for name, item in items.items() if isinstance(item, Measure)}

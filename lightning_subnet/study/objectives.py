@@ -124,10 +124,10 @@ class Constraint:
 
 
 def parse_objectives(objectives: Mapping[str, str]) -> tuple[Objective, ...]:
-    """Return the objectives of `{"val_acc": "max", "macs": "min"}`, in the given order.
+    """Return the objectives of `{"val_acc": "max", "macs": "min"}`, in that order.
 
     Raises:
-        ObjectiveError: None given, not a mapping, or another direction.
+        ObjectiveError: No objectives, not a mapping, or another direction.
     """
     if not isinstance(objectives, Mapping) or not objectives:
         msg = (
@@ -144,10 +144,12 @@ def parse_constraints(
     """Return the constraints of `{"macs": "<= 3e8", "val_acc": [">= 0.7", "<= 0.9"]}`.
 
     Raises:
-        ObjectiveError: Not a mapping, a text that is no bound, or contradictory bounds.
+        ObjectiveError: Not a mapping, a text that is not a bound, or contradictory bounds.
     """
     if not isinstance(constraints or {}, Mapping):
-        msg = f'constraints={constraints!r} is no mapping. Write constraints={{"macs": "<= 3e8"}}.'
+        msg = (
+            f'constraints={constraints!r} is not a mapping. Write constraints={{"macs": "<= 3e8"}}.'
+        )
         raise ObjectiveError(msg)
     parsed = tuple(
         Constraint.parse(name, text)

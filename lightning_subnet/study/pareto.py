@@ -21,6 +21,7 @@ _ROUNDING = 1e-9
 
 
 def _points(points: npt.ArrayLike, maximise: Maximise) -> npt.NDArray[np.float64]:
+    """Return points as a matrix (n, m), or raise `ObjectiveError`."""
     try:
         array = np.asarray(points, dtype=float)
     except (TypeError, ValueError):
@@ -46,7 +47,7 @@ def _places(array: npt.NDArray[np.float64], maximise: Maximise) -> npt.NDArray[n
 
 
 def nondominated(points: npt.ArrayLike, /, *, maximise: Maximise = False) -> npt.NDArray[np.bool_]:
-    """Return which points no other point dominates.
+    """Return a mask of the points that no other point dominates.
 
     Args:
         points: (n, m), one column an objective.
@@ -171,7 +172,7 @@ def hypervolumes(
 def attainment(
     runs: Sequence[npt.ArrayLike], /, levels: Sequence[float], *, maximise: Maximise = False
 ) -> list[npt.NDArray[np.float64]]:
-    """Return what a share of the runs has attained: empirical attainment surfaces.
+    """Return empirical attainment surfaces: the fronts that a share of the runs has attained.
 
     A run attains all that one of its points equals or dominates. The surface of level 0.5 bounds
     what at least half of the runs attain: it is the median front.
@@ -186,7 +187,7 @@ def attainment(
         fewer runs have points. Rows with a NaN attain nothing.
 
     Raises:
-        ObjectiveError: No runs, other than two objectives, or a level that is no such share.
+        ObjectiveError: No runs, other than two objectives, or a level that is not such a share.
 
     References:
         Grunert da Fonseca, Fonseca and Hall, Inferential performance assessment of stochastic
@@ -201,8 +202,8 @@ def attainment(
     arrays = [_points(points, maximise) for points in runs]
     sizes = {array.shape[1] for array in arrays}
     if sizes != {2}:
-        given = f"{max(sizes, key=lambda m: m != 2)}" if sizes else "no runs"  # noqa: PLR2004 - the other one
-        msg = f"Attainment surfaces are of runs in two objectives, not of {given}."
+        other = f"{max(sizes, key=lambda m: m != 2)}" if sizes else "no runs"  # noqa: PLR2004 - the other one
+        msg = f"Attainment surfaces are of runs in two objectives, not of {other}."
         raise ObjectiveError(msg)
     if wrong := [level for level in levels if not 0 < level <= 1]:
         msg = f"levels= are shares of the runs, above 0 and at most 1, not {wrong[0]!r}."
@@ -228,7 +229,7 @@ def attainment(
 
 
 def knee(points: npt.ArrayLike, /, *, maximise: Maximise = False) -> int:
-    """Return the row of the front where giving up one objective stops to buy much of another.
+    """Return the row of the front from which on giving up one objective gains little of another.
 
     With the front scaled to the unit box this is the point farthest from the plane through its
     extremes, on the side of the ideal point.

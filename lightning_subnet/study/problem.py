@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problem: what a strategy is told, and a history's scores, feasibility and front under it."""
+"""Problem: space, objectives and constraints, and a history's scores and front under them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Problem:
 
     Args:
         space: What may vary.
-        objectives: What to optimise, one or more.
-        constraints: What must hold; relative bounds refer to the largest subnet.
+        objectives: One or more.
+        constraints: Bounds that must hold; relative ones refer to the largest subnet.
         exact: Measures that are free of noise and cost, by name.
     """
 
@@ -71,7 +71,7 @@ class Problem:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """All measures that objectives and constraints speak of."""
+        """All measures of objectives and constraints."""
         return tuple(
             dict.fromkeys([o.name for o in self.objectives] + [c.name for c in self.constraints])
         )
@@ -156,11 +156,11 @@ class Problem:
         """
         columns = {name: history.column(name) for name in self.names}
         F = minimised(self.objectives, columns)
-        missed = violation(self.bounds(history), columns, len(history))
-        return F, np.where(np.isnan(F).any(axis=1), np.inf, missed)
+        violations = violation(self.bounds(history), columns, len(history))
+        return F, np.where(np.isnan(F).any(axis=1), np.inf, violations)
 
     def feasible(self, history: History) -> npt.NDArray[np.bool_]:
-        """Return which evaluations succeeded and satisfy every constraint, (n,)."""
+        """Return a mask (n,) of the evaluations that succeeded and satisfy every constraint."""
         return np.asarray(self.scores(history)[1] <= 0)
 
     def front(self, history: History) -> list[Evaluation]:
@@ -170,19 +170,19 @@ class Problem:
         """
         if not len(history):
             return []
-        F, missed = self.scores(history)
-        F = np.where((missed > 0)[:, None], np.nan, F)
+        F, violations = self.scores(history)
+        F = np.where((violations > 0)[:, None], np.nan, F)
         rows = np.flatnonzero(pareto.nondominated(F))
         return [history[int(i)] for i in rows[np.argsort(F[rows, 0], kind="stable")]]
 
 
 def check_part(space: SearchSpace, whole: SearchSpace, measures: Sequence[Measure] = ()) -> None:
-    """Raise `SearchError` if a given space is no part of the model's.
+    """Raise `SearchError` if a space is not a part of the model's.
 
     Args:
-        space: The given space.
+        space: The space to search.
         whole: The model's.
-        measures: What is computed. Those of value indices need a part in the model's own indices.
+        measures: Measures to compute. Those of value indices need a part in the model's indices.
     """
     try:
         for end in (space.smallest, space.largest):

@@ -230,7 +230,7 @@ class TrainerEvaluator(Evaluator):
             raise MeasurementError(msg)
         return metrics
 
-    def recorded(self, evaluation: Evaluation) -> None:
+    def on_evaluation(self, evaluation: Evaluation) -> None:
         """Log one row through the user's loggers, with the number of the evaluation as its step."""
         row = {**evaluation.values, "seconds": evaluation.seconds, "failed": not evaluation.ok}
         for logger in self._loggers:

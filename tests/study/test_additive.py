@@ -79,7 +79,7 @@ def test_no_terms_is_a_constant() -> None:
 def test_an_unknown_choice_and_a_table_of_another_shape() -> None:
     with pytest.raises(SpaceError) as caught:
         additive_measure("cost", SPACE, [TERMS[0], Term(("widht.1",), np.zeros(3))])
-    assert_clear(caught.value, "'widht.1' is no choice of the space", "'width.1'")
+    assert_clear(caught.value, "'widht.1' is not a choice of the space", "'width.1'")
     for table in (np.zeros((2, 3)), np.zeros(6), np.zeros((3, 2, 1))):
         with pytest.raises(SpaceError) as caught:
             additive_measure("cost", SPACE, [Term(("width.1", "kernel.1"), table)])
