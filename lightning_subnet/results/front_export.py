@@ -15,6 +15,7 @@ from lightning_subnet.export.formats import registry
 from lightning_subnet.export.formats.base import Format
 from lightning_subnet.results.plots import draw_front
 from lightning_subnet.results.record import SearchRecord
+from lightning_subnet.results.tables import choices_text
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.history import Evaluation
 
@@ -191,7 +192,7 @@ def _subnets(record: SearchRecord, entries: list[_Entry]) -> str:
         [
             entry.stem,
             *(_value(entry.evaluation, name) for name in names),
-            f"`{repr(entry.subnet)[7:-1]}`",
+            f"`{choices_text(entry.subnet)}`",
         ]
         for entry in entries
     ]
