@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 import math
-import numbers
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from lightning_subnet._checks import checked_int
 from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet.errors import (
     MeasurementError,
@@ -37,20 +37,27 @@ from lightning_subnet.study.problem import Problem
 from lightning_subnet.study.storage import Study
 
 _log = logging.getLogger(__name__)
-_FIRST = 5
+_FIRST = 5  # evaluations that all fail show that something else is wrong
+
+Pair = tuple[float, float]
+"""A value and its standard error."""
 
 
 class Session:
     """One search over one study.
 
     Args:
-        problem: What is searched.
-        strategy: Who proposes.
+        problem: Space, objectives, constraints and exact measures.
+        strategy: Proposes subnets.
         measures: The measures that are computed here, by name; all others are told.
-        study: Where generations and evaluations are committed.
+        study: The place where generations and evaluations are committed.
         budget: When to stop.
         seed: Generation g draws from `default_rng([seed, g])`.
         first: Subnets to measure before the strategy is asked, as generation 0.
+
+    Attributes:
+        history: The evaluations so far.
+        exhausted: Whether the strategy has found no subnet left to propose.
     """
 
     def __init__(
@@ -73,8 +80,8 @@ class Session:
         self.exhausted = False
         space = problem.space
         self._generation: dict[bytes, int] = {}
-        self._waiting: list[Subnet] = []
-        self._pending: dict[bytes, tuple[Subnet, float]] = {}
+        self._queue: list[Subnet] = []  # proposed, not handed out
+        self._pending: dict[bytes, tuple[Subnet, float]] = {}  # handed out, and when
         self.history = History(space, study.evaluations(space))
         generations = study.generations(space)
         if not generations and first:
@@ -88,7 +95,7 @@ class Session:
     # Handing out
 
     @property
-    def told_names(self) -> tuple[str, ...]:
+    def names_to_tell(self) -> tuple[str, ...]:
         """The measures that are not computed here."""
         return tuple(name for name in self.problem.names if name not in self.measures)
 
@@ -99,10 +106,10 @@ class Session:
 
     @property
     def room(self) -> float:
-        """How many more subnets may be handed out."""
+        """The number of subnets that may still be handed out."""
         if self.budget.seconds is not None:
-            used = sum(evaluation.seconds for evaluation in self.history)
-            if used >= self.budget.seconds:
+            seconds = sum(evaluation.seconds for evaluation in self.history)
+            if seconds >= self.budget.seconds:
                 return 0
         limit = math.inf if self.budget.evaluations is None else self.budget.evaluations
         return max(limit - self.spent - len(self._pending), 0)
@@ -112,24 +119,22 @@ class Session:
 
         They come from the open generation; when that is used up the strategy opens the next one.
         """
-        if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
-            msg = f"ask({n!r}): ask for a positive whole number of subnets."
-            raise SearchError(msg)
-        n = int(min(n, self.room))
+        hint = "ask(n) returns at most n subnets."
+        n = int(min(checked_int(n, "n", error=SearchError, hint=hint), self.room))
         if n < 1:
             return []
-        if not self._waiting and not self._propose():
+        if not self._queue and not self._propose():
             return []
-        served, self._waiting = self._waiting[:n], self._waiting[n:]
+        subnets, self._queue = self._queue[:n], self._queue[n:]
         now = time.perf_counter()
-        for subnet in served:
+        for subnet in subnets:
             self._pending[self._code(subnet)] = (subnet, now)
-        return served
+        return subnets
 
     def give_back(self, subnet: Subnet) -> None:
         """Put a subnet that was handed out, and not recorded, back in front: it is asked next."""
         if self._pending.pop(self._code(subnet), None) is not None:
-            self._waiting.insert(0, subnet)
+            self._queue.insert(0, subnet)
 
     def _propose(self) -> bool:
         """Open the next generation; return False if the space is exhausted."""
@@ -146,9 +151,9 @@ class Session:
             _log.info("%s The search ends.", end)
             self.exhausted = True
             return False
-        kept = checked_proposals(self.strategy, proposals, self.problem, self.history, pending)
-        self._open(self.study.add_generation(number, kept))
-        if not self._waiting:  # another process opened this generation, and has measured it all
+        subnets = checked_proposals(self.strategy, proposals, self.problem, self.history, pending)
+        self._open(self.study.add_generation(number, subnets))
+        if not self._queue:  # another process opened this generation, and has measured it all
             self.sync()
             return self._propose()
         return True
@@ -158,7 +163,7 @@ class Session:
             code = self._code(subnet)
             self._generation.setdefault(code, self._n_generations)
             if subnet not in self.history and code not in self._pending:
-                self._waiting.append(subnet)
+                self._queue.append(subnet)
         self._n_generations += 1
 
     def _code(self, subnet: Subnet) -> bytes:
@@ -169,19 +174,19 @@ class Session:
     def tell(self, subnet: Subnet | Mapping[str, Any], values: Mapping[str, Any]) -> Evaluation:
         """Record the told values of a subnet, and compute the measures that are computed here."""
         subnet = self._checked(subnet)
-        known = as_numbers(values)
-        if unknown := [name for name in known if name not in self.told_names]:
+        pairs = as_numbers(values)
+        if unknown := [name for name in pairs if name not in self.names_to_tell]:
             hint = (
                 "It is computed by the search: leave it out."
                 if unknown[0] in self.measures
-                else f"{did_you_mean(unknown[0], self.told_names)} "
-                f"Expected: {listed(self.told_names)}."
+                else f"{did_you_mean(unknown[0], self.names_to_tell)} "
+                f"Expected: {listed(self.names_to_tell)}."
             )
             msg = f"{unknown[0]!r} is not a measure to be told. {hint.strip()}"
             raise TellError(msg)
-        if missing := [name for name in self.told_names if name not in known]:
+        if missing := [name for name in self.names_to_tell if name not in pairs]:
             msg = (
-                f"The value of {missing[0]!r} is missing; {listed(known)} came. "
+                f"The value of {missing[0]!r} is missing; {listed(pairs)} came. "
                 "Tell every measure of the objectives and constraints at once, "
                 "or fail(subnet, reason)."
             )
@@ -189,7 +194,7 @@ class Session:
         fingerprints = self._fingerprints(None)
         return self._complete(
             subnet,
-            known,
+            pairs,
             seconds=self._since_asked(subnet),
             stored=self.study.storage.known_values(fingerprints, subnet),
             fingerprints=fingerprints,
@@ -206,9 +211,9 @@ class Session:
         """Measure a subnet with an evaluator, reusing stored values, and record it."""
         fingerprints = self._fingerprints(evaluator)
         stored = self.study.storage.known_values(fingerprints, subnet)
-        needed = [name for name in self.told_names if name not in stored]
+        needed = [name for name in self.names_to_tell if name not in stored]
         start = time.perf_counter()
-        values: dict[str, tuple[float, float]] = {}
+        pairs: dict[str, Pair] = {}
         if needed:
             if evaluator is None:
                 msg = (
@@ -225,18 +230,18 @@ class Session:
                     subnet, {}, reason=_reason(error), seconds=time.perf_counter() - start
                 )
             if missing := [name for name in needed if name not in measured]:
-                known = [*measured, *evaluator.built_in]
+                hint = did_you_mean(missing[0], [*measured, *evaluator.built_in])
                 also = f" Built in: {listed(evaluator.built_in)}." if evaluator.built_in else ""
                 msg = (
-                    f"There is no {missing[0]!r}.{did_you_mean(missing[0], known)} "
+                    f"There is no {missing[0]!r}.{hint} "
                     f"Measured or logged: {listed(measured)}.{also}"
                 )
                 raise MeasurementError(msg)
-            values = as_numbers({k: v for k, v in measured.items() if k not in self.measures})
-        reused = {name: stored[name] for name in self.told_names if name in stored}
+            pairs = as_numbers({k: v for k, v in measured.items() if k not in self.measures})
+        pairs |= {name: stored[name] for name in self.names_to_tell if name in stored}
         return self._complete(
             subnet,
-            {**values, **reused},
+            pairs,
             seconds=time.perf_counter() - start if needed else 0.0,
             stored=stored,
             fingerprints=fingerprints,
@@ -244,7 +249,7 @@ class Session:
 
     @property
     def only_failures(self) -> bool:
-        """Whether the first evaluations have all failed, so that something else is wrong."""
+        """Whether there are a few evaluations, and all of them have failed."""
         most = self.budget.evaluations or _FIRST
         return len(self.history) >= min(_FIRST, most) and not self.history.ok.any()
 
@@ -254,22 +259,23 @@ class Session:
         self.study.forget()
         msg = (
             f"The first {len(failed)} evaluations all failed, the last with: {failed[-1].reason}\n"
-            "Nothing was recorded: mend the cause and search again under the same name."
+            "Nothing was recorded: remove the cause and search again under the same name."
         )
         raise SearchError(msg)
 
     def _fingerprints(self, evaluator: Evaluator | None) -> dict[str, str]:
-        own = {name: m.fingerprint for name, m in self.measures.items() if not m.exact}
-        told = {name: evaluator.fingerprint(name) for name in self.told_names} if evaluator else {}
-        return {name: print_ for name, print_ in {**told, **own}.items() if print_ is not None}
+        """Return the fingerprints of all measures that have one and are not exact."""
+        prints = {name: evaluator.fingerprint(name) for name in self.names_to_tell if evaluator}
+        prints |= {name: m.fingerprint for name, m in self.measures.items() if not m.exact}
+        return {name: print_ for name, print_ in prints.items() if print_ is not None}
 
     def _checked(self, subnet: Subnet | Mapping[str, Any]) -> Subnet:
-        """Return the told subnet as a member of the space that has no evaluation yet."""
+        """Return a subnet as a member of the space, or raise if it has an evaluation already."""
         space = self.problem.space
         subnet = space.from_indices(space.indices([space.subnet(subnet)]))[0]
-        if (known := self.history.get(subnet)) is not None:
+        if (evaluation := self.history.get(subnet)) is not None:
             msg = (
-                f"{subnet} was told already, as evaluation {known.number}. "
+                f"{subnet} was told already, as evaluation {evaluation.number}. "
                 "The first values stay; a subnet is measured once."
             )
             raise TellError(msg)
@@ -282,65 +288,71 @@ class Session:
     def _complete(
         self,
         subnet: Subnet,
-        known: Mapping[str, tuple[float, float]],
+        pairs: Mapping[str, Pair],
         *,
         seconds: float,
-        stored: Mapping[str, tuple[float, float]] | None = None,
-        fingerprints: Mapping[str, str] | None = None,
+        stored: Mapping[str, Pair],
+        fingerprints: Mapping[str, str],
     ) -> Evaluation:
-        """Compute the measures that are computed here, and record the evaluation."""
-        values = dict(known)
-        stored = stored or {}
+        """Compute the measures that are computed here, and record the evaluation.
+
+        Args:
+            subnet: The subnet.
+            pairs: Its values of the other measures, by name.
+            seconds: The time that these have taken.
+            stored: Values of equal fingerprint, by name, which are not computed again.
+            fingerprints: Those under which new values are kept, by name.
+        """
+        pairs = dict(pairs)
         X = self.problem.space.indices([subnet])
         start = time.perf_counter()
         reasons = []
         for name, measure in self.measures.items():
             if name in stored and not measure.exact:
-                values[name] = stored[name]
+                pairs[name] = stored[name]
                 continue
             try:
-                computed, errors = measure.evaluate(self.problem.space, X)
-                values[name] = (float(computed[0]), float(errors[0]))
+                values, errors = measure.evaluate(self.problem.space, X)
+                pairs[name] = (float(values[0]), float(errors[0]))
             except (ObjectiveError, MeasurementError):
                 raise
             except Exception as error:
                 reasons.append(f"{name}: {_reason(error)}")
         seconds += time.perf_counter() - start
-        wanted = {*self.problem.names, *self.measures}
-        for name in [name for name, (value, _) in values.items() if not math.isfinite(value)]:
-            value, _ = values.pop(name)
-            if name in wanted:
+        names = {*self.problem.names, *self.measures}
+        for name in [name for name, (value, _) in pairs.items() if not math.isfinite(value)]:
+            value, _ = pairs.pop(name)
+            if name in names:  # what else an evaluator returns may be anything
                 reasons.append(f"{name} is {value}")
         return self._record(
             subnet,
-            values,
+            pairs,
             reason="; ".join(reasons),
             seconds=seconds,
-            reused=tuple(name for name in stored if name in wanted),
+            reused=tuple(name for name in stored if name in names),
             fingerprints=fingerprints,
         )
 
     def _record(
         self,
         subnet: Subnet,
-        values: Mapping[str, tuple[float, float]],
+        pairs: Mapping[str, Pair],
         *,
         reason: str,
         seconds: float,
         reused: tuple[str, ...] = (),
         fingerprints: Mapping[str, str] | None = None,
     ) -> Evaluation:
-        code = self._code(subnet)
         evaluation = self.study.add_evaluation(
             Evaluation(
                 number=len(self.history),
                 subnet=subnet,
-                values={name: value for name, (value, _) in values.items()},
-                errors={name: error for name, (_, error) in values.items() if 0 < error < math.inf},
+                values={name: value for name, (value, _) in pairs.items()},
+                errors={name: error for name, (_, error) in pairs.items() if 0 < error < math.inf},
                 status="failed" if reason else "ok",
                 reason=reason,
                 seconds=seconds,
-                generation=self._generation.get(code),
+                generation=self._generation.get(self._code(subnet)),
                 reused=reused,
             ),
             fingerprints,
@@ -352,7 +364,7 @@ class Session:
         return evaluation
 
     def _tell_reference(self, evaluation: Evaluation) -> None:
-        """Tell measures what was measured of the largest subnet, elsewhere or earlier."""
+        """Tell measures the value of the largest subnet that was measured elsewhere or earlier."""
         for name, measure in self.measures.items():
             if measure.on_reference is not None and name in evaluation.values:
                 measure.on_reference(evaluation.subnet, evaluation.values[name])
@@ -362,11 +374,11 @@ class Session:
         if evaluation.reused and evaluation.subnet == self.problem.space.largest:
             self._tell_reference(evaluation)
         self._pending.pop(self._code(evaluation.subnet), None)
-        if evaluation.subnet in self._waiting:
-            self._waiting.remove(evaluation.subnet)
+        if evaluation.subnet in self._queue:
+            self._queue.remove(evaluation.subnet)
 
     def sync(self) -> None:
-        """Take in what was written to the study elsewhere."""
+        """Add the evaluations that other processes have written to the study."""
         for item in self.study.evaluations(self.problem.space, start=len(self.history)):
             self._take(item)
 

@@ -163,7 +163,7 @@ def test_ask_takes_a_positive_whole_number(n: Any) -> None:
     session = session_of()
     with pytest.raises(SearchError) as caught:
         session.ask(n)
-    assert_clear(caught.value, f"ask({n!r})", "positive whole number")
+    assert_clear(caught.value, f"n={n!r}", "whole number from 1", "ask(n)")
     assert len(session.ask(np.int64(2))) == 2
 
 
@@ -220,7 +220,8 @@ def test_a_budget_of_seconds_ends_a_search() -> None:
 def test_a_budget_that_buys_nothing_is_refused(given: Any) -> None:
     with pytest.raises(SearchError) as caught:
         Budget.of(given)
-    assert_clear(caught.value, f"evaluations={given!r}", "positive whole number", "budget=250")
+    why = "buys nothing" if given is None else "whole number from 1"
+    assert_clear(caught.value, f"evaluations={given!r}", why, "budget=250")
 
 
 @pytest.mark.parametrize(
@@ -420,7 +421,7 @@ def expensive(returns: Any, fingerprint: str | None = None) -> tuple[Measure, li
 def test_an_expensive_measure_is_computed_at_tell() -> None:
     f1, calls = expensive((2.5, 0.5))
     session = session_of(measures=[cost, f1])
-    assert session.told_names == ("f0",)
+    assert session.names_to_tell == ("f0",)
     subnet = session.ask(1)[0]
     evaluation = session.tell(subnet, {"f0": 1.0})
     assert evaluation.values == {"f0": 1.0, "cost": 1.0, "f1": 2.5}
