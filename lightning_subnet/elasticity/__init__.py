@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Elasticity: what a network must offer to be searched."""
+"""Elasticity: the protocol of a super-network, and layers to make one of."""
 
 import lazy_loader
 

@@ -2,7 +2,11 @@
 """Public names of lightning_subnet.elasticity; the one list of them."""
 
 from .attention import (
+    ElasticEmbedding as ElasticEmbedding,
     ElasticLayerNorm as ElasticLayerNorm,
+    ElasticMultiheadAttention as ElasticMultiheadAttention,
+    KeyValueCache as KeyValueCache,
+    MultiheadAttention as MultiheadAttention,
 )
 from .batchnorm import (
     recalibrate as recalibrate,
@@ -16,9 +20,12 @@ from .extraction import (
 from .layers import (
     ElasticBatchNorm2d as ElasticBatchNorm2d,
     ElasticConv2d as ElasticConv2d,
+    ElasticLayer as ElasticLayer,
     ElasticLinear as ElasticLinear,
+    ElasticSequential as ElasticSequential,
 )
 from .protocol import (
+    Elastic as Elastic,
     SubnetMixin as SubnetMixin,
     activated as activated,
     elastic as elastic,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Elastic layers of Transformers: embeddings, layer normalisation, multi-head attention.
 
-As in `layers`, what is in force are the first rows and columns of each weight, used as views.
+As in `layers`, the first rows and columns of each weight are in force, used as views.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_subnet.elasticity.layers import ElasticLayer, ElasticLinear, _at_most, _filled
+from lightning_subnet.elasticity.layers import ElasticLayer, ElasticLinear, at_most, fill
 from lightning_subnet.errors import ElasticityError, InvalidSubnetError, SpaceError
 
 
@@ -41,7 +41,7 @@ class ElasticEmbedding(ElasticLayer, nn.Embedding):
     @property
     def active_weight(self) -> torch.Tensor:
         """The vectors in force, (num_embeddings, active_out): a view."""
-        return self.weight[:, : _at_most("active_out", self.active_out, self.embedding_dim)]
+        return self.weight[:, : at_most("active_out", self.active_out, self.embedding_dim)]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Look up; tokens (...) to (..., active_out)."""
@@ -52,7 +52,7 @@ class ElasticEmbedding(ElasticLayer, nn.Embedding):
         layer = nn.Embedding(
             self.num_embeddings, self.active_out, padding_idx=self.padding_idx, device="meta"
         )
-        return _filled(layer, weight=self.active_weight)
+        return fill(layer, weight=self.active_weight)
 
 
 class ElasticLayerNorm(ElasticLayer, nn.LayerNorm):
@@ -76,22 +76,31 @@ class ElasticLayerNorm(ElasticLayer, nn.LayerNorm):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalise; (..., c) to the same."""
-        c = _at_most("input channels", input.shape[-1], self.normalized_shape[0])
+        c = at_most("input channels", input.shape[-1], self.normalized_shape[0])
         return F.layer_norm(input, (c,), self.weight[:c], self.bias[:c], self.eps)
 
     def plain(self, n_in: int) -> nn.LayerNorm:
         """Return an `nn.LayerNorm` with a copy of the part in force."""
-        _at_most("input channels", n_in, self.normalized_shape[0])
+        at_most("input channels", n_in, self.normalized_shape[0])
         layer = nn.LayerNorm(n_in, eps=self.eps, device="meta")
-        return _filled(layer, weight=self.weight[:n_in], bias=self.bias[:n_in])
+        return fill(layer, weight=self.weight[:n_in], bias=self.bias[:n_in])
 
 
 class KeyValueCache:
-    """The keys and values that one attention layer has seen, so that decoding computes them once.
+    """The keys and values of the positions so far, so that decoding computes each of them once.
+
+    One attention layer has one cache.
 
     Attributes:
         keys: (n, key and value heads, positions, head dimension), or None while it is empty.
         values: The same shape.
+
+    Example:
+        >>> attention, cache = MultiheadAttention(8, 2), KeyValueCache()
+        >>> for token in torch.randn(5, 1, 1, 8):
+        ...     y = attention(token, causal=True, cache=cache)
+        >>> y.shape, len(cache)
+        (torch.Size([1, 1, 8]), 5)
     """
 
     def __init__(self) -> None:
@@ -103,7 +112,7 @@ class KeyValueCache:
         return 0 if self.keys is None else self.keys.shape[2]
 
     def extend(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append positions; return all keys and values."""
+        """Append positions, each argument (n, heads, positions, head dimension); return all."""
         if self.keys is not None and self.values is not None:
             keys = torch.cat([self.keys, keys], dim=2)
             values = torch.cat([self.values, values], dim=2)
@@ -111,7 +120,7 @@ class KeyValueCache:
         return keys, values
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Keep these rows of the batch, in this order: what a beam search goes on with."""
+        """Keep these rows of the batch, in this order, as a beam search goes on with them."""
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[rows], self.values[rows]
 
@@ -220,8 +229,8 @@ class MultiheadAttention(nn.Module):
         square = causal and n_new > 1 and n_new == n_keys and key_padding_mask is None
         mask = None
         if causal and n_new > 1 and not square:
-            seen = torch.ones(n_new, n_keys, dtype=torch.bool, device=q.device)
-            mask = seen.tril(n_keys - n_new)
+            ones = torch.ones(n_new, n_keys, dtype=torch.bool, device=q.device)
+            mask = ones.tril(n_keys - n_new)
         if key_padding_mask is not None:
             _check_mask(key_padding_mask, query.shape[0], n_keys)
             real = ~key_padding_mask[:, None, None, :]
@@ -231,8 +240,8 @@ class MultiheadAttention(nn.Module):
             v = v.repeat_interleave(self.n_heads // self.n_kv_heads, 1)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=square)
-        attended: torch.Tensor = self.out(y.transpose(1, 2).flatten(2))
-        return attended
+        output: torch.Tensor = self.out(y.transpose(1, 2).flatten(2))
+        return output
 
     @staticmethod
     def _split(x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -316,7 +325,7 @@ class ElasticMultiheadAttention(MultiheadAttention):
         qkv: int | None = None,
         bias: bool = True,
     ) -> None:
-        """Put sizes in force; what is not named is at its most.
+        """Put sizes in force; those that are not named are at their most.
 
         Args:
             dim: Output channels.
@@ -327,16 +336,16 @@ class ElasticMultiheadAttention(MultiheadAttention):
 
         Raises:
             InvalidSubnetError: More than the layer was built with, or heads that do not divide;
-                nothing changes then.
+                nothing is changed then.
         """
-        dim = _at_most("dim", self.out.out_features if dim is None else dim, self.out.out_features)
+        dim = at_most("dim", self.out.out_features if dim is None else dim, self.out.out_features)
         heads = self.n_heads if heads is None else heads
         kv_heads = heads if kv_heads is None else kv_heads
         qkv = min(dim, self.q.out_features) if qkv is None else qkv
-        qkv = _at_most("qkv", qkv, self.q.out_features)
+        qkv = at_most("qkv", qkv, self.q.out_features)
         _check_heads(qkv, heads, kv_heads, InvalidSubnetError)
         kv = kv_heads * (qkv // heads)
-        kv = _at_most("channels of keys and values", kv, self.k.out_features)
+        kv = at_most("channels of keys and values", kv, self.k.out_features)
         for layer, width in ((self.q, qkv), (self.k, kv), (self.v, kv), (self.out, dim)):
             layer.active_out = width
             layer.active_bias = bias
@@ -386,11 +395,12 @@ def length_of(x: torch.Tensor, dim: int) -> int:
     if not torch._C._is_tracing():
         return x.shape[dim]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it keeps it
+        warnings.simplefilter("ignore")  # tracing warns that it keeps it
         return int(x.shape[dim])
 
 
 def _check_mask(mask: torch.Tensor, n: int, n_keys: int) -> None:
+    """Refuse a mask of another type or shape."""
     if torch._C._is_tracing():
         return
     if mask.dtype != torch.bool or mask.shape != (n, n_keys):

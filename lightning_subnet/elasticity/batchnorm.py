@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
+from lightning_subnet._checks import checked_int
 from lightning_subnet._torch.contexts import evaluating
 from lightning_subnet.errors import MeasurementError
 
@@ -26,7 +27,7 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
 
 
 def _trained(module: nn.Module) -> list[_BatchNorm]:
-    """Return the layers that training would touch, which a `train()` of its own may freeze."""
+    """Return those that training would touch; the module's own `train()` may freeze others."""
     module.train()
     layers = [layer for layer in batch_norms(module) if layer.training]
     module.eval()
@@ -55,7 +56,7 @@ def recalibrate(
 
     Statistics of a super-network belong to whichever subnets ran last; without this a subnet is
     measured far below its worth. Only BatchNorm layers are in training mode meanwhile (dropout
-    stays off); statistics are written in place; flags and momenta come back. Layers that the
+    stays off); statistics are written in place; flags and momenta are restored. Layers that the
     module's own `train()` keeps in eval mode (frozen ones), and those that do not run, keep theirs.
 
     Args:
@@ -69,7 +70,7 @@ def recalibrate(
         How many samples were used; 0 if the network has no BatchNorm.
 
     Raises:
-        MeasurementError: No batches, or `max_images` is not positive.
+        MeasurementError: No batches, or `max_images` is not a whole number from 1.
 
     References:
         Yu and Huang, Universally Slimmable Networks, ICCV 2019, section 3.3 (post-statistics of
@@ -82,10 +83,10 @@ def recalibrate(
         >>> net.running_mean
         tensor([3., 3.])
     """
-    if max_images < 1:
-        msg = f"max_images={max_images} must be positive: 256 to 2000 are usual."
-        raise MeasurementError(msg)
-    run, used = forward or module, 0
+    max_images = checked_int(
+        max_images, "max_images", error=MeasurementError, hint="256 to 2000 are usual."
+    )
+    run, n_used = forward or module, 0
     with evaluating(module), torch.no_grad():
         layers = _trained(module)
         if not layers:
@@ -98,11 +99,11 @@ def recalibrate(
                 layer.momentum = None  # the plain average of all batches
                 layer.train()
             for batch in batches:
-                # What is no tensor stays whole: its parts may not be samples (a graph, a list).
-                part = batch[: max_images - used] if isinstance(batch, torch.Tensor) else batch
+                # Structures stay whole: their parts may not be samples (a graph, a list).
+                part = batch[: max_images - n_used] if isinstance(batch, torch.Tensor) else batch
                 run(part)
-                used += n_samples(part)
-                if used >= max_images:
+                n_used += n_samples(part)
+                if n_used >= max_images:
                     break
         finally:
             for layer, momentum, values in zip(layers, momenta, before, strict=True):
@@ -110,10 +111,10 @@ def recalibrate(
                 if layer.num_batches_tracked == 0:  # it did not run
                     for buffer, value in zip(layer.buffers(), values, strict=True):
                         buffer.copy_(value)
-    if not used:
+    if not n_used:
         msg = "There are no batches to recalibrate BatchNorm with. Give inputs of training data."
         raise MeasurementError(msg)
-    return used
+    return n_used
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proof that choices are wired: changing one of them changes what the network does or costs."""
+"""Proof that choices are wired: changing one of them changes the network's outputs or its cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DRAWS = 200
 
 
 def check_elastic(module: nn.Module, example_input: Any, *, seed: int = 0) -> None:
-    """Prove that every value of every choice is another network, or say which choice is dead.
+    """Prove that every value of every choice is another network; an error names dead choices.
 
     For each choice two subnets that differ in nothing else are run on the same input: they must
     give other outputs, or cost other MACs. It is also checked that a subnet gives the same outputs
@@ -32,12 +32,12 @@ def check_elastic(module: nn.Module, example_input: Any, *, seed: int = 0) -> No
     Args:
         module: A super-network, or a module with one elastic descendant.
         example_input: A tensor, or a tuple of arguments of `forward`. Take real data or noise:
-            zeros hide what is multiplied with them.
+            zeros hide weights that they are multiplied with.
         seed: The seed of the subnets that are compared.
 
     Raises:
         ElasticityError: A choice or a value changes nothing, a subnet cannot be put in force or
-            run, or its outputs depend on what was in force before.
+            run, or its outputs depend on the subnet that was in force before.
 
     Example:
         >>> from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3
@@ -48,13 +48,13 @@ def check_elastic(module: nn.Module, example_input: Any, *, seed: int = 0) -> No
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     with random_state(seed), activated(module, space.largest), evaluating(module):
         before = _outputs(module, part, space.largest, inputs)
-        dead = [
+        problems = [
             message
             for name in space.names
             for message in _check_choice(module, part, space, name, inputs, seed)
         ]
-        if dead:
-            raise ElasticityError("\n".join(dead[:3]))
+        if problems:
+            raise ElasticityError("\n".join(problems[:3]))
         if not _same(before, _outputs(module, part, space.largest, inputs)):
             msg = (
                 "The largest subnet gives other outputs after others were in force. "
@@ -66,9 +66,9 @@ def check_elastic(module: nn.Module, example_input: Any, *, seed: int = 0) -> No
 def _check_choice(
     module: nn.Module, part: Elastic, space: SearchSpace, name: str, inputs: Any, seed: int
 ) -> list[str]:
-    """Return what is wrong with one choice."""
+    """Return messages about one choice, none if it is wired."""
     family = _family(space, name, seed)
-    if len(family) < 2:  # noqa: PLR2004 - a fixed choice, or one that the conditions never allow
+    if len(family) < 2:  # noqa: PLR2004 - a fixed choice, or one that never exists
         return []
     outputs = [_outputs(module, part, subnet, inputs) for _, subnet in family]
     equal = []
@@ -114,7 +114,7 @@ def _outputs(module: nn.Module, part: Elastic, subnet: Subnet, inputs: Any) -> l
     except Exception as error:
         msg = (
             f"{subnet} cannot be put in force or run: {type(error).__name__}: {error}. "
-            "Every subnet of the space must run: mend activate(), or forbid it by a condition."
+            "Every subnet of the space must run: mend activate(), or exclude it by when=."
         )
         raise ElasticityError(msg) from error
 
@@ -131,4 +131,4 @@ def _macs(module: nn.Module, part: Elastic, subnet: Subnet, inputs: Any) -> int:
     try:
         return count_macs(module, inputs)
     except MeasurementError:
-        return 0  # nothing that is counted, so outputs alone tell
+        return 0  # nothing in it is counted, so outputs alone decide

@@ -27,11 +27,11 @@ def extract(module: nn.Module, subnet: Subnet) -> nn.Module:
 
     Args:
         module: A super-network, or a module with one elastic descendant, which is then extracted.
-        subnet: What to extract.
+        subnet: The subnet.
 
     Returns:
-        The module, in eval mode, with a copy of the weights; `sliced` tells whether it is only the
-        subnet.
+        The module, in eval mode, with a copy of the weights; its attribute `sliced` is True if it
+        is the subnet only.
 
     Example:
         >>> from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3
@@ -41,9 +41,9 @@ def extract(module: nn.Module, subnet: Subnet) -> nn.Module:
         (True, torch.Size([1, 10]))
     """
     part = elastic_part(module)
-    own = getattr(part, "extract", None)
-    if callable(own):
-        plain: nn.Module = own(subnet)
+    hook = getattr(part, "extract", None)
+    if callable(hook):
+        plain: nn.Module = hook(subnet)
         plain.sliced = True  # type: ignore[assignment] # a mark
         return plain.eval()
     with activated(module, subnet):
@@ -52,7 +52,7 @@ def extract(module: nn.Module, subnet: Subnet) -> nn.Module:
     for parameter in frozen.parameters():
         parameter.requires_grad_(False)
     copied: Any = frozen
-    copied.activate(subnet)  # what it keeps of weights is of its own
+    copied.activate(subnet)  # slices that it keeps are then of its own weights
     frozen.sliced = False  # type: ignore[assignment] # a mark
     return frozen.eval()
 
@@ -62,8 +62,9 @@ def detached_copy(module: Any, memo: dict[int, Any]) -> Any:
 
     Args:
         module: A network or a LightningModule.
-        memo: What stands in the place of other objects, by their id.
+        memo: Objects that stand in the place of others, by the id of those.
     """
+    # Lightning's `trainer` raises where there is none, so its private attribute is asked.
     owners = [child for child in module.modules() if getattr(child, "_trainer", None) is not None]
     trainers = {id(child._trainer): None for child in owners}
     return copy.deepcopy(module, {**trainers, **_of_a_graph(module), **memo})
@@ -71,7 +72,7 @@ def detached_copy(module: Any, memo: dict[int, Any]) -> Any:
 
 def _of_a_graph(part: Any) -> dict[int, Any]:
     """Return copies of tensors that torch does not copy: slices of weights that modules keep."""
-    kept = (
+    slices = (
         tensor
         for child in part.modules()
         for name, value in vars(child).items()
@@ -79,7 +80,7 @@ def _of_a_graph(part: Any) -> dict[int, Any]:
         for tensor in tree_leaves(value)
         if isinstance(tensor, torch.Tensor) and not tensor.is_leaf
     )
-    return {id(tensor): tensor.detach().clone() for tensor in kept}
+    return {id(tensor): tensor.detach().clone() for tensor in slices}
 
 
 def plain_state(module: nn.Module, *inputs: Any) -> dict[str, torch.Tensor]:
@@ -87,7 +88,7 @@ def plain_state(module: nn.Module, *inputs: Any) -> dict[str, torch.Tensor]:
 
     Args:
         module: A network of elastic and ordinary layers.
-        *inputs: An input of `forward`; one pass tells how many channels each layer gets.
+        *inputs: An input of `forward`; one pass shows how many channels each layer gets.
 
     Raises:
         MeasurementError: A layer is used twice with different numbers of channels.
@@ -98,7 +99,7 @@ def plain_state(module: nn.Module, *inputs: Any) -> dict[str, torch.Tensor]:
         x = args[0]
         last = isinstance(layer, nn.Linear | nn.LayerNorm)
         width = x.shape[-1] if last else x.shape[1]
-        if isinstance(layer, nn.Embedding):  # what it looks up has no channels
+        if isinstance(layer, nn.Embedding):  # tokens have no channels
             width = 1
         if widths.setdefault(layer, width) != width:
             msg = f"{type(layer).__name__} is used with {widths[layer]} and with {width} channels."
@@ -116,7 +117,7 @@ def plain_state(module: nn.Module, *inputs: Any) -> dict[str, torch.Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    resting = [
+    inactive = [
         f"{name}.{i}."
         for name, layer in module.named_modules()
         if isinstance(layer, ElasticSequential)
@@ -125,7 +126,7 @@ def plain_state(module: nn.Module, *inputs: Any) -> dict[str, torch.Tensor]:
     state = {
         key: value.detach().clone()
         for key, value in module.state_dict().items()
-        if not key.startswith(tuple(resting))
+        if not key.startswith(tuple(inactive))
         and not any(key.startswith(f"{name}.") for name in leaves)
     }
     for name, layer in leaves.items():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Elastic layers: a weight's first channels, its inner kernel, the first modules of a sequence.
+"""Elastic layers of CNNs: a weight's first channels, its inner kernel, the first of a sequence.
 
 A layer takes as many input channels as its input has, and gives `active_out` of its own. Weights
-are used as views; nothing is copied, so gradients of what is not in force are exactly zero. `plain`
-returns an ordinary torch layer with a copy of what is in force.
+are used as views; nothing is copied, so gradients of the other parts are exactly zero. `plain`
+returns an ordinary torch layer with a copy of the part in force.
 """
 
 from __future__ import annotations
@@ -22,22 +22,30 @@ _M = TypeVar("_M", bound=nn.Module)
 
 
 class ElasticLayer(nn.Module):
-    """What elastic layers have in common: a plain form of the part in force."""
+    """Base of elastic layers, those of your own too: each has a plain form of the part in force.
+
+    Example:
+        >>> class ElasticScale(ElasticLayer):
+        ...     def __init__(self, dim):
+        ...         super().__init__()
+        ...         self.scale = nn.Parameter(torch.ones(dim))
+        ...     def forward(self, input):
+        ...         return input * self.scale[: input.shape[-1]]
+        ...     def plain(self, n_in):
+        ...         return fill(ElasticScale(n_in), scale=self.scale[:n_in])
+        >>> layer = ElasticScale(8)
+        >>> layer(torch.zeros(2, 4)).shape, layer.plain(4).scale.shape
+        (torch.Size([2, 4]), torch.Size([4]))
+    """
 
     def plain(self, n_in: int) -> nn.Module:
         """Return an ordinary torch layer with a copy of the weights in force.
 
         Args:
-            n_in: The number of input channels it will get.
+            n_in: The number of input channels that it will get.
         """
-        raise TypeError(f"{type(self).__name__} has no plain form")  # pragma: no cover - overridden
-
-
-def _at_most(name: str, value: int, limit: int) -> int:
-    if not 1 <= value <= limit:
-        msg = f"{name}={value} is not in 1..{limit}, what this layer was built with."
-        raise InvalidSubnetError(msg)
-    return value
+        msg = f"{type(self).__name__} does not have a plain form"
+        raise TypeError(msg)  # pragma: no cover - overridden
 
 
 class ElasticLinear(ElasticLayer, nn.Linear):
@@ -62,21 +70,22 @@ class ElasticLinear(ElasticLayer, nn.Linear):
         self.active_out = out_features
         self.active_bias = bias
 
-    def _sliced(self, n_in: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        out = _at_most("active_out", self.active_out, self.out_features)
-        n_in = _at_most("input features", n_in, self.in_features)
-        rests = self.bias is None or not self.active_bias
-        return self.weight[:out, :n_in], None if rests else self.bias[:out]
+    def active_weights(self, n_in: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the weight (active_out, n_in) and the bias (active_out,) in force, as views."""
+        out = at_most("active_out", self.active_out, self.out_features)
+        n_in = at_most("input features", n_in, self.in_features)
+        biased = self.bias is not None and self.active_bias
+        return self.weight[:out, :n_in], self.bias[:out] if biased else None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Apply the part in force; (..., n_in) to (..., active_out)."""
-        return F.linear(input, *self._sliced(input.shape[-1]))
+        return F.linear(input, *self.active_weights(input.shape[-1]))
 
     def plain(self, n_in: int) -> nn.Linear:
         """Return an `nn.Linear` with a copy of the part in force."""
-        weight, bias = self._sliced(n_in)
+        weight, bias = self.active_weights(n_in)
         layer = nn.Linear(n_in, len(weight), bias=bias is not None, device="meta")
-        return _filled(layer, weight=weight, bias=bias)
+        return fill(layer, weight=weight, bias=bias)
 
 
 class ElasticConv2d(ElasticLayer, nn.Conv2d):
@@ -159,31 +168,34 @@ class ElasticConv2d(ElasticLayer, nn.Conv2d):
                 weight = torch.unflatten(F.linear(weight.flatten(-2), matrix), -1, (size, size))
         return weight
 
-    def _sliced(self, n_in: int) -> tuple[torch.Tensor, torch.Tensor | None, int]:
-        """Return weight, bias and groups in force for so many input channels."""
-        _at_most("input channels", n_in, self.in_channels)
+    def active_weights(self, n_in: int) -> tuple[torch.Tensor, torch.Tensor | None, int]:
+        """Return weight, bias and groups in force for so many input channels.
+
+        The weight (out, n_in / groups, kernel, kernel) is a view, unless its kernel is transformed.
+        """
+        at_most("input channels", n_in, self.in_channels)
         if self.groups == 1:
             out, per_group, groups = self.active_out, n_in, 1
         else:
             groups = n_in // self.unit_in
             if groups * self.unit_in != n_in:
-                msg = f"{n_in} input channels are no whole groups of {self.unit_in}."
+                msg = f"{n_in} input channels are not whole groups of {self.unit_in}."
                 raise InvalidSubnetError(msg)
             out, per_group = groups * (self.out_channels // self.groups), self.unit_in
-        _at_most("active_out", out, self.out_channels)
+        at_most("active_out", out, self.out_channels)
         weight = self._kernel(self.weight[:out, :per_group])
         return weight, None if self.bias is None else self.bias[:out], groups
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Apply the part in force; (n, n_in, h, w) to (n, out, h', w')."""
-        weight, bias, groups = self._sliced(input.shape[1])
+        weight, bias, groups = self.active_weights(input.shape[1])
         padding = self.active_kernel // 2
         return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, groups)
 
     def plain(self, n_in: int) -> nn.Conv2d:
         """Return an `nn.Conv2d` with a copy of the part in force."""
         with torch.no_grad():
-            weight, bias, groups = self._sliced(n_in)
+            weight, bias, groups = self.active_weights(n_in)
         layer = nn.Conv2d(
             n_in,
             len(weight),
@@ -194,7 +206,7 @@ class ElasticConv2d(ElasticLayer, nn.Conv2d):
             bias=bias is not None,
             device="meta",
         )
-        layer = _filled(layer, weight=weight, bias=bias)
+        layer = fill(layer, weight=weight, bias=bias)
         layer.weight.requires_grad_(self.weight.requires_grad)  # a transformed kernel has no flag
         return layer
 
@@ -220,7 +232,7 @@ class ElasticBatchNorm2d(ElasticLayer, nn.BatchNorm2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalise; (n, c, h, w) to the same."""
-        c = _at_most("input channels", input.shape[1], self.num_features)
+        c = at_most("input channels", input.shape[1], self.num_features)
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -243,11 +255,11 @@ class ElasticBatchNorm2d(ElasticLayer, nn.BatchNorm2d):
 
     def plain(self, n_in: int) -> nn.BatchNorm2d:
         """Return an `nn.BatchNorm2d` with a copy of the part in force."""
-        _at_most("input channels", n_in, self.num_features)
+        at_most("input channels", n_in, self.num_features)
         layer = nn.BatchNorm2d(n_in, eps=self.eps, momentum=self.momentum, device="meta")
         assert self.running_mean is not None
         assert self.running_var is not None
-        return _filled(
+        return fill(
             layer,
             weight=self.weight[:n_in],
             bias=self.bias[:n_in],
@@ -274,7 +286,7 @@ class ElasticSequential(ElasticLayer, nn.Sequential):
     @property
     def active(self) -> list[nn.Module]:
         """The modules that run."""
-        return list(self)[: _at_most("active_depth", self.active_depth, len(self))]
+        return list(self)[: at_most("active_depth", self.active_depth, len(self))]
 
     def forward(self, input: Any) -> Any:
         """Apply the first modules."""
@@ -283,11 +295,31 @@ class ElasticSequential(ElasticLayer, nn.Sequential):
         return input
 
 
-def _filled(layer: _M, **tensors: torch.Tensor | None) -> _M:
-    """Give a layer on the meta device copies of tensors, on their device and in their type."""
+def at_most(name: str, value: int, limit: int) -> int:
+    """Return a size from 1 to a limit, or raise `InvalidSubnetError`.
+
+    Args:
+        name: What it is the size of, for the message.
+        value: The size.
+        limit: The size that the layer was built with.
+    """
+    if not 1 <= value <= limit:
+        msg = f"{name}={value} is not in 1..{limit}, what this layer was built with."
+        raise InvalidSubnetError(msg)
+    return value
+
+
+def fill(layer: _M, **tensors: torch.Tensor | None) -> _M:
+    """Return a layer with copies of tensors in it, on their device and in their type.
+
+    Args:
+        layer: The layer, which may be on the meta device.
+        **tensors: By name of parameter or buffer; None where it has none. Each decides also whether
+            its copy is trained.
+    """
     state = {name: t.detach().clone() for name, t in tensors.items() if t is not None}
     layer.load_state_dict(state, assign=True)
     for name, parameter in layer.named_parameters():
-        given = tensors[name]
-        parameter.requires_grad_(given is None or given.requires_grad)
+        tensor = tensors[name]
+        parameter.requires_grad_(tensor is None or tensor.requires_grad)
     return layer

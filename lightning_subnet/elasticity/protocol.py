@@ -54,17 +54,17 @@ class SubnetMixin(ABC):
     _active_subnet: Subnet | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Wrap `activate`, so that what is in force can be asked and restored."""
+        """Wrap `activate`, so that the subnet in force can be asked for and restored."""
         super().__init_subclass__(**kwargs)
         if "activate" in cls.__dict__:
             activate = cls.__dict__["activate"]
 
             @functools.wraps(activate)
-            def recorded(self: SubnetMixin, subnet: Subnet) -> None:
+            def wrapper(self: SubnetMixin, subnet: Subnet) -> None:
                 activate(self, subnet)
                 self._active_subnet = subnet
 
-            cls.activate = recorded  # type: ignore[method-assign] # the point of the wrapper
+            cls.activate = wrapper  # type: ignore[method-assign] # the point of the wrapper
 
     @abstractmethod
     def search_space(self) -> SearchSpace:
@@ -82,11 +82,20 @@ class SubnetMixin(ABC):
 
 @contextmanager
 def activated(module: nn.Module, subnet: Subnet) -> Iterator[None]:
-    """Put a subnet in force inside a `with` block, and what was in force before it afterwards.
+    """Put a subnet in force inside a `with` block, and afterwards the one that was before it.
 
     Args:
         module: A super-network, or a module with one elastic descendant.
-        subnet: What to put in force. If nothing was before, the largest is afterwards.
+        subnet: The subnet to put in force. If none was before, the largest is afterwards.
+
+    Example:
+        >>> import torch
+        >>> from lightning_subnet.supernets import ElasticMobileNetV3
+        >>> net = ElasticMobileNetV3.tiny()
+        >>> with activated(net, net.search_space().smallest):
+        ...     logits = net(torch.zeros(1, 1, 8, 8))
+        >>> net.active_subnet == net.search_space().largest
+        True
     """
     part = elastic_part(module)
     before = getattr(part, "active_subnet", None)
@@ -105,11 +114,11 @@ def elastic_part(module: nn.Module) -> Elastic:
     """
     if isinstance(module, Elastic):
         return module
-    found = [(name, child) for name, child in module.named_modules() if isinstance(child, Elastic)]
+    parts = [(name, child) for name, child in module.named_modules() if isinstance(child, Elastic)]
     outermost = [
         (name, child)
-        for name, child in found
-        if not any(name.startswith(f"{n}.") for n, _ in found)
+        for name, child in parts
+        if not any(name.startswith(f"{n}.") for n, _ in parts)
     ]
     if len(outermost) == 1:
         return outermost[0][1]
@@ -124,7 +133,7 @@ def elastic_part(module: nn.Module) -> Elastic:
 
 
 class _Attached:
-    """The protocol for a network that knows nothing of it; lives on the instance."""
+    """The protocol for a network whose class does not have it; lives on the instance."""
 
     def __init__(
         self,
@@ -179,16 +188,19 @@ def elastic(
         (2, Subnet(scale=2), 'Linear')
     """
     if not isinstance(net, nn.Module):
-        msg = f"elastic() got a {type(net).__name__}, which is no nn.Module. Pass the network."
+        msg = (
+            f"elastic() got an object of type {type(net).__name__}, which is not an nn.Module. "
+            "Pass the network."
+        )
         raise SearchError(msg)
     if not isinstance(space, SearchSpace):
-        msg = f"space={space!r:.60} is no SearchSpace. Write space=SearchSpace({{...}})."
+        msg = f"space={space!r:.60} is not a SearchSpace. Write space=SearchSpace({{...}})."
         raise SearchError(msg)
     for name, function in (("activate", activate), ("extract", extract)):
         if not callable(function) and (function is not None or name == "activate"):
             msg = f"{name}={function!r:.60} cannot be called. Pass a function of (net, subnet)."
             raise SearchError(msg)
-    detach(net)  # what an earlier call gave it
+    detach(net)  # from an earlier call
     attached = _Attached(net, space, activate, extract)
     net.search_space = attached.search_space  # type: ignore[assignment] # on the instance
     net.activate = attached.activate  # type: ignore[assignment] # on the instance
@@ -199,9 +211,9 @@ def elastic(
 
 
 def detach(net: nn.Module) -> None:
-    """Take away what `elastic` attached; a network without it is left as it is."""
-    own = vars(net)
-    if not isinstance(getattr(own.get("activate"), "__self__", None), _Attached):
+    """Remove the protocol that `elastic` attached; a network without it is left as it is."""
+    attributes = vars(net)
+    if not isinstance(getattr(attributes.get("activate"), "__self__", None), _Attached):
         return
     for name in ("search_space", "activate", "active_subnet", "extract"):
-        own.pop(name, None)
+        attributes.pop(name, None)

@@ -22,7 +22,7 @@ Kept = Mapping[str, Sequence[Value]]
 
 @dataclass(frozen=True)
 class Channels:
-    """Channels of which subnets have the first so many, and where they are.
+    """Channels of which subnets have the first so many, and the tensors that have them.
 
     Args:
         axes: Every tensor that has these channels, parameters and buffers, with the dimension. The
@@ -77,7 +77,7 @@ class Channels:
 
 @runtime_checkable
 class Sortable(Protocol):
-    """A network that says which of its channels may be sorted."""
+    """A network with a method that names the channels which may be sorted."""
 
     def sortable_channels(self, kept: Kept) -> Iterable[Channels]:
         """Return its groups of channels.
@@ -107,14 +107,14 @@ def sort_channels(
             and heads where each keeps its channels.
         keep: All subnets of this part of its space stay the same functions, so channels are sorted
             between its widths only; None: the largest alone.
-        optimizers: What they know of each weight (momenta) is sorted with it, as gradients are.
+        optimizers: Their states (momenta) of a weight are sorted with it, as its gradient is.
 
     Returns:
         How many groups of channels came into another order.
 
     Raises:
         SearchError: The network does not say what can be sorted.
-        ElasticityError: What it says does not fit together.
+        ElasticityError: The channels that it names do not fit together.
 
     References:
         Cai et al., Once-for-All, ICLR 2020, section 3.3 (channel sorting for elastic width).
@@ -140,18 +140,18 @@ def sort_channels(
                 continue
             n_moved += 1
             for tensor, dim in channels.axes:
-                known = [x for state in states for x in state.get(tensor, {}).values()]
-                for x in (tensor, tensor.grad, *known):
+                momenta = [x for state in states for x in state.get(tensor, {}).values()]
+                for x in (tensor, tensor.grad, *momenta):
                     if isinstance(x, torch.Tensor) and x.shape == tensor.shape:
                         x.copy_(x.index_select(dim, order.to(x.device)))
     return n_moved
 
 
 def sortable_part(net: nn.Module) -> Any:
-    """Return the elastic part of a module, which says what can be sorted.
+    """Return the elastic part of a module, if it is `Sortable`.
 
     Raises:
-        SearchError: It does not.
+        SearchError: It is not.
     """
     part = elastic_part(net)
     if not isinstance(part, Sortable):
@@ -164,15 +164,15 @@ def sortable_part(net: nn.Module) -> Any:
 
 
 def outputs(*layers: Any) -> list[Axis]:
-    """Return where the output channels of convolutions, linear and normalising layers are."""
-    own = [
+    """Return the places of the output channels of convolutions, linear and normalising layers."""
+    tensors = [
         tensor
         for layer in layers
         for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
     ]
-    return [(tensor, 0) for tensor in own if tensor.ndim]
+    return [(tensor, 0) for tensor in tensors if tensor.ndim]
 
 
 def inputs(*layers: Any) -> list[Axis]:
-    """Return where the input channels of convolutions and linear layers are."""
+    """Return the places of the input channels of convolutions and linear layers."""
     return [(layer.weight, 1) for layer in layers]

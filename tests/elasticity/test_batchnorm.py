@@ -250,7 +250,7 @@ def test_bad_input() -> None:
     for number in (0, -1):
         with pytest.raises(MeasurementError) as caught:
             recalibrate(net, batches(), max_images=number)
-        assert_clear(caught.value, f"max_images={number} must be positive")
+        assert_clear(caught.value, f"max_images={number} must be a whole number from 1")
     with pytest.raises(MeasurementError) as caught:
         recalibrate(net.train(), [])
     assert_clear(caught.value, "There are no batches", "Give inputs of training data")

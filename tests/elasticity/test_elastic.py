@@ -158,8 +158,8 @@ def test_an_extraction_of_ones_own() -> None:
 
 def test_bad_input() -> None:
     for arguments, parts in [
-        ((3, SPACE, activate), ("got a int", "no nn.Module")),
-        ((Theirs, SPACE, activate), ("got a type", "Pass the network")),
+        ((3, SPACE, activate), ("of type int", "not an nn.Module")),
+        ((Theirs, SPACE, activate), ("of type type", "Pass the network")),
         ((Theirs(), {"width": [2]}, activate), ("space={'width': [2]}", "space=SearchSpace(")),
         ((Theirs(), SPACE, None), ("activate=None", "function of (net, subnet)")),
     ]:

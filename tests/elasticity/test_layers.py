@@ -163,10 +163,10 @@ def test_whole_groups_follow_the_input(active: int, multiplier: int, unit: int) 
 def test_weights_are_views_and_nothing_is_copied() -> None:
     linear, conv = ElasticLinear(6, 6), ElasticConv2d(6, 6, [3, 5], kernel_transform=False)
     linear.active_out, conv.active_out, conv.active_kernel = 2, 3, 3
-    weight, bias = linear._sliced(4)
+    weight, bias = linear.active_weights(4)
     assert weight.data_ptr() == linear.weight.data_ptr()
     assert bias.data_ptr() == linear.bias.data_ptr()
-    kernel, _, _ = conv._sliced(4)
+    kernel, _, _ = conv.active_weights(4)
     assert kernel.untyped_storage().data_ptr() == conv.weight.untyped_storage().data_ptr()
     assert kernel.data_ptr() == conv.weight[0, 0, 1, 1].data_ptr()
     x = torch.ones(1, 4)
@@ -293,7 +293,7 @@ def test_what_a_layer_cannot_take_is_said_with_the_number() -> None:
     with pytest.raises(InvalidSubnetError, match=r"input channels=5 is not in 1\.\.4"):
         conv(torch.zeros(1, 5, 5, 5))
     grouped = ElasticConv2d(6, 6, 3, groups=3)
-    with pytest.raises(InvalidSubnetError, match="3 input channels are no whole groups of 2"):
+    with pytest.raises(InvalidSubnetError, match="3 input channels are not whole groups of 2"):
         grouped(torch.zeros(1, 3, 5, 5))
     linear = ElasticLinear(4, 4)
     with pytest.raises(InvalidSubnetError, match=r"input features=5 is not in 1\.\.4"):
