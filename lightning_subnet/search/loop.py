@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop of a search: ask, measure, record, show."""
+"""The loop of a search: ask, measure, record, and show how far it is."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 
 from lightning_subnet.errors import ObjectiveError
-from lightning_subnet.search.profile import check_feasible
+from lightning_subnet.search.profile import Profile
 from lightning_subnet.search.session import Session
 from lightning_subnet.search.verify_front import verify_front
 from lightning_subnet.study import pareto
 from lightning_subnet.study.evaluators import Evaluator
 from lightning_subnet.study.history import Evaluation
+
+_LINES = 10  # of progress, where there is no terminal
+_FIRST = 10  # feasible evaluations, to whose hypervolume the later one is compared
 
 
 def loop(
@@ -31,14 +34,14 @@ def loop(
 
     Args:
         session: The search.
-        evaluator: What measures.
+        evaluator: Measures what the session does not compute.
         progress: Show progress.
         first_must_work: Give up where the first evaluations all fail.
-        verify: Measure noisy measures of the front again at the end.
+        verify: Take noisy measures of the front again at the end.
     """
-    if not len(session.history):
-        check_feasible(session.problem, seed=session.seed)
-    with Progress(session, enabled=progress) as shown:
+    if not len(session.history) and session.problem.exact_constraints:
+        Profile.of(session.problem, seed=session.seed).check()
+    with Progress(session, enabled=progress) as display:
         while subnets := session.ask(1):
             try:
                 evaluation = session.measure(subnets[0], evaluator)
@@ -49,7 +52,7 @@ def loop(
                 session.give_up()
             if evaluator is not None:
                 evaluator.on_evaluation(evaluation)
-            shown.update(evaluation)
+            display.update(evaluation)
         changes = verify_front(session) if verify else {}
     if progress:
         for name, values in changes.items():
@@ -60,12 +63,10 @@ def loop(
             )
 
 
-_LINES = 10
-_FIRST = 10
-
-
 class Progress:
-    """Shows evaluations done, best values, hypervolume, failures and time left.
+    """A display of evaluations done, best values, hypervolume, failures and time left.
+
+    On a terminal it is a bar, elsewhere a line for every tenth of the evaluations.
 
     The hypervolume is that of the front over that of the first ten feasible evaluations, whose
     worst values are the reference point; so it starts at 1 and grows.
@@ -120,21 +121,23 @@ class Progress:
         self._done += 1
         if not self._enabled:
             return
-        spent = self._session.spent
         if not evaluation.ok:
             line = f"evaluation {evaluation.number} failed: {evaluation.reason}"
             (self._bar.console.print if self._bar else print)(line)
         if self._bar is not None:
-            self._bar.update(self._task, completed=spent, best=self._best())
-        elif (
-            self._total is None
-            or spent == self._total
-            or spent % max(self._total // _LINES, 1) == 0
-        ):
-            rate = (time.perf_counter() - self._start) / self._done
-            left = "" if self._total is None else f"  {rate * (self._total - spent):.0f} s left"
-            total = "" if self._total is None else f"/{self._total}"
-            print(f"{self._session.study.name}: {spent}{total}  {self._best()}{left}", flush=True)
+            self._bar.update(self._task, completed=self._session.spent, best=self._best())
+        else:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        """Print a line if it is time for one; where only seconds end the search, it always is."""
+        spent, total = self._session.spent, self._total
+        if total is not None and spent != total and spent % max(total // _LINES, 1):
+            return
+        rate = (time.perf_counter() - self._start) / self._done
+        left = "" if total is None else f"  {rate * (total - spent):.0f} s left"
+        of = "" if total is None else f"/{total}"
+        print(f"{self._session.study.name}: {spent}{of}  {self._best()}{left}", flush=True)
 
     def _best(self) -> str:
         session = self._session
@@ -147,8 +150,8 @@ class Progress:
                 best = column.min() if objective.direction == "min" else column.max()
                 parts.append(f"{objective.name} {best:.4g}")
         text = "best " + ", ".join(parts) if parts else ""
-        if (grown := self._hypervolume()) is not None:
-            text += f"  hypervolume x{grown:.2f}"
+        if (growth := self._hypervolume()) is not None:
+            text += f"  hypervolume x{growth:.2f}"
         failed = int((~history.ok).sum()) if len(history) else 0
         return text + (f"  {failed} failed" if failed else "")
 

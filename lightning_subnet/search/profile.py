@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Profile: what the exact measures of a space allow, before any budget is spent."""
+"""Profile: feasibility by exact measures, before any budget is spent."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 
 from lightning_subnet._types import Indices
 from lightning_subnet.errors import SearchError
-from lightning_subnet.space.members import distinct_rows, row_codes
+from lightning_subnet.space.members import distinct_rows
 from lightning_subnet.space.minimise import least_rows
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.problem import Problem
 
-_ENUMERATED = 100_000
-_SAMPLED = 20_000
-_TRACED = 100  # where an exact measure takes milliseconds a subnet
+_ENUMERATED = 100_000  # subnets of a space that is examined whole
+_SAMPLED = 20_000  # subnets of a larger one
+_TRACED = 100  # of either, where an exact measure takes milliseconds a subnet
 _STEPS = 200
-_STARTS = 64  # of which a search for the least violation begins
+_STARTS = 64  # subnets from which a search for the least violation begins
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What an exact measure is over a space: least, median, greatest, and the largest subnet's."""
+    """Values of an exact measure over a space: least, median, greatest, the largest subnet's."""
 
     least: float
     median: float
@@ -38,15 +38,15 @@ class Profile:
 
     Args:
         size: The number of subnets in the space.
-        ranges: By exact measure, over the looked-at subnets.
+        ranges: By exact measure, over the examined subnets.
         constraints: The exact constraints, with absolute bounds, as texts.
-        unchecked: Constraints on measures that only a measurement can tell.
-        examined: How many subnets were looked at.
+        unchecked: Constraints on other measures, which only a measurement can check.
+        examined: The number of subnets whose exact measures were computed.
         complete: Whether those are all.
         feasible: The share of them that satisfies the exact constraints.
         nearest: A feasible subnet, or the one that violates the constraints least.
         nearest_values: Its exact measures.
-        satisfiable: Whether any feasible subnet was found.
+        satisfiable: Whether there is a feasible subnet among them.
     """
 
     size: int
@@ -62,7 +62,7 @@ class Profile:
 
     @classmethod
     def of(cls, problem: Problem, *, seed: int = 0) -> Profile:
-        """Return the profile of a problem: small spaces whole, others by sampling and searching.
+        """Return the profile of a problem: of a small space whole, else by sample and search.
 
         Example:
             >>> from lightning_subnet import SearchSpace, SubnetSearch, measure
@@ -119,12 +119,12 @@ class Profile:
         )
 
     def __str__(self) -> str:
-        looked = (
+        part = (
             "all of them"
             if self.complete
             else f"{self.examined:,} of them, and a search from the best"
         )
-        lines = [f"{self.size:,} subnets; looked at {looked}."]
+        lines = [f"{self.size:,} subnets; examined {part}."]
         lines += [
             f"  {name}: {r.least:.4g} to {r.greatest:.4g}, median {r.median:.4g}, "
             f"largest subnet {r.largest:.4g}"
@@ -135,45 +135,40 @@ class Profile:
                 f"  {' and '.join(self.constraints)}: {self.feasible:.1%} of these are feasible"
             )
         if self.constraints and not self.satisfiable:
-            reached = ", ".join(f"{k} = {v:.6g}" for k, v in self.nearest_values.items())
-            lines.append(
-                f"  No feasible subnet was found. The nearest: {reached} at {self.nearest}"
-            )
+            lines.append(f"  No feasible subnet was found. The nearest: {self._nearest_text()}")
         if self.unchecked:
             lines.append(f"  Only a measurement can tell: {', '.join(self.unchecked)}")
         return "\n".join(lines)
 
+    def _nearest_text(self) -> str:
+        values = ", ".join(f"{name} = {value:.6g}" for name, value in self.nearest_values.items())
+        return f"{values} at {self.nearest}"
 
-def check_feasible(problem: Problem, *, seed: int = 0) -> None:
-    """Raise `SearchError` if the exact constraints leave nothing of a space.
+    def check(self) -> None:
+        """Raise `SearchError` if no subnet of the space satisfies the exact constraints.
 
-    Only a space that was looked at as a whole can be refused; a larger one is searched.
-    """
-    if not problem.exact_constraints:
-        return
-    profile = Profile.of(problem, seed=seed)
-    if profile.satisfiable or not profile.complete:
-        return
-    reached = ", ".join(f"{k} = {v:.6g}" for k, v in profile.nearest_values.items())
-    msg = (
-        f"None of the {profile.size:,} subnets satisfies {' and '.join(profile.constraints)}. "
-        f"The nearest: {reached} at {profile.nearest}. Loosen the constraint."
-    )
-    raise SearchError(msg)
+        Only a space that was examined as a whole can be refused; a larger one is searched.
+        """
+        if self.satisfiable or not self.complete:
+            return
+        msg = (
+            f"None of the {self.size:,} subnets satisfies {' and '.join(self.constraints)}. "
+            f"The nearest: {self._nearest_text()}. Loosen the constraint."
+        )
+        raise SearchError(msg)
 
 
 def _descend(problem: Problem, row: Indices) -> Indices:
-    """Walk to the neighbour of least violation until none is better."""
+    """Return the row that is reached by going to the best neighbour while that is better."""
     space = problem.space
-    missed = problem.exact_violation(row[None])[0]
-    seen = set(row_codes(row[None]))
+    violation = problem.exact_violation(row[None])[0]
     for _ in range(_STEPS):
-        steps = space.indices(space.neighbours(space.from_indices(row[None])[0]))
-        if not len(steps) or missed <= 0:
+        near = space.indices(space.neighbours(space.from_indices(row[None])[0]))
+        if not len(near) or violation <= 0:
             break
-        there = problem.exact_violation(steps)
-        best = int(np.argmin(there))
-        if there[best] >= missed or row_codes(steps[best][None])[0] in seen:
+        violations = problem.exact_violation(near)
+        best = int(np.argmin(violations))
+        if violations[best] >= violation:
             break
-        row, missed = steps[best], there[best]
+        row, violation = near[best], violations[best]
     return row

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening a study: what its header says, when it may be resumed, and with which versions."""
+"""The header of a study, by which it is known again when it is opened."""
 
 from __future__ import annotations
 
@@ -33,7 +33,17 @@ def make_header(
     first: Sequence[Subnet],
     warm_from: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return all settings that proposals and values depend on, as JSON-able data."""
+    """Return all settings that proposals and values depend on, as JSON-able data.
+
+    Args:
+        problem: Space, objectives and constraints.
+        strategy: Its name and settings are part of the header.
+        measures: The measures that the search computes.
+        conditions: What the values of an evaluator depend on besides the subnet.
+        seed: The seed of all proposals.
+        first: The subnets that are measured first.
+        warm_from: The names of the searches from whose fronts these come.
+    """
     space = problem.space.to_json()
     return {
         "space": space["choices"],
@@ -58,10 +68,10 @@ def open_study(
     """Return the study of that name, or a new one.
 
     Args:
-        storage: Where to look.
+        storage: The storage of the study.
         name: The study's name.
-        header: What it must agree with.
-        problem: What is searched.
+        header: The header that the study must have.
+        problem: Its space is stored with a new study.
         resume: `"auto"`, `"must"` or `"never"`; see `SubnetSearch`.
 
     Raises:
@@ -92,7 +102,7 @@ def open_study(
         study.forget(whole=True)  # nothing was measured: its settings were a mistake
         return storage.create_study(name, header, problem.space, versions)
     study.check(header)
-    stored = study.versions  # another version of this package may have recorded other packages
+    stored = study.versions  # an earlier version of this package may have recorded fewer
     changed = [f"{k} {stored[k]} -> {v}" for k, v in versions.items() if stored.get(k, v) != v]
     if changed:
         warn(

@@ -23,12 +23,12 @@ _log = logging.getLogger(__name__)
 
 
 def noisy_names(session: Session) -> list[str]:
-    """Return the measures that another measurement of the same subnet would give otherwise."""
+    """Return the measures whose value would differ if the same subnet were measured again."""
     return [n for n, m in session.measures.items() if not m.exact and n in session.problem.names]
 
 
 def verified_values(session: Session) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return the second values that the study has."""
+    """Return the second values that are stored for the noisy measures of a session."""
     return stored_verified(session.study, noisy_names(session))
 
 
@@ -36,11 +36,11 @@ def stored_verified(
     study: Study, names: Iterable[str]
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """Return the second values of some measures that a study has."""
-    found: dict[str, dict[str, tuple[float, float]]] = {}
+    verified: dict[str, dict[str, tuple[float, float]]] = {}
     for name in names:
         for key, pair in study.storage.values_of(_fingerprint(study, name)).items():
-            found.setdefault(key, {})[name] = pair
-    return found
+            verified.setdefault(key, {})[name] = pair
+    return verified
 
 
 def keep_verified(session: Session, verified: Verified) -> None:
@@ -53,12 +53,12 @@ def keep_verified(session: Session, verified: Verified) -> None:
 
 
 def verify_front(session: Session) -> dict[str, list[float]]:
-    """Take noisy measures of the front once more, until all of the front was.
+    """Take noisy measures of the front once more, until every subnet on it was measured twice.
 
     A measurement that fails leaves the first value in force.
 
     Returns:
-        By name of measure, the relative change of each value.
+        The relative change of each value, by name of measure.
     """
     names = noisy_names(session)
     changes: dict[str, list[float]] = {name: [] for name in names}
@@ -66,17 +66,17 @@ def verify_front(session: Session) -> dict[str, list[float]]:
     while names:
         verified = verified_values(session)
         front = session.problem.front(with_verified(session.history, verified))
-        unseen = [e for e in front if e.subnet.key not in verified and e.subnet not in tried]
-        if not unseen:
+        once = [e for e in front if e.subnet.key not in verified and e.subnet not in tried]
+        if not once:
             break
-        tried |= {e.subnet for e in unseen}
+        tried |= {e.subnet for e in once}
         for name in names:
-            changes[name] += _measured_again(session, unseen, name)
+            changes[name] += _measure_again(session, once, name)
     return {name: values for name, values in changes.items() if values}
 
 
-def _measured_again(session: Session, evaluations: Sequence[Evaluation], name: str) -> list[float]:
-    """Store second values and return the relative changes, of those that have one."""
+def _measure_again(session: Session, evaluations: Sequence[Evaluation], name: str) -> list[float]:
+    """Store second values, and return by how much each differs, relative to the first."""
     space, changes = session.problem.space, []
     X = space.indices([e.subnet for e in evaluations])
     values, errors, failures = session.measures[name].evaluate_each(space, X)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Warm starts: what a search measures first, taken from subnets, results and finished studies."""
+"""Warm starts: the first subnets of a search, from subnets, results and finished studies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lightning_subnet.study.problem import Problem
 if TYPE_CHECKING:
     from lightning_subnet.study.storage import Storage, Study
 
-_PART = 5  # a front takes up to this part of the budget
+_PART = 5  # a front takes up to a fifth of the budget
 _PAIR = 2
 _SHOWN = 5  # choices and values of each, in a message
 
@@ -40,8 +40,8 @@ class StudySource:
     storage: Storage
     name: str
 
-    def found(self) -> SearchRecord:
-        """Return what the study has found so far.
+    def record(self) -> SearchRecord:
+        """Return the measurements of the study so far.
 
         Raises:
             SearchError: There is no such study.
@@ -66,16 +66,16 @@ def _read(study: Study) -> SearchRecord:
 
 
 class WarmStart:
-    """What a search measures first.
+    """The subnets that a search measures first, before its strategy is asked.
 
     Args:
-        given: Subnets or their values, which are measured as listed; evaluations, as of a history
+        sources: Subnets or their values, which are measured as listed; evaluations, as of a history
             or a front; results of searches; names of studies in `storage`, or pairs (URL, name) of
             studies elsewhere. One of them, or several.
-        storage: Where names are looked up.
+        storage: The storage in which names are looked up.
 
     Raises:
-        SearchError: Something else was given.
+        SearchError: A source is not one of these.
 
     Example:
         >>> from lightning_subnet.study.storage import Storage
@@ -85,49 +85,50 @@ class WarmStart:
         [Subnet(depth=3, width=16), Subnet(depth=1, width=8)]
     """
 
-    def __init__(self, given: Any, storage: Storage) -> None:
-        single = isinstance(given, (str, Mapping, Evaluation, SearchRecord)) or _is_pair(given)
-        if not single and not isinstance(given, Iterable):
-            self._refuse(given)
-        self._items = [_item(item, storage) for item in ([given] if single else given)]
-        if strange := [item for item in self._items if not isinstance(item, _KINDS)]:
-            self._refuse(strange[0])
+    def __init__(self, sources: Any, storage: Storage) -> None:
+        single = isinstance(sources, (str, Mapping, Evaluation, SearchRecord)) or _is_pair(sources)
+        if not single and not isinstance(sources, Iterable):
+            self._refuse(sources)
+        self._sources = [_source(item, storage) for item in ([sources] if single else sources)]
+        if others := [source for source in self._sources if not isinstance(source, _KINDS)]:
+            self._refuse(others[0])
 
     @staticmethod
-    def of(given: Any, storage: Storage) -> WarmStart:
-        """Return what was given as a warm start; one that was made before stays as it is."""
-        return given if isinstance(given, WarmStart) else WarmStart(given, storage)
+    def of(sources: Any, storage: Storage) -> WarmStart:
+        """Return a `WarmStart` as it is, and anything else as one."""
+        return sources if isinstance(sources, WarmStart) else WarmStart(sources, storage)
 
     @staticmethod
-    def _refuse(given: Any) -> None:
+    def _refuse(source: Any) -> None:
         msg = (
-            f"warm_start= holds {given!r:.60}, which names no subnets. Give subnets, the result of "
-            "a search, the name of a study in this storage, or a pair (URL, name)."
+            f"warm_start= holds {source!r:.60}, which names no subnets. Give subnets, the result "
+            "of a search, the name of a study in this storage, or a pair (URL, name)."
         )
         raise SearchError(msg)
 
     @property
     def names(self) -> list[str]:
-        """The names of the searches whose fronts are taken: what may grow until a resume."""
-        sources = (item for item in self._items if not isinstance(item, (Mapping, Evaluation)))
-        return [str(getattr(source, "name", "")) for source in sources]
+        """The names of the searches whose fronts are taken, which may grow until a resume."""
+        listed_alone = (Mapping, Evaluation)
+        searches = (source for source in self._sources if not isinstance(source, listed_alone))
+        return [str(getattr(search, "name", "")) for search in searches]
 
     def check(self) -> None:
         """Raise `SearchError` if a study to start from is not there."""
-        for item in self._items:
-            if isinstance(item, StudySource):
-                item.found()
+        for source in self._sources:
+            if isinstance(source, StudySource):
+                source.record()
 
     def stored(self, study: Study | None, space: SearchSpace) -> list[Subnet] | None:
-        """Return what a study measured first, if it was made with these sources.
+        """Return the first subnets of a study, or None if it was made with other sources.
 
-        They may have grown since, or be gone: a study goes on with what it started from.
+        The sources may have grown since, or be gone: a study goes on with what it started from.
         """
         if study is None or not self.names or study.header.get("warm_from") != self.names:
             return None
         try:
             return [space.subnet(data) for data in study.header["warm_start"]]
-        except InvalidSubnetError:  # another space than the study's, which its header tells
+        except InvalidSubnetError:  # the space is not the study's, as the check of its header says
             return []
 
     def subnets(self, space: SearchSpace, *, most: int) -> list[Subnet]:
@@ -136,44 +137,45 @@ class WarmStart:
         Of a result or a study it is the front, thinned by crowding distance to `most` (of several
         sources together). Subnets of another space are projected: a choice takes the value that the
         subnet has for it, or the largest where it has none that fits; in a part of a space the
-        nearest member is taken. Subnets that were given as such must be subnets of the space.
+        nearest member is taken. Sources that are subnets themselves must be of the space.
 
         Args:
             space: The space of the search.
-            most: How many at most are taken from fronts.
+            most: The largest number of subnets that are taken from fronts.
 
         Raises:
             SearchError: A source is not there or has no front, or nothing of a subnet fits.
-            InvalidSubnetError: A given subnet is none of the space.
+            InvalidSubnetError: A source is a subnet of another space.
         """
         most = max(most // max(len(self.names), 1), 1)
-        found: list[Subnet] = []
-        for item in self._items:
-            if isinstance(item, Mapping):
-                found.append(space.subnet(item))
-            elif isinstance(item, Evaluation):
-                found += projected(space, [item.subnet])
+        subnets: list[Subnet] = []
+        for source in self._sources:
+            if isinstance(source, Mapping):
+                subnets.append(space.subnet(source))
+            elif isinstance(source, Evaluation):
+                subnets += projected(space, [source.subnet])
             else:
-                source = item.found() if isinstance(item, StudySource) else item
-                name = str(getattr(item, "name", "")) or "the result"
-                found += projected(space, thinned_front(source, most, name=name))
-        return list(dict.fromkeys(found))
+                record = source.record() if isinstance(source, StudySource) else source
+                name = str(getattr(source, "name", "")) or "the result"
+                subnets += projected(space, thinned_front(record, most, name=name))
+        return list(dict.fromkeys(subnets))
 
 
 _KINDS = (Mapping, Evaluation, SearchRecord, StudySource)
 
 
-def _is_pair(given: Any) -> bool:
+def _is_pair(item: Any) -> bool:
     """Return whether this is a pair (URL, name)."""
     return (
-        isinstance(given, tuple)
-        and len(given) == _PAIR
-        and all(isinstance(part, str) for part in given)
-        and "://" in given[0]
+        isinstance(item, tuple)
+        and len(item) == _PAIR
+        and all(isinstance(part, str) for part in item)
+        and "://" in item[0]
     )
 
 
-def _item(item: Any, storage: Storage) -> Any:
+def _source(item: Any, storage: Storage) -> Any:
+    """Return an item with names of studies as what they stand for."""
     if isinstance(item, str):
         return StudySource(storage, item)
     if _is_pair(item):
@@ -182,22 +184,27 @@ def _item(item: Any, storage: Storage) -> Any:
 
 
 def most_of(budget: int | None, batch_size: int) -> int:
-    """Return how many subnets of fronts a search starts from: a fifth of its budget.
+    """Return the largest number of subnets of fronts that start a search: a fifth of its budget.
 
     Args:
         budget: Evaluations; None where only time is limited.
-        batch_size: Of the strategy, which is the number then.
+        batch_size: The batch size of the strategy, which is the number then.
     """
     return batch_size if budget is None else max(budget // _PART, 2)
 
 
-def thinned_front(source: SearchRecord, most: int, *, name: str) -> list[Subnet]:
-    """Return the front of what was searched, without the most crowded if it is longer than `most`.
+def thinned_front(record: SearchRecord, most: int, *, name: str) -> list[Subnet]:
+    """Return the front of a search, without its most crowded subnets if it is longer than `most`.
+
+    Args:
+        record: The search.
+        most: The largest number of subnets to return.
+        name: The name of the search, for the message.
 
     Raises:
         SearchError: There is no front.
     """
-    problem, history = source.problem, source.final
+    problem, history = record.problem, record.final
     try:
         front = problem.front(history)
     except ObjectiveError:  # relative bounds, whose reference is not known here
@@ -221,7 +228,7 @@ def uncrowded(F: Floats, most: int) -> list[int]:
 
     Args:
         F: Points (n, m) of a front.
-        most: How many are left at most; the extremes of the first objective go last.
+        most: The largest number that is left; the extremes of the first objective go last.
 
     Returns:
         Row numbers, in order.
@@ -255,7 +262,7 @@ def projected(space: SearchSpace, subnets: Sequence[Subnet]) -> list[Subnet]:
         [Subnet(depth=1, width=8, heads=8)]
     """
     choices = space.choices
-    rows, strange = [], []
+    rows, others = [], []
     for subnet in subnets:
         if subnet in space:
             rows.append(space.indices([subnet])[0])
@@ -264,23 +271,23 @@ def projected(space: SearchSpace, subnets: Sequence[Subnet]) -> list[Subnet]:
         active = subnet.active
         fits = {n: v for n, v in active.items() if n in choices and v in choices[n].values}
         if not fits:
-            strange.append(subnet)
+            others.append(subnet)
             continue
         for name, value in fits.items():
             row[space.names.index(name)] = choices[name].values.index(value)
         rows.append(np.array(row))
-    if strange and not rows:
+    if others and not rows:
         values = {name: choice.values[:_SHOWN] for name, choice in list(choices.items())[:_SHOWN]}
         more = " ..." if len(choices) > _SHOWN else ""
         msg = (
-            f"warm_start= cannot begin here: {strange[0]!r:.120} shares no choice and value with "
+            f"warm_start= cannot begin here: {others[0]!r:.120} shares no choice and value with "
             f"this space, whose choices are {str(values)[1:-1]:.200}{more}."
         )
         raise SearchError(msg)
-    if strange:
+    if others:
         warn(
-            f"warm_start= leaves out {len(strange)} of {len(subnets)} subnets, which share no "
-            f"choice and value with this space: {strange[0]!r:.120}.",
+            f"warm_start= leaves out {len(others)} of {len(subnets)} subnets, which share no "
+            f"choice and value with this space: {others[0]!r:.120}.",
             WarmStartWarning,
         )
     if not rows:
