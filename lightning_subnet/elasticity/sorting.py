@@ -36,6 +36,12 @@ class Channels:
     Raises:
         ElasticityError: Tensors that do not have the same number of channels, or a width or a unit
             that does not fit it.
+
+    Example:
+        >>> first, second = nn.Linear(2, 4), nn.Linear(4, 1)
+        >>> _ = second.weight.data.copy_(torch.tensor([[0.1, 3.0, 0.0, 2.0]]))
+        >>> Channels([*outputs(first), *inputs(second)], readers=inputs(second)).order()
+        tensor([1, 3, 0, 2])
     """
 
     axes: Sequence[Axis]

@@ -26,6 +26,14 @@ class Evaluator(ABC):
 
     An exception in `evaluate` is a failure of that subnet, except a `MeasurementError`, which says
     that no subnet can be measured and ends the search.
+
+    Example:
+        >>> from lightning_subnet import SearchSpace
+        >>> class Area(Evaluator):
+        ...     def evaluate(self, subnet):
+        ...         return {"area": subnet["depth"] * subnet["width"]}
+        >>> Area().evaluate(SearchSpace(depth=[1, 2], width=[3, 4]).largest)
+        {'area': 8}
     """
 
     built_in: tuple[str, ...] = ()

@@ -40,6 +40,15 @@ class Problem:
         objectives: One or more.
         constraints: Bounds that must hold; relative ones refer to the largest subnet.
         exact: Measures that are free of noise and cost, by name.
+
+    Example:
+        >>> space = SearchSpace(depth=[1, 2, 3])
+        >>> problem = Problem(space, (Objective("error", "min"), Objective("macs", "min")))
+        >>> history = History(space)
+        >>> for i, (subnet, error) in enumerate(zip(space, [0.3, 0.1, 0.4])):
+        ...     history.add(Evaluation(i, subnet, {"error": error, "macs": 10 * subnet["depth"]}))
+        >>> [evaluation.number for evaluation in problem.front(history)]
+        [1, 0]
     """
 
     space: SearchSpace
