@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Super-networks of the field, each one class."""
+"""Super-networks: those of the field, one class each, and adapters for those of other packages.
+
+Adding one is a file here and a line in `__init__.pyi`; its test inherits `SupernetContract` of
+`lightning_subnet.testing`. Several networks share what is in `_blocks`.
+"""
 
 import lazy_loader
 

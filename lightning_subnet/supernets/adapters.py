@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other people's super-networks: those of `ofa`, `whittle` and HAT, and blocks that may be skipped.
+"""Adapters for super-networks of other packages: `ofa`, `whittle` and HAT.
 
 None of those packages is imported; a network is known by its methods. Each adapter attaches the
 protocol (`elastic`) and returns the same object.
@@ -46,7 +46,7 @@ def from_ofa(net: _Net) -> _Net:
         `active_subnet`.
 
     Raises:
-        SearchError: Any other network.
+        SearchError: The network is another one.
         SpaceError: The network was built with one value for everything.
 
     References:
@@ -133,7 +133,7 @@ def from_whittle(net: _Net, space: SearchSpace, *, config: Config | None = None)
     Args:
         net: A network with `reset_super_network()` and at least one of the two.
         space: What may vary, by the names that the network uses.
-        config: What the network gets for a subnet, if not `subnet.grouped()`.
+        config: Returns what the network gets for a subnet; by default `subnet.grouped()`.
 
     Returns:
         The same object, with `search_space()`, `activate(subnet)` and `active_subnet`.
@@ -149,14 +149,14 @@ def from_whittle(net: _Net, space: SearchSpace, *, config: Config | None = None)
     _check_space(space, "from_whittle")
     by_name = getattr(net, "set_sub_network", None)
     selects = callable(getattr(net, "select_sub_network", None))
-    given = dict((config or _grouped)(space.largest))
+    arguments = dict((config or _grouped)(space.largest))
     if not selects and not callable(by_name):
         msg = (
             f"from_whittle() got a {type(net).__name__}, which has neither select_sub_network() "
             "nor set_sub_network(). Pass the super-network itself."
         )
         raise SearchError(msg)
-    misfit = _misfit(by_name, given) if callable(by_name) else "there is no such method"
+    misfit = _misfit(by_name, arguments) if callable(by_name) else "there is no such method"
     if misfit and not selects:
         msg = f"The space does not fit {type(net).__name__}: {misfit}."
         raise SpaceError(msg)
@@ -169,27 +169,26 @@ def from_whittle(net: _Net, space: SearchSpace, *, config: Config | None = None)
         else:
             net.set_sub_network(**values)
 
-    attached = _tried(net, space, activate)
-    attached.reset_super_network()  # type: ignore[operator] # checked above
-    return attached
+    _attach(net, space, activate).reset_super_network()  # type: ignore[operator] # checked above
+    return net
 
 
 def _grouped(subnet: Subnet) -> dict[str, Any]:
     return subnet.grouped()
 
 
-def _misfit(function: Any, given: Mapping[str, Any]) -> str:
+def _misfit(function: Any, arguments: Mapping[str, Any]) -> str:
     """Return why a function does not take arguments of these names, or an empty string."""
     parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return ""
-    for name in given:
+    for name in arguments:
         if name not in parameters:
             hint = did_you_mean(name, parameters)
-            return f"{name!r} is no argument of set_sub_network(){hint.rstrip('?')}"
+            return f"{name!r} is not an argument of set_sub_network(){hint.rstrip('?')}"
     for name, p in parameters.items():
-        if p.default is p.empty and name not in given and p.kind is not p.VAR_POSITIONAL:
-            return f"set_sub_network() needs {name!r}, which is no choice"
+        if p.default is p.empty and name not in arguments and p.kind is not p.VAR_POSITIONAL:
+            return f"set_sub_network() needs {name!r}, which is not a choice"
     return ""
 
 
@@ -208,9 +207,9 @@ def from_hat(
             "decoder": {...}}`. Of that, `<part>_embed_dim` and `<part>_layer_num` hold for the
             whole part, and each other name is a choice of every layer, which exists only while the
             part is deep enough.
-        config: What the network gets for a subnet. By default names that begin with `encoder_` or
-            `decoder_` (or another part in the mapping) go into a dictionary of that part, others
-            beside them; numbered choices are lists.
+        config: Returns what the network gets for a subnet. By default names that begin with
+            `encoder_` or `decoder_` (or another part in the mapping) go into a dictionary of that
+            part, others beside them; numbered choices are lists.
 
     Returns:
         The same object, with `search_space()`, `activate(subnet)` and `active_subnet`.
@@ -239,7 +238,7 @@ def from_hat(
     def activate(net: Any, subnet: Subnet) -> None:
         net.set_sample_config((config or nested)(subnet))
 
-    return _tried(net, space, activate)
+    return _attach(net, space, activate)
 
 
 def _hat_choices(parts: Mapping[str, Any]) -> dict[str, Choice]:
@@ -268,7 +267,9 @@ def _hat_choices(parts: Mapping[str, Any]) -> dict[str, Choice]:
 
 def _check_network(net: object, adapter: str, methods: Sequence[str]) -> None:
     if not isinstance(net, nn.Module):
-        msg = f"{adapter}() got a {type(net).__name__}, which is no nn.Module. Pass the network."
+        msg = (
+            f"{adapter}() got a {type(net).__name__}, which is not an nn.Module. Pass the network."
+        )
         raise SearchError(msg)
     missing = [name for name in methods if not callable(getattr(net, name, None))]
     if missing:
@@ -281,11 +282,11 @@ def _check_network(net: object, adapter: str, methods: Sequence[str]) -> None:
 
 def _check_space(space: object, adapter: str) -> None:
     if not isinstance(space, SearchSpace):
-        msg = f"{adapter}(space={space!r:.60}) is no SearchSpace. Write SearchSpace({{...}})."
+        msg = f"{adapter}(space={space!r:.60}) is not a SearchSpace. Write SearchSpace({{...}})."
         raise SearchError(msg)
 
 
-def _tried(net: _Net, space: SearchSpace, activate: Callable[[Any, Subnet], object]) -> _Net:
+def _attach(net: _Net, space: SearchSpace, activate: Callable[[Any, Subnet], object]) -> _Net:
     """Attach the protocol once the network has taken the extremes of the space."""
     for subnet in (space.smallest, space.largest):
         try:

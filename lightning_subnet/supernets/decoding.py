@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_subnet._checks import checked_int
 from lightning_subnet.elasticity.protocol import SubnetMixin
 from lightning_subnet.errors import ElasticityError
 from lightning_subnet.space.space import SearchSpace
@@ -28,22 +29,22 @@ def decode(
     stop: int | None = None,
     pad: int = 0,
 ) -> torch.Tensor:
-    """Return what a network says after `first`, one token per step.
+    """Return the tokens that a network adds to `first`, one per step.
 
     Args:
         step: Called with the tokens that are new, (n, t), `first` to begin with; returns the logits
-            (n, vocabulary) of the token behind the last. It remembers what it was called with.
-        first: What to begin with, (n, t).
+            (n, vocabulary) of the token behind the last. It remembers earlier tokens.
+        first: The tokens to begin with, (n, t).
         n_steps: The most tokens to add.
         pick: Called with the logits, returns a token for each row (n,); by default the likeliest.
         stop: The token that ends a sequence. None: none does, and `n_steps` tokens are added.
-        pad: What is put behind the end of a sequence.
+        pad: The token behind the end of a sequence.
 
     Returns:
         The new tokens (n, n_steps), fewer if all sequences have ended.
 
     Raises:
-        ElasticityError: No step to take.
+        ElasticityError: `n_steps` is not a whole number from 1.
 
     Example:
         >>> counting = lambda new: nn.functional.one_hot(new[:, -1] + 1, 9).float()
@@ -51,18 +52,18 @@ def decode(
         tensor([[2, 3, 4, 5],
                 [4, 5, 0, 0]])
     """
-    _check_steps(n_steps)
+    n_steps = _checked_steps(n_steps)
     pick = pick or likeliest
     new, tokens = first, []
     ended = torch.zeros(len(first), dtype=torch.bool, device=first.device)
     for _ in range(n_steps):
-        chosen = pick(step(new)).masked_fill(ended, pad)
-        tokens.append(chosen)
+        token = pick(step(new)).masked_fill(ended, pad)
+        tokens.append(token)
         if stop is not None:
-            ended = ended | (chosen == stop)
+            ended = ended | (token == stop)
             if bool(ended.all()):
                 break
-        new = chosen[:, None]
+        new = token[:, None]
     return torch.stack(tokens, 1)
 
 
@@ -72,14 +73,14 @@ def likeliest(logits: torch.Tensor) -> torch.Tensor:
 
 
 def sampler(temperature: float, generator: torch.Generator | None = None) -> Pick:
-    """Return what draws a token by its probability.
+    """Return a function that draws a token by its probability.
 
     Args:
         temperature: Divides the logits; 0 takes the likeliest.
         generator: Where the randomness comes from; None: torch's own.
 
     Raises:
-        ElasticityError: A negative temperature.
+        ElasticityError: The temperature is negative or not finite.
     """
     if not 0 <= temperature < math.inf:
         msg = (
@@ -115,27 +116,26 @@ def beam_search(  # noqa: PLR0913 - the network is three of them, the search fou
 
     Args:
         step: As in `decode`; is called with (n * beam, t) tokens, the beam of a row in a block.
-        reorder: Called with rows (n * beam,): what `step` remembers is to be put in this order.
-        first: What to begin with, (n, t).
+        reorder: Called with rows (n * beam,), the order that the memory of `step` is to have.
+        first: The tokens to begin with, (n, t).
         n_steps: The most tokens; a sequence that has no end by then counts as it is.
         beam: How many sequences go on.
         stop: The token that ends a sequence.
-        pad: What is put behind the end.
+        pad: The token behind the end.
         length_penalty: 0 compares sums, 1 means per token.
 
     Returns:
         Tokens (n, at most n_steps) and scores (n,).
 
     Raises:
-        ElasticityError: No step to take, or no beam.
+        ElasticityError: `n_steps` or `beam` is not a whole number from 1.
 
     References:
         Wu et al., Google's Neural Machine Translation System, 2016, section 7 (normalised scores).
     """
-    _check_steps(n_steps)
-    if beam < 1:
-        msg = f"beam={beam!r} must be at least 1, which is greedy decoding."
-        raise ElasticityError(msg)
+    n_steps = _checked_steps(n_steps)
+    hint = "A beam of 1 is greedy decoding."
+    beam = checked_int(beam, "beam", error=ElasticityError, hint=hint)
     n, device = len(first), first.device
     new = first.repeat_interleave(beam, 0)
     tokens = torch.zeros(n, beam, 0, dtype=first.dtype, device=device)
@@ -150,19 +150,19 @@ def beam_search(  # noqa: PLR0913 - the network is three of them, the search fou
         more = more.masked_fill(ended[..., None], -math.inf)
         more[..., pad] = more[..., pad].masked_fill(ended, 0.0)  # one way to go on: as it is
         total = (sums[..., None] + more).to(sums.dtype)
-        counted = lengths + (~ended).to(lengths)
-        scores = total / counted[..., None] ** length_penalty
+        longer = lengths + (~ended).to(lengths)
+        scores = total / longer[..., None] ** length_penalty
         best = scores.flatten(1).topk(beam).indices
-        origin, chosen = best // vocabulary, best % vocabulary
+        origin, token = best // vocabulary, best % vocabulary
         sums = total.flatten(1).gather(1, best)
-        lengths = counted.gather(1, origin)
-        ended = ended.gather(1, origin) | (chosen == stop)
-        kept = tokens.gather(1, origin[..., None].expand(-1, -1, tokens.shape[-1]))
-        tokens = torch.cat([kept, chosen[..., None].to(tokens)], 2)
+        lengths = longer.gather(1, origin)
+        ended = ended.gather(1, origin) | (token == stop)
+        before = tokens.gather(1, origin[..., None].expand(-1, -1, tokens.shape[-1]))
+        tokens = torch.cat([before, token[..., None].to(tokens)], 2)
         if bool(ended.all()):
             break
         reorder((base + origin).flatten())
-        new = chosen.reshape(-1, 1)
+        new = token.reshape(-1, 1)
     scores = sums / lengths**length_penalty
     score, at = scores.max(1)
     longest = int(lengths.gather(1, at[:, None]).max())
@@ -170,21 +170,21 @@ def beam_search(  # noqa: PLR0913 - the network is three of them, the search fou
 
 
 class Decoding(nn.Module):
-    """A network as it is used: what it reads once, then so many steps of a token each.
+    """A network as it is used: it reads its input once, then decodes one token per step.
 
     Its forward pass is the whole of that, so it can be timed and counted like any other.
 
     Args:
         net: A plain network with `generate`: of `ElasticTransformer` or `ElasticGPT`.
-        n_steps: Tokens that are decoded; none ends it earlier.
+        n_steps: Tokens to decode; no token ends it earlier.
 
     Raises:
-        ElasticityError: No step to take, or a network that does not decode.
+        ElasticityError: `n_steps` is not a whole number from 1, or the network does not decode.
     """
 
     def __init__(self, net: nn.Module, n_steps: int) -> None:
         super().__init__()
-        _check_steps(n_steps)
+        n_steps = _checked_steps(n_steps)
         if not callable(getattr(net, "generate", None)):
             msg = (
                 f"{type(net).__name__} has no generate(tokens, n_steps, stop=False). "
@@ -196,8 +196,8 @@ class Decoding(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return (n, n_steps) tokens that follow from tokens (n, length)."""
         net: Any = self.net
-        decoded: torch.Tensor = net.generate(tokens, self.n_steps, stop=False)
-        return decoded
+        following: torch.Tensor = net.generate(tokens, self.n_steps, stop=False)
+        return following
 
 
 class ElasticDecoding(SubnetMixin, Decoding):
@@ -208,7 +208,7 @@ class ElasticDecoding(SubnetMixin, Decoding):
 
     Args:
         net: The super-network.
-        n_steps: Tokens that are decoded.
+        n_steps: Tokens to decode.
 
     Example:
         >>> from lightning_subnet import Latency
@@ -246,7 +246,6 @@ class ElasticDecoding(SubnetMixin, Decoding):
         return Decoding(self.net.extract(subnet), self.n_steps)
 
 
-def _check_steps(n_steps: int) -> None:
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
-        msg = f"n_steps={n_steps!r} must be a positive number of tokens."
-        raise ElasticityError(msg)
+def _checked_steps(n_steps: object) -> int:
+    hint = "It is a number of tokens."
+    return checked_int(n_steps, "n_steps", error=ElasticityError, hint=hint)

@@ -31,13 +31,13 @@ from lightning_subnet.supernets._blocks.transformer_layer import (
     check_divides,
     check_positive,
     check_tokens,
-    existing,
+    copy_slices,
     feed_channels,
     head_channels,
+    layer_choices,
     layer_params,
-    own_subnet,
     resize,
-    sliced_into,
+    subnet_in,
     table_measures,
 )
 from lightning_subnet.supernets.decoding import decode, sampler
@@ -62,7 +62,7 @@ class GPTConfig:
         dropout: Of attention weights, of the feed-forward part and of what is added.
 
     Raises:
-        SpaceError: Sizes that do not fit together.
+        SpaceError: The sizes do not fit together.
 
     References:
         Sukthanker et al., HW-GPT-Bench, NeurIPS 2024, section 3 (the space of GPT-S).
@@ -118,7 +118,7 @@ class GPTConfig:
 
     @property
     def whole(self) -> GPTShape:
-        """All that subnets are slices of."""
+        """The sizes that all subnets are slices of."""
         embed, kv = max(self.embed), max(self.kv_heads, default=0)
         # Channels of keys and values are most where heads are widest, and that of queries where
         # heads of a width of their own are most.
@@ -159,12 +159,12 @@ class _Trunk(nn.Module):
 
         Args:
             tokens: (n, t); with caches, those that are new.
-            caches: What `caches()` returned, extended by each call.
+            caches: Those that `caches()` returned; each call extends them.
 
         Returns:
             (n, t, vocab).
         """
-        start = 0 if caches is None else len(caches[0].own)
+        start = 0 if caches is None else len(caches[0].past)
         check_tokens(tokens, self.config.context - start)
         at = torch.arange(start, start + length_of(tokens, 1), device=tokens.device)
         x = self.dropout(self.tokens(tokens) + self.positions(at))
@@ -199,7 +199,7 @@ class _Trunk(nn.Module):
             The new tokens (n, n_steps), or fewer if all sequences have ended.
 
         Raises:
-            ElasticityError: More tokens than there are positions.
+            ElasticityError: There are more tokens than positions, or no step.
         """
         longest = self.config.context + 1 - n_steps
         if prompt.ndim == 2 and prompt.shape[1] > longest:  # noqa: PLR2004 - rows and positions
@@ -276,12 +276,13 @@ class ElasticGPT(SubnetMixin, _Trunk):
         if self._space is None:
             config = self.config
             layers = {"heads": config.heads, "kv_heads": config.kv_heads, "mlp": config.mlp_ratios}
+            layers = {name: values for name, values in layers.items() if values}
             self._space = SearchSpace(
                 {
                     "embed": Choice(config.embed),
                     "depth": Choice(config.depths),
                     "bias": Choice(config.bias),
-                    **existing("depth", config.depths, {k: v for k, v in layers.items() if len(v)}),
+                    **layer_choices("depth", config.depths, layers),
                 }
             )
         return self._space
@@ -292,7 +293,7 @@ class ElasticGPT(SubnetMixin, _Trunk):
         Raises:
             InvalidSubnetError: A value that the network was not built with; nothing changes then.
         """
-        self.shape = self.config.shape(own_subnet(self.search_space(), subnet))
+        self.shape = self.config.shape(subnet_in(self.search_space(), subnet))
         tables: list[Any] = [self.tokens, self.positions]
         for table in tables:
             table.active_out = self.shape.embed
@@ -340,7 +341,7 @@ class ElasticGPT(SubnetMixin, _Trunk):
 
     def extract(self, subnet: Subnet) -> GPT:
         """Return a subnet as an ordinary network with a copy of its weights."""
-        shape = self.config.shape(own_subnet(self.search_space(), subnet))
+        shape = self.config.shape(subnet_in(self.search_space(), subnet))
         with torch.device("meta"):
             plain = GPT(self.config, shape)
-        return sliced_into(plain, self)
+        return copy_slices(plain, self)

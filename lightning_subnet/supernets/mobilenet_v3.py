@@ -17,7 +17,7 @@ from lightning_subnet.elasticity.extraction import plain_state
 from lightning_subnet.elasticity.layers import ElasticSequential
 from lightning_subnet.elasticity.protocol import SubnetMixin, activated
 from lightning_subnet.elasticity.sorting import Channels, Kept
-from lightning_subnet.errors import InvalidSubnetError, SpaceError
+from lightning_subnet.errors import SpaceError
 from lightning_subnet.space.choices import Choice
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
@@ -25,6 +25,7 @@ from lightning_subnet.study.additive import Term, additive_measure
 from lightning_subnet.study.measures import Measure
 from lightning_subnet.supernets._blocks.checkpoints import (
     check_names,
+    check_value,
     from_ofa_mobilenet_v3,
     load_weights,
 )
@@ -36,6 +37,7 @@ from lightning_subnet.supernets._blocks.mbconv import (
     MBConv,
     make_divisible,
     mbconv_channels,
+    output_size,
     plain_conv,
 )
 
@@ -146,19 +148,14 @@ class _Trunk(nn.Module):
         return logits
 
 
-def _halved(size: int, stride: int) -> int:
-    """Return the size that an odd kernel with half its size as padding leaves."""
-    return (size - 1) // stride + 1
-
-
 def _costs(module: nn.Module, size: int) -> npt.NDArray[np.float64]:
     """Return MACs, parameters and megabytes of a module for one image of size x size pixels."""
     macs = 0
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d):
             inside = 1 if name.startswith("se.") else size  # the means of a channel are one pixel
-            size = _halved(size, layer.stride[0])
-            macs += layer.weight.numel() * _halved(inside, layer.stride[0]) ** 2
+            size = output_size(size, layer.stride[0])
+            macs += layer.weight.numel() * output_size(inside, layer.stride[0]) ** 2
         elif isinstance(layer, nn.Linear):
             macs += layer.weight.numel()
     tensors = [*module.parameters(), *module.buffers()]
@@ -298,24 +295,15 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
                 block.se.expand.active_out = mid
 
     def _check(self, subnet: Subnet) -> None:
-        """Refuse what the network was not built with, of the blocks that exist."""
+        """Refuse values that the network was not built with; only blocks that exist count."""
         config, most = self.config, max(self.config.depths)
         check_names(type(self).__name__, self.search_space(), subnet)
-
-        def check(name: str, allowed: Sequence[float]) -> None:
-            if subnet[name] not in allowed:
-                msg = (
-                    f"{name}={subnet[name]!r} is not one of {list(allowed)}, "
-                    "what this network was built with."
-                )
-                raise InvalidSubnetError(msg)
-
         for s in range(len(config.widths)):
-            check(f"d.{s}", config.depths)
+            check_value(subnet, f"d.{s}", config.depths)
             depth: Any = subnet[f"d.{s}"]
             for i in range(s * most, s * most + depth):
-                check(f"ks.{i}", config.kernels)
-                check(f"e.{i}", config.expansions)
+                check_value(subnet, f"ks.{i}", config.kernels)
+                check_value(subnet, f"e.{i}", config.expansions)
 
     def exact_measures(self) -> list[Measure]:
         """Return `macs`, `params` and `size_mb` as tables over blocks, for thousands of subnets.
@@ -327,7 +315,7 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
         with torch.device("meta"):  # shapes are all that is needed
             trunk, size = _Trunk(config, []).to(dtype), config.image_size
             fixed = _costs(trunk.stem, size)
-            size = _halved(size, config.strides[0])
+            size = output_size(size, config.strides[0])
             fixed = fixed + _costs(trunk.first, size)
             tables = []
             for spec in (spec for stage in config.stages for spec in stage):
@@ -338,7 +326,7 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
                         for k in config.kernels
                     ]
                 )
-                size = _halved(size, spec.stride)
+                size = output_size(size, spec.stride)
             fixed = fixed + _costs(trunk.expand, size)
             fixed = fixed + _costs(nn.Sequential(trunk.mix, trunk.classifier), 1)
         units = (("macs", "MAC"), ("params", ""), ("size_mb", "MB"))

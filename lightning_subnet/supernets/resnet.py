@@ -10,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_subnet._messages import listed
 from lightning_subnet.elasticity.extraction import plain_state
 from lightning_subnet.elasticity.layers import ElasticLinear, ElasticSequential
 from lightning_subnet.elasticity.protocol import SubnetMixin, activated
 from lightning_subnet.elasticity.sorting import Channels, Kept, inputs, outputs
-from lightning_subnet.errors import InvalidSubnetError
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.additive import Term, additive_measure
@@ -28,6 +26,7 @@ from lightning_subnet.supernets._blocks.bottleneck import (
 )
 from lightning_subnet.supernets._blocks.checkpoints import (
     check_names,
+    check_value,
     from_ofa_resnets,
     load_weights,
 )
@@ -126,7 +125,7 @@ class ElasticResNet(SubnetMixin, _Trunk):
         config: The sizes.
 
     Raises:
-        SpaceError: Two expansions are the same network at some multipliers, and not at others.
+        SpaceError: Two expansions are the same network at some multipliers and not at others.
 
     References:
         Cai et al., Once-for-All: Train One Network and Specialize it for Efficient Deployment, ICLR
@@ -230,25 +229,19 @@ class ElasticResNet(SubnetMixin, _Trunk):
             self.resolution = pixels
 
     def _check(self, subnet: Subnet) -> None:
-        """Refuse what the network was not built with, of the blocks that exist."""
+        """Refuse values that the network was not built with; only blocks that exist count."""
         config = self.config
         check_names(type(self).__name__, self.search_space(), subnet)
-
-        def check(name: str, allowed: Sequence[float]) -> None:
-            if subnet[name] not in allowed:
-                msg = f"{name}={subnet[name]!r} is not one of {listed(allowed)}, "
-                raise InvalidSubnetError(msg + "what this network was built with.")
-
-        check("d.0", config.depths)
+        check_value(subnet, "d.0", config.depths)
         for s, numbers in enumerate(config.numbers):
-            check(f"d.{s + 1}", config.depths)
+            check_value(subnet, f"d.{s + 1}", config.depths)
             extra: Any = subnet[f"d.{s + 1}"]
             for i in numbers[: config.base_depths[s] + extra]:
-                check(f"e.{i}", config.expansions)
+                check_value(subnet, f"e.{i}", config.expansions)
         for i in range(len(config.widths) + 2):
-            check(f"w.{i}", config.width_mults)
+            check_value(subnet, f"w.{i}", config.width_mults)
         if config.resolutions:
-            check("r", config.resolutions)
+            check_value(subnet, "r", config.resolutions)
 
     def exact_measures(self) -> list[Measure]:
         """Return `macs`, `params` and `size_mb` as tables over blocks, for thousands of subnets.

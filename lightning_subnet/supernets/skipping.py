@@ -42,9 +42,9 @@ def skippable_blocks(
         `active_subnet`.
 
     Raises:
-        SearchError: Not a module, or a name that it does not have.
-        ElasticityError: No such blocks, or one that was named changes its shape, does not run
-            exactly once, or takes more than one tensor.
+        SearchError: The network is not a module, or does not have a module of that name.
+        ElasticityError: There are no such blocks, or one that was named changes its shape, does not
+            run exactly once, or takes more than one tensor.
 
     References:
         Veit et al., Residual Networks Behave Like Ensembles of Relatively Shallow Networks, NeurIPS
@@ -65,17 +65,17 @@ def skippable_blocks(
         20
     """
     if not isinstance(net, nn.Module):
-        msg = f"skippable_blocks() got a {type(net).__name__}, which is no nn.Module."
+        msg = f"skippable_blocks() got a {type(net).__name__}, which is not an nn.Module."
         raise SearchError(msg)
-    wanted = _named(net, blocks)
-    runs = _runs(net, example_input, wanted)
+    candidates = _candidates(net, blocks)
+    runs = _runs(net, example_input, candidates)
     if blocks is None:
-        fits = [name for name, calls in runs.items() if not _why_not(calls)]
-        adds = [n for n in fits if _adds(net.get_submodule(n), *runs[n][0])]
-        names = [n for n in adds if not any(other.startswith(f"{n}.") for other in adds)]
+        same_shape = [name for name, calls in runs.items() if not _why_not(calls)]
+        residual = [n for n in same_shape if _adds(net.get_submodule(n), *runs[n][0])]
+        names = [n for n in residual if not any(other.startswith(f"{n}.") for other in residual)]
     else:
         names = list(runs)
-        for name in wanted:
+        for name in candidates:
             if reason := _why_not(runs.get(name, [])):
                 msg = f"Block {name!r} of {type(net).__name__} cannot be skipped: it {reason}."
                 raise ElasticityError(msg)
@@ -89,11 +89,11 @@ def skippable_blocks(
 
     def activate(net: nn.Module, subnet: Subnet) -> None:
         for name, keep in zip(names, subnet.values(), strict=True):
-            own = vars(net.get_submodule(name))
+            attributes = vars(net.get_submodule(name))
             if not keep:
-                own["forward"] = _through
-            elif own.get("forward") is _through:
-                del own["forward"]
+                attributes["forward"] = _through
+            elif attributes.get("forward") is _through:
+                del attributes["forward"]
 
     def extract(net: nn.Module, subnet: Subnet) -> nn.Module:
         return _without(
@@ -104,35 +104,35 @@ def skippable_blocks(
 
 
 def _through(x: torch.Tensor) -> torch.Tensor:
-    """Stand for a block that is skipped."""
+    """Return the input, as a block that is skipped does."""
     return x
 
 
 _Run = tuple[tuple[Any, ...], Mapping[str, Any], Any]
 
 
-def _named(net: nn.Module, blocks: type[nn.Module] | Iterable[str] | None) -> list[str]:
+def _candidates(net: nn.Module, blocks: type[nn.Module] | Iterable[str] | None) -> list[str]:
     """Return the names of the modules that may be blocks."""
     names = {name: module for name, module in net.named_modules() if name}
     if blocks is None:
         return [n for n, m in names.items() if next(m.parameters(), None) is not None]
     if isinstance(blocks, type):
-        found = [name for name, module in names.items() if isinstance(module, blocks)]
-        if not found:
+        of_class = [name for name, module in names.items() if isinstance(module, blocks)]
+        if not of_class:
             kinds = {type(module).__name__ for module in names.values()}
             msg = f"{type(net).__name__} has no {blocks.__name__}; it has {listed(sorted(kinds))}."
             raise ElasticityError(msg)
-        return found
-    wanted = [blocks] if isinstance(blocks, str) else list(blocks)
-    for name in wanted:
+        return of_class
+    candidates = [blocks] if isinstance(blocks, str) else list(blocks)
+    for name in candidates:
         if name not in names:
             msg = f"{type(net).__name__} has no module {name!r}.{did_you_mean(name, names)}"
             raise SearchError(msg)
-    return wanted
+    return candidates
 
 
 def _runs(net: nn.Module, example_input: Any, names: list[str]) -> dict[str, list[_Run]]:
-    """Return what each module got and gave in one forward pass, in the order of running."""
+    """Return the inputs and outputs of each module in one forward pass, in the order of running."""
     runs: dict[str, list[_Run]] = {}
     handles = []
 
@@ -171,7 +171,7 @@ def _why_not(calls: list[_Run]) -> str:
         return f"runs {len(calls)} times"
     args, named, output = calls[0]
     if len(args) != 1 or named or not isinstance(args[0], torch.Tensor):
-        return "takes something else than one tensor"
+        return "takes something other than one tensor"
     if not isinstance(output, torch.Tensor):
         return f"gives a {type(output).__name__}"
     if output.shape != args[0].shape:
@@ -180,7 +180,7 @@ def _why_not(calls: list[_Run]) -> str:
 
 
 def _adds(block: nn.Module, args: tuple[Any, ...], _named: Any, _output: Any) -> bool:
-    """Return whether a block without its weights is its input, or the ReLU of it."""
+    """Return whether a block gives its input, or the ReLU of it, when its weights are zero."""
     x = args[0]
     if not x.is_floating_point():
         return False

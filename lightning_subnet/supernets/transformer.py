@@ -29,37 +29,37 @@ from lightning_subnet.supernets._blocks.transformer_layer import (
     LayerCache,
     TransformerLayer,
     check_tokens,
-    existing,
+    copy_slices,
     feed_channels,
+    layer_choices,
     layer_params,
-    own_subnet,
     resize,
     sinusoid,
-    sliced_into,
+    subnet_in,
     table_measures,
 )
 from lightning_subnet.supernets.decoding import beam_search, decode
 
 
 class Memory:
-    """What the encoder made of a batch: the outputs of its last layers, and where padding is.
+    """The encoder's outputs for a batch: those of its last layers, and where padding is.
 
     Args:
         states: Outputs (n, s, channels) of the last layers, the last one last.
-        padding: (n, s), true where there is only padding.
+        padding: (n, s), true at padding.
     """
 
     def __init__(self, states: list[torch.Tensor], padding: torch.Tensor) -> None:
         self.states, self.padding = states, padding
-        self._joined: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._sequences: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def last(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the last n outputs one behind the other, (batch, n * s, channels), and padding."""
-        if n not in self._joined:
-            self._joined[n] = torch.cat(self.states[-n:], 1), self.padding.repeat(1, n)
-        return self._joined[n]
+        if n not in self._sequences:
+            self._sequences[n] = torch.cat(self.states[-n:], 1), self.padding.repeat(1, n)
+        return self._sequences[n]
 
-    def repeated(self, n: int) -> Memory:
+    def repeat(self, n: int) -> Memory:
         """Return the memory with each row n times in a block."""
         states = [state.repeat_interleave(n, 0) for state in self.states]
         return Memory(states, self.padding.repeat_interleave(n, 0))
@@ -72,8 +72,8 @@ class _Trunk(nn.Module):
         super().__init__()
         self.config, self.shape = config, shape
         widest = max(*config.enc_embed, *config.dec_embed)
-        own = config.source_vocab is not None
-        width = shape.dec_embed if own else max(shape.enc_embed, shape.dec_embed)
+        separate = config.source_vocab is not None
+        width = shape.dec_embed if separate else max(shape.enc_embed, shape.dec_embed)
         self.target = kit.embedding(config.vocab, width, padding_idx=config.pad)
         tables = [self.target]
         self.source: nn.Embedding | None = None
@@ -94,21 +94,21 @@ class _Trunk(nn.Module):
             self.decoder_norm = kit.norm(shape.dec_embed)
         self.dropout = nn.Dropout(config.dropout)
 
-    def _embedded(
+    def _embed(
         self, table: nn.Embedding, tokens: torch.Tensor, dim: int, start: int = 0
     ) -> torch.Tensor:
         positions: Any = self.positions
         end = start + length_of(tokens, 1)
         x = table(tokens)[..., :dim] * math.sqrt(dim) + positions[start:end, :dim]
-        dropped: torch.Tensor = self.dropout(x)
-        return dropped
+        y: torch.Tensor = self.dropout(x)
+        return y
 
     def encode(self, source: torch.Tensor) -> Memory:
-        """Return what the encoder makes of source tokens (n, s)."""
+        """Return the memory of source tokens (n, s)."""
         check_tokens(source, self.config.max_length)
         padding = source == self.config.pad
         table = self.target if self.source is None else self.source
-        x = self._embedded(table, source, self.shape.enc_embed)
+        x = self._embed(table, source, self.shape.enc_embed)
         states = []
         for layer, _ in zip(self.encoder, self.shape.encoder, strict=False):
             x = layer(x, padding=padding)
@@ -125,15 +125,15 @@ class _Trunk(nn.Module):
 
         Args:
             target: Target tokens (n, t), which begin with `bos`; with caches, those that are new.
-            memory: What `encode` returned.
-            caches: What `caches()` returned, extended by each call.
+            memory: The memory that `encode` returned.
+            caches: Those that `caches()` returned; each call extends them.
 
         Returns:
             (n, t, vocab).
         """
-        start = 0 if caches is None else len(caches[0].own)
+        start = 0 if caches is None else len(caches[0].past)
         check_tokens(target, self.config.max_length - start)
-        x = self._embedded(self.target, target, self.shape.dec_embed, start)
+        x = self._embed(self.target, target, self.shape.dec_embed, start)
         for i, (layer, attend) in enumerate(zip(self.decoder, self.shape.attend, strict=False)):
             states, padding = memory.last(attend)
             cache = None if caches is None else caches[i]
@@ -194,11 +194,11 @@ class _Trunk(nn.Module):
             Target tokens without `bos`, (n, at most n_steps), with `pad` behind `eos`; and scores
             (n,), as in `decoding.beam_search`.
         """
-        memory, caches, config = self.encode(source).repeated(beam), self.caches(), self.config
+        memory, caches, config = self.encode(source).repeat(beam), self.caches(), self.config
 
         def reorder(rows: torch.Tensor) -> None:
             for cache in caches:  # the memory is the same for all of a beam
-                cache.own.reorder(rows)
+                cache.past.reorder(rows)
 
         return beam_search(
             lambda new: self.decode(new, memory, caches)[:, -1],
@@ -289,8 +289,8 @@ class ElasticTransformer(SubnetMixin, _Trunk):
                     "dec_embed": Choice(config.dec_embed),
                     "enc_depth": Choice(config.enc_depths),
                     "dec_depth": Choice(config.dec_depths),
-                    **existing("enc_depth", config.enc_depths, encoder),
-                    **existing("dec_depth", config.dec_depths, decoder),
+                    **layer_choices("enc_depth", config.enc_depths, encoder),
+                    **layer_choices("dec_depth", config.dec_depths, decoder),
                 }
             )
         return self._space
@@ -301,7 +301,7 @@ class ElasticTransformer(SubnetMixin, _Trunk):
         Raises:
             InvalidSubnetError: A value that the network was not built with; nothing changes then.
         """
-        shape = self.config.shape(own_subnet(self.search_space(), subnet))
+        shape = self.config.shape(subnet_in(self.search_space(), subnet))
         self.shape = shape
         for layers, specs in ((self.encoder, shape.encoder), (self.decoder, shape.decoder)):
             for layer, spec in zip(layers, specs, strict=False):
@@ -356,9 +356,9 @@ class ElasticTransformer(SubnetMixin, _Trunk):
 
     def extract(self, subnet: Subnet) -> Transformer:
         """Return a subnet as an ordinary network with a copy of its weights."""
-        shape = self.config.shape(own_subnet(self.search_space(), subnet))
+        shape = self.config.shape(subnet_in(self.search_space(), subnet))
         with torch.device("meta"):
             plain = Transformer(self.config, shape)
         positions: Any = self.positions
         plain.positions = positions.clone()
-        return sliced_into(plain, self)
+        return copy_slices(plain, self)

@@ -26,13 +26,13 @@ from lightning_subnet.supernets._blocks.transformer_layer import (
     Style,
     TransformerLayer,
     check_positive,
-    existing,
+    copy_slices,
     feed_channels,
     head_channels,
+    layer_choices,
     layer_params,
-    own_subnet,
     resize,
-    sliced_into,
+    subnet_in,
     table_measures,
 )
 
@@ -54,7 +54,7 @@ class ViTConfig:
         dropout: Of attention weights, of the feed-forward part and of what is added.
 
     Raises:
-        SpaceError: Sizes that do not fit together.
+        SpaceError: The sizes do not fit together.
     """
 
     n_classes: int = 1000
@@ -186,7 +186,7 @@ class ElasticViT(SubnetMixin, _Trunk):
             self._space = SearchSpace(
                 {
                     "depth": Choice(config.depths),
-                    **existing("depth", config.depths, layers),
+                    **layer_choices("depth", config.depths, layers),
                 }
             )
         return self._space
@@ -197,7 +197,7 @@ class ElasticViT(SubnetMixin, _Trunk):
         Raises:
             InvalidSubnetError: A value that the network was not built with; nothing changes then.
         """
-        self.shape = self.config.shape(own_subnet(self.search_space(), subnet))
+        self.shape = self.config.shape(subnet_in(self.search_space(), subnet))
         for layer, spec in zip(self.layers, self.shape, strict=False):
             resize(layer, spec)
 
@@ -230,7 +230,7 @@ class ElasticViT(SubnetMixin, _Trunk):
 
     def extract(self, subnet: Subnet) -> ViT:
         """Return a subnet as an ordinary network with a copy of its weights."""
-        shape = self.config.shape(own_subnet(self.search_space(), subnet))
+        shape = self.config.shape(subnet_in(self.search_space(), subnet))
         with torch.device("meta"):
             plain = ViT(self.config, shape)
-        return sliced_into(plain, self)
+        return copy_slices(plain, self)

@@ -248,8 +248,8 @@ def test_a_whittle_network_is_searched() -> None:
     ("net", "space", "parts"),
     [
         (nn.Linear(2, 2), SELECTED, ["from_whittle() got a Linear", "no reset_super_network()"]),
-        (3, SELECTED, ["from_whittle() got a int, which is no nn.Module"]),
-        (WhittleMlp(), None, ["from_whittle(space=None) is no SearchSpace"]),
+        (3, SELECTED, ["from_whittle() got a int, which is not an nn.Module"]),
+        (WhittleMlp(), None, ["from_whittle(space=None) is not a SearchSpace"]),
         (
             WhittleMlp(),
             {"embed_dim": [4, 8], "mlp_ratio": [1], "depht": [1, 2]},
@@ -264,14 +264,14 @@ def test_a_whittle_network_is_searched() -> None:
             WhittleLinear(4, 4),
             {"sub_network_int": [1, 2], "sub_network_out": [1, 2]},
             [
-                "'sub_network_int' is no argument of set_sub_network()",
+                "'sub_network_int' is not an argument of set_sub_network()",
                 "Did you mean 'sub_network_in'",
             ],
         ),
         (
             WhittleLinear(4, 4),
             {"sub_network_in": [1, 2]},
-            ["set_sub_network() needs 'sub_network_out', which is no choice"],
+            ["set_sub_network() needs 'sub_network_out', which is not a choice"],
         ),
     ],
 )
@@ -468,8 +468,8 @@ def test_flat_configurations_and_functions() -> None:
     ("net", "space", "parts"),
     [
         (nn.Linear(2, 2), CHOICES, ["from_hat() got a Linear, which has no set_sample_config()"]),
-        (HatModel, CHOICES, ["from_hat() got a type, which is no nn.Module"]),
-        (HatModel(), None, ["from_hat(space=None) is no SearchSpace"]),
+        (HatModel, CHOICES, ["from_hat() got a type, which is not an nn.Module"]),
+        (HatModel(), None, ["from_hat(space=None) is not a SearchSpace"]),
         (HatModel(), {"encoder": [1, 2]}, ["'encoder' holds [1, 2]", "'encoder_layer_num'"]),
         (
             HatModel(),

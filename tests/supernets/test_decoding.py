@@ -178,7 +178,7 @@ def test_what_cannot_decode_is_refused() -> None:
         Decoding(torch.nn.Linear(1, 1), 3)
     net = ElasticTransformer.tiny()
     for steps in (0, 2.5, True):
-        with pytest.raises(ElasticityError, match="must be a positive number of tokens"):
+        with pytest.raises(ElasticityError, match=r"must be .* from 1. It is a number of tokens"):
             ElasticDecoding(net, steps)
-    with pytest.raises(ElasticityError, match="beam=0 must be at least 1"):
+    with pytest.raises(ElasticityError, match=r"beam=0 must be .* from 1. A beam of 1 is greedy"):
         net.beam(torch.ones(1, 2, dtype=torch.long), 3, beam=0)

@@ -219,7 +219,7 @@ def test_a_subnet_of_another_space_is_refused_with_the_choice() -> None:
 def test_lists_of_the_wrong_length_are_refused_by_the_space() -> None:
     space = ElasticResNet.tiny().search_space()
     given = space.largest.grouped()
-    with pytest.raises(InvalidSubnetError, match="'w' is a list of 4 choices, but 3 values came"):
+    with pytest.raises(InvalidSubnetError, match="'w' is a list of 4 choices, not 3 values"):
         space.subnet({**given, "w": [1.0] * 3})
     with pytest.raises(InvalidSubnetError, match=r"'e' is a list of 6 choices, but 0\.5 came"):
         space.subnet({**given, "e": 0.5})

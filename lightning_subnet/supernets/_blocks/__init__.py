@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What super-networks share: blocks, configurations, checkpoints."""
+"""Parts that super-networks share: blocks, configurations, checkpoints."""

@@ -23,7 +23,7 @@ def conv_norm_act(layers: Layers, c_in: int, c_out: int, kernel: int, stride: in
 
 
 class Shortcut(nn.Module):
-    """Add what a module makes of its input to the input."""
+    """Add the input of a module to its output."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -77,11 +77,6 @@ def bottleneck_channels(block: Any, mids: Sequence[int]) -> list[Channels]:
         Channels([*outputs(first, norm), *inputs(second)], inputs(second), mids),
         Channels([*outputs(second, norm2), *inputs(third)], inputs(third), mids),
     ]
-
-
-def halved(size: int, stride: int) -> int:
-    """Return the size that an odd kernel with half its size as padding leaves."""
-    return (size - 1) // stride + 1
 
 
 def costs(module: nn.Module, sizes: Sequence[tuple[int, int]]) -> npt.NDArray[np.float64]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes from elsewhere and may not fit: `ofa` checkpoints, weights, subnets."""
+"""Checks of what may not fit a network: `ofa` checkpoints, weights, subnets."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _ofa_name(key: str, depth: int, original: str) -> str:
     part, _, rest = match[2].partition(".") if match else ("", "", "")
     if match is None or part not in _PARTS:
         msg = (
-            f"{original!r} is no name of an OFA MobileNetV3. "
+            f"{original!r} is not a name of an OFA MobileNetV3. "
             "Pass the state dict of OFAMobileNetV3 (of a checkpoint, what is under 'state_dict')."
         )
         raise SpaceError(msg)
@@ -107,7 +107,7 @@ def _ofa_resnet_name(key: str, places: Sequence[str], original: str) -> str:
     match = _BOTTLENECK.fullmatch(key)
     if match is None:
         msg = (
-            f"{original!r} is no name of an OFA ResNet50. "
+            f"{original!r} is not a name of an OFA ResNet50. "
             "Pass the state dict of OFAResNets (of a checkpoint, what is under 'state_dict')."
         )
         raise SpaceError(msg)
@@ -123,7 +123,7 @@ def _ofa_resnet_name(key: str, places: Sequence[str], original: str) -> str:
 
 
 def load_weights(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Load a state dict, or say which tensor does not fit first.
+    """Load a state dict, if all of it fits.
 
     Raises:
         SpaceError: A tensor is missing, unknown or has another shape; nothing is loaded then.
@@ -134,16 +134,17 @@ def load_weights(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         ...
         lightning_subnet.errors.SpaceError: The weights do not fit Linear: 'weight' is (3, 4) in ...
     """
-    own = module.state_dict()
+    weights = module.state_dict()
     name = type(module).__name__
-    for key, tensor in own.items():
+    for key, tensor in weights.items():
         if key in state and state[key].shape != tensor.shape:
             msg = (
                 f"The weights do not fit {name}: {key!r} is {tuple(state[key].shape)} in the state "
                 f"and {tuple(tensor.shape)} here. Build the network in the size of the checkpoint."
             )
             raise SpaceError(msg)
-    missing, unknown = [k for k in own if k not in state], [k for k in state if k not in own]
+    missing = [key for key in weights if key not in state]
+    unknown = [key for key in state if key not in weights]
     if missing or unknown:
         msg = (
             f"The weights do not fit {name}: missing {listed(missing, 3)}; unknown "
@@ -170,5 +171,25 @@ def check_names(network: str, space: SearchSpace, subnet: Subnet) -> None:
         msg = (
             f"{network} has the choice {missing[0]!r}, which {subnet!r:.80} is without: it is of "
             "another space. Take a subnet of this network's search_space()."
+        )
+        raise InvalidSubnetError(msg)
+
+
+def check_value(subnet: Subnet, name: str, values: Sequence[float]) -> None:
+    """Refuse a value that a network was not built with.
+
+    Raises:
+        InvalidSubnetError: The subnet has another value for the choice of this name.
+
+    Example:
+        >>> check_value(SearchSpace(d=[1, 2]).largest, "d", [1, 3])
+        Traceback (most recent call last):
+        ...
+        lightning_subnet.errors.InvalidSubnetError: d=2 is not one of 1, 3, what this network ...
+    """
+    if subnet[name] not in values:
+        msg = (
+            f"{name}={subnet[name]!r} is not one of {listed(values)}, "
+            "what this network was built with."
         )
         raise InvalidSubnetError(msg)

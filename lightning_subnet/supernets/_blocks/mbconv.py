@@ -26,12 +26,17 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
+def output_size(size: int, stride: int) -> int:
+    """Return the size that an odd kernel with half its size as padding leaves."""
+    return (size - 1) // stride + 1
+
+
 class SqueezeExcite(nn.Module):
-    """Scale channels by what a small network makes of their means.
+    """Scale channels by the output of a small network on their means.
 
     Args:
-        reduce: From c to about c / 4 channels.
-        expand: And back.
+        reduce: A layer from c to about c / 4 channels.
+        expand: A layer from there to c again.
     """
 
     def __init__(self, reduce: nn.Module, expand: nn.Module) -> None:
@@ -84,7 +89,7 @@ class MBConv(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """How to make a convolution and a normalisation: elastic or plain."""
+    """Constructors of convolutions and normalisations: elastic or plain ones."""
 
     conv: Callable[..., nn.Module]
     norm: Callable[[int], nn.Module]
@@ -99,6 +104,7 @@ def plain_conv(
     groups: int = 1,
     bias: bool = False,
 ) -> nn.Conv2d:
+    """Return a convolution that keeps the size of an image, up to its stride."""
     (k,) = [kernel] if isinstance(kernel, int) else kernel
     return nn.Conv2d(c_in, c_out, k, stride, k // 2, groups=groups, bias=bias)
 
@@ -109,7 +115,7 @@ PLAIN = Layers(plain_conv, nn.BatchNorm2d)
 
 @dataclass(frozen=True, slots=True)
 class BlockSpec:
-    """What a block is, whatever subnet it belongs to."""
+    """The sizes of a block that are the same in every subnet."""
 
     c_in: int
     c_out: int

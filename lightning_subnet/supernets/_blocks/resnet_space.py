@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sizes of OFA's ResNet50 design, the choices that they allow, and what each part costs."""
+"""The sizes of OFA's ResNet50 design, the choices that they allow, and the cost of each part."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import nn
 
 from lightning_subnet.errors import SpaceError
 from lightning_subnet.space.choices import Choice
-from lightning_subnet.supernets._blocks.bottleneck import Bottleneck, conv_norm_act, costs, halved
-from lightning_subnet.supernets._blocks.mbconv import PLAIN, make_divisible
+from lightning_subnet.supernets._blocks.bottleneck import Bottleneck, conv_norm_act, costs
+from lightning_subnet.supernets._blocks.mbconv import PLAIN, make_divisible, output_size
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ResNetConfig:
         dropout: Before the classifier.
 
     Raises:
-        SpaceError: Lists of lengths that do not agree, or values that are not positive or repeated.
+        SpaceError: The lengths of lists do not agree, or values are not positive or are repeated.
     """
 
     n_classes: int = 1000
@@ -67,18 +67,14 @@ class ResNetConfig:
         for name in ("depths", "expansions", "width_mults", "resolutions"):
             values = tuple(getattr(self, name))
             if name == "depths":
-                kind, right = (
-                    "whole numbers from 0",
-                    [isinstance(v, int) and v >= 0 for v in values],
-                )
+                kind = "whole numbers from 0"
+                good = [isinstance(v, int) and v >= 0 for v in values]
             elif name == "resolutions":
-                kind, right = (
-                    "positive whole numbers",
-                    [isinstance(v, int) and v > 0 for v in values],
-                )
+                kind = "positive whole numbers"
+                good = [isinstance(v, int) and v > 0 for v in values]
             else:
-                kind, right = "positive numbers", [v > 0 for v in values]
-            if not all(right) or (not values and name != "resolutions"):
+                kind, good = "positive numbers", [v > 0 for v in values]
+            if not all(good) or (not values and name != "resolutions"):
                 msg = f"{name}={values!r} must be one or more {kind}."
                 raise SpaceError(msg)
             if len(set(values)) < len(values):
@@ -150,7 +146,7 @@ def resnet_choices(config: ResNetConfig) -> dict[str, Choice]:
 
 
 def check_distinct(config: ResNetConfig) -> None:
-    """Refuse expansions that only some multipliers tell apart: no space can say that they do.
+    """Refuse expansions that only some multipliers tell apart, which a space cannot express.
 
     Raises:
         SpaceError: With the two expansions, and their inner channels.
@@ -171,12 +167,12 @@ def check_distinct(config: ResNetConfig) -> None:
 def resnet_tables(
     config: ResNetConfig, pixels: Sequence[int], dtype: torch.dtype
 ) -> list[tuple[tuple[str, ...], Any]]:
-    """Return names of choices, and a table over their values, the pixels and the three costs.
+    """Return pairs of names of choices and a table over their values, the pixels and three costs.
 
     A block's cost depends on its input, inner and output channels alone, so the sum is exact.
     """
     inside, ends, *stages = config.channels
-    mults, sizes = config.width_mults, [(p, halved(p, config.strides[0])) for p in pixels]
+    mults, sizes = config.width_mults, [(p, output_size(p, config.strides[0])) for p in pixels]
     tables: list[tuple[tuple[str, ...], Any]] = []
 
     def add(names: tuple[str, ...], shape: tuple[int, ...], modules: Sequence[nn.Module]) -> None:
@@ -198,21 +194,21 @@ def resnet_tables(
     ]
     add(("d.0", "w.0"), (len(config.depths), n), residual)
     add(("w.0", "w.1"), (n, n), [conv_norm_act(PLAIN, a, b, 3, 1) for a in inside for b in ends])
-    sizes = [(b, b) for b in (halved(b, config.strides[1]) for _, b in sizes)]
+    sizes = [(b, b) for b in (output_size(b, config.strides[1]) for _, b in sizes)]
     before = ends
     for s, (outs, numbers) in enumerate(zip(stages, config.numbers, strict=True)):
         for b, i in enumerate(numbers):
             stride = 1 if b else config.strides[2 + s]
-            sizes = [(x, halved(x, stride)) for _, x in sizes]
+            sizes = [(x, output_size(x, stride)) for _, x in sizes]
             blocks = [
                 Bottleneck(PLAIN, c_in, c, config.mid(c, e), stride, first=not b)
                 for w, c in enumerate(outs)
                 for c_in in (before if not b else [outs[w]])
                 for e in config.expansions
             ]
-            before_it = () if b else (f"w.{s + 1}",)  # a stage's input has a width of its own
-            shape = (*(n for _ in before_it), n, len(config.expansions))
-            add((f"w.{s + 2}", *before_it, f"e.{i}"), shape, blocks)
+            width_before = () if b else (f"w.{s + 1}",)  # a stage's input has a width of its own
+            shape = (*(n for _ in width_before), n, len(config.expansions))
+            add((f"w.{s + 2}", *width_before, f"e.{i}"), shape, blocks)
         before = outs
     sizes = [(1, 1)] * len(sizes)
     last = f"w.{len(stages) + 1}"

@@ -41,7 +41,7 @@ class TransformerConfig:
         eos: The token that it ends with.
 
     Raises:
-        SpaceError: Sizes that do not fit together.
+        SpaceError: The sizes do not fit together.
     """
 
     vocab: int = 32_768

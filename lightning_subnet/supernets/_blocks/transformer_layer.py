@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layer of Transformers, elastic or plain, and what it costs."""
+"""The layer of Transformers, elastic or plain, and its cost."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _M = TypeVar("_M", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """What a layer is in one subnet.
+    """The sizes of a layer in one subnet.
 
     Args:
         dim: Channels between layers.
@@ -47,7 +47,7 @@ class LayerSpec:
         ffn: Channels inside the feed-forward part.
         qkv: Channels of queries.
         kv_heads: Heads of keys and values in self-attention; 0: as many as `heads`.
-        memory: Channels of what cross attention attends to; 0: there is no cross attention.
+        memory: Channels of the memory that cross attention attends to; 0: there is none.
         cross_heads: Its heads.
         bias: Whether linear layers have biases.
     """
@@ -68,17 +68,17 @@ class LayerSpec:
 
     def macs(self, tokens: int, memory: int = 0) -> int:
         """Return multiply-accumulates for so many tokens that attend to so many of the memory."""
-        own = tokens * self.dim * 2 * (self.qkv + self.kv) + 2 * tokens * tokens * self.qkv
+        attention = tokens * self.dim * 2 * (self.qkv + self.kv) + 2 * tokens * tokens * self.qkv
         feed = 2 * tokens * self.dim * self.ffn
         if not self.memory:
-            return own + feed
+            return attention + feed
         cross = 2 * self.qkv * (tokens * self.dim + memory * self.memory + tokens * memory)
-        return own + cross + feed
+        return attention + cross + feed
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """What all layers of a network have in common.
+    """The style that all layers of a network have in common.
 
     Args:
         norm_first: Whether a part normalises its input (GPT, ViT) or the sum behind it (HAT).
@@ -101,7 +101,7 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class Kit:
-    """How to make the leaves of a layer: elastic or plain."""
+    """Constructors of the leaves of a layer: elastic or plain ones."""
 
     linear: Callable[..., nn.Linear]
     norm: Callable[[int], nn.LayerNorm]
@@ -119,7 +119,7 @@ class TransformerLayer(nn.Module):
     Args:
         kit: Elastic or plain leaves.
         spec: The sizes; of elastic leaves, the largest.
-        style: What all layers have in common.
+        style: The style that all layers have in common.
     """
 
     def __init__(self, kit: Kit, spec: LayerSpec, style: Style) -> None:
@@ -168,46 +168,44 @@ class TransformerLayer(nn.Module):
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """Apply the layer; (n, t, dim) to the same."""
-        own, other = (None, None) if cache is None else (cache.own, cache.cross)
-        x = self._added(
+        past, of_memory = (None, None) if cache is None else (cache.past, cache.memory)
+        x = self._residual(
             x,
             self.attention_norm,
-            lambda y: self.attention(y, causal=causal, key_padding_mask=padding, cache=own),
+            lambda y: self.attention(y, causal=causal, key_padding_mask=padding, cache=past),
         )
         cross = self.cross
         if cross is not None:
-            x = self._added(
+            x = self._residual(
                 x,
                 self.cross_norm,
-                lambda y: cross(y, memory, key_padding_mask=memory_padding, cache=other),
+                lambda y: cross(y, memory, key_padding_mask=memory_padding, cache=of_memory),
             )
-        return self._added(x, self.feed_norm, self._feed)
+        return self._residual(x, self.feed_norm, self._feed)
 
     def _feed(self, x: torch.Tensor) -> torch.Tensor:
-        fed: torch.Tensor = self.outer(self.dropout(self.activation(self.inner(x))))
-        return fed
+        y: torch.Tensor = self.outer(self.dropout(self.activation(self.inner(x))))
+        return y
 
-    def _added(
+    def _residual(
         self, x: torch.Tensor, norm: nn.Module, part: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        added: torch.Tensor
-        if self.norm_first:
-            added = x + self.dropout(part(norm(x)))
-        else:
-            added = norm(x + self.dropout(part(x)))
-        return added
+        y: torch.Tensor = (
+            x + self.dropout(part(norm(x))) if self.norm_first else norm(x + self.dropout(part(x)))
+        )
+        return y
 
 
 class LayerCache:
-    """What one layer has seen: of its own positions, and of the memory."""
+    """Keys and values that one layer has computed: of past positions, and of the memory."""
 
     def __init__(self) -> None:
-        self.own, self.cross = KeyValueCache(), KeyValueCache()
+        self.past, self.memory = KeyValueCache(), KeyValueCache()
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Keep these rows of the batch, in this order."""
-        self.own.reorder(rows)
-        self.cross.reorder(rows)
+        self.past.reorder(rows)
+        self.memory.reorder(rows)
 
 
 def resize(layer: Any, spec: LayerSpec) -> None:
@@ -245,8 +243,9 @@ def head_channels(layer: Any, head_dim: int, heads: Sequence[int]) -> Channels:
         head_dim: Channels of a head.
         heads: Numbers of heads of subnets that are to stay as they are.
     """
-    own, read = layer.attention, inputs(layer.attention.out)
-    axes = [*outputs(own.q, own.k, own.v), *read]
+    attention = layer.attention
+    read = inputs(attention.out)
+    axes = [*outputs(attention.q, attention.k, attention.v), *read]
     return Channels(axes, read, [n * head_dim for n in heads], unit=head_dim)
 
 
@@ -258,36 +257,39 @@ def layer_params(spec: LayerSpec) -> int:
     return sum(p.numel() for p in layer.parameters())
 
 
-def sliced_into(plain: _M, whole: nn.Module) -> _M:
+def copy_slices(plain: _M, whole: nn.Module) -> _M:
     """Give a plain network the leading slices of a super-network's weights, as copies.
 
-    Parts have the same names in both, so the shape of each plain weight says what to take.
+    Parts have the same names in both, so each slice has the shape of the plain weight.
 
     Args:
         plain: The network of the subnet, on the meta device or with weights that are not needed.
         whole: The super-network.
+
+    Returns:
+        The plain network.
     """
     weights = dict(whole.named_parameters()) | dict(whole.named_buffers())
-    taken = {
+    slices = {
         name: weights[name].detach()[tuple(map(slice, tensor.shape))].clone()
         for name, tensor in plain.state_dict().items()
     }
-    plain.load_state_dict(taken, assign=True)
+    plain.load_state_dict(slices, assign=True)
     for name, parameter in plain.named_parameters():
         parameter.requires_grad_(weights[name].requires_grad)
     return plain
 
 
-def own_subnet(space: SearchSpace, subnet: Subnet) -> Subnet:
+def subnet_in(space: SearchSpace, subnet: Subnet) -> Subnet:
     """Return a subnet as one of this space.
 
     Raises:
-        InvalidSubnetError: A value that the network was not built with, or a missing one.
+        InvalidSubnetError: It has a value that the network was not built with, or lacks one.
     """
     return space.from_indices(space.indices([subnet]))[0]
 
 
-def existing(
+def layer_choices(
     depth: str, depths: Sequence[int], layers: Mapping[str, Sequence[Value]]
 ) -> dict[str, Choice]:
     """Return the choices of each layer, which exist while the network is deep enough.
@@ -318,18 +320,18 @@ def table_measures(
         space: The space.
         parts: Pairs (names of choices, a function of their values that returns MACs and
             parameters). Parts that share a function and the values share the table.
-        constant: MACs and parameters of what every subnet has.
-        module: The network, whose type `size_mb` counts the bytes of.
+        constant: MACs and parameters of the parts that every subnet has.
+        module: The network; `size_mb` counts the bytes of its type.
     """
-    known: dict[Any, np.ndarray[Any, np.dtype[np.float64]]] = {}
+    of_costs: dict[Any, np.ndarray[Any, np.dtype[np.float64]]] = {}
     tables = []
     for names, costs in parts:
         values = [space.choices[name].values for name in names]
         key = (costs, *(tuple(v) for v in values))
-        if key not in known:
+        if key not in of_costs:
             shape = (*map(len, values), 2)
-            known[key] = np.array([costs(*v) for v in product(*values)], float).reshape(shape)
-        tables.append((tuple(names), known[key]))
+            of_costs[key] = np.array([costs(*v) for v in product(*values)], float).reshape(shape)
+        tables.append((tuple(names), of_costs[key]))
     n_bytes = next(module.parameters()).element_size() / 1e6
     kinds = (("macs", "MAC", 0, 1.0), ("params", "", 1, 1.0), ("size_mb", "MB", 1, n_bytes))
     return [
@@ -355,14 +357,14 @@ def check_positive(**sizes: int | Sequence[int]) -> None:
     """Refuse sizes that are not positive integers, or that stand twice.
 
     Raises:
-        SpaceError: The first that is not.
+        SpaceError: With the first such size.
     """
-    for name, given in sizes.items():
-        values = list(given) if isinstance(given, list | tuple) else [given]
+    for name, size in sizes.items():
+        values = list(size) if isinstance(size, list | tuple) else [size]
         good = all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
         if not values or not good or len(set(values)) < len(values):
-            many = "positive integers, each once" if values != [given] else "a positive integer"
-            msg = f"{name}={given!r} must be {many}."
+            many = "positive integers, each once" if values != [size] else "a positive integer"
+            msg = f"{name}={size!r} must be {many}."
             raise SpaceError(msg)
 
 
@@ -370,7 +372,7 @@ def check_divides(name: str, parts: Iterable[int], whole_name: str, wholes: Iter
     """Refuse a number of heads that does not divide the channels.
 
     Raises:
-        SpaceError: The first pair that does not.
+        SpaceError: With the first pair that does not fit.
     """
     wholes = list(wholes)
     for part in parts:
@@ -384,10 +386,10 @@ def check_divides(name: str, parts: Iterable[int], whole_name: str, wholes: Iter
 
 
 def check_tokens(tokens: torch.Tensor, longest: int) -> None:
-    """Refuse what is no batch of token sequences that have positions.
+    """Refuse tokens that are not a batch of sequences within the positions of a network.
 
     Raises:
-        ElasticityError: Another type or shape, or too long.
+        ElasticityError: The type or the shape is another one, or a sequence is too long.
     """
     if tokens.ndim != 2 or tokens.is_floating_point():  # noqa: PLR2004 - rows and positions
         msg = f"Tokens are integers (n, length), not {tuple(tokens.shape)} {tokens.dtype}."

@@ -110,7 +110,7 @@ def test_names_that_the_original_does_not_have(name: str) -> None:
     with pytest.raises(SpaceError) as caught:
         from_ofa_mobilenet_v3({name: torch.zeros(1)}, 4)
     assert_clear(caught.value, repr(name), "Pass the state dict of OFAMobileNetV3")
-    with pytest.raises(SpaceError, match="is no name of an OFA MobileNetV3"):
+    with pytest.raises(SpaceError, match="is not a name of an OFA MobileNetV3"):
         ElasticMobileNetV3.tiny().load_ofa({name: torch.zeros(1)})
 
 
@@ -142,7 +142,7 @@ def test_names_of_the_original_resnet(original: str) -> None:
 def test_names_that_the_original_resnet_does_not_have(name: str) -> None:
     with pytest.raises(SpaceError) as caught:
         ElasticResNet.tiny().load_ofa({name: torch.zeros(1)})
-    assert_clear(caught.value, repr(name), "no name of an OFA ResNet50", "OFAResNets")
+    assert_clear(caught.value, repr(name), "is not a name of an OFA ResNet50", "OFAResNets")
 
 
 def test_a_resnet_checkpoint_of_another_size() -> None:
