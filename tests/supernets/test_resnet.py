@@ -221,7 +221,7 @@ def test_lists_of_the_wrong_length_are_refused_by_the_space() -> None:
     given = space.largest.grouped()
     with pytest.raises(InvalidSubnetError, match="'w' is a list of 4 choices, not 3 values"):
         space.subnet({**given, "w": [1.0] * 3})
-    with pytest.raises(InvalidSubnetError, match=r"'e' is a list of 6 choices, but 0\.5 came"):
+    with pytest.raises(InvalidSubnetError, match=r"'e' is a list of 6 choices, not 0\.5"):
         space.subnet({**given, "e": 0.5})
 
 
