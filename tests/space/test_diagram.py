@@ -66,15 +66,15 @@ def test_unrank_takes_ranks_in_any_order_and_repeated(space: SearchSpace) -> Non
 @given(spaces())
 def test_draws_are_subnets(space: SearchSpace) -> None:
     choices = Choices(space.choices)
-    drawn = contents(choices, Diagram(choices).draw(50, np.random.default_rng(0)))
-    assert set(drawn) <= set(brute_force(space))
+    draws = contents(choices, Diagram(choices).draw(50, np.random.default_rng(0)))
+    assert set(draws) <= set(brute_force(space))
 
 
 @pytest.mark.parametrize("space", [by_depth(), nested()])
 def test_draws_are_uniform_over_distinct_subnets(space: SearchSpace) -> None:
     choices = Choices(space.choices)
-    drawn = contents(choices, Diagram(choices).draw(200 * space.size, np.random.default_rng(0)))
-    counts = np.unique(drawn, return_counts=True)[1]
+    draws = contents(choices, Diagram(choices).draw(200 * space.size, np.random.default_rng(0)))
+    counts = np.unique(draws, return_counts=True)[1]
     assert len(counts) == space.size
     assert chisquare(counts).pvalue > ENOUGH
 

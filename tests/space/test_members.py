@@ -47,13 +47,13 @@ def test_neighbours_are_all_subnets_so_few_choices_away(
     every = brute_force(space)
     start = random.choice(list(every.values()))
     near = space.neighbours(space.subnet(start), distance=distance)
-    found = texts(near)
+    keys = texts(near)
     X = space.indices(near)
     np.testing.assert_array_equal(space.canonical(X), X)
     away = {key: changes(space, start, active) for key, active in every.items()}
-    assert len(set(found)) == len(found)
-    assert set(found) == {key for key, d in away.items() if 1 <= d <= distance}
-    assert [away[key] for key in found] == sorted(away[key] for key in found)
+    assert len(set(keys)) == len(keys)
+    assert set(keys) == {key for key, d in away.items() if 1 <= d <= distance}
+    assert [away[key] for key in keys] == sorted(away[key] for key in keys)
 
 
 def test_neighbours_by_hand() -> None:
@@ -103,9 +103,9 @@ def test_samples_are_distinct_members(
     for n in (1, 2, space.size // 2, space.size - 1, space.size):
         X = members.sample(n, np.random.default_rng(n))
         assert len(X) == n
-        drawn = set(texts(space.from_indices(X)))
-        assert len(drawn) == n
-        assert drawn <= set(brute_force(space))
+        draws = set(texts(space.from_indices(X)))
+        assert len(draws) == n
+        assert draws <= set(brute_force(space))
 
 
 @pytest.mark.parametrize("max_rank", [2**62, 0])
@@ -140,14 +140,14 @@ def test_each_place_of_a_sample_is_uniform(max_rank: int, monkeypatch: pytest.Mo
 @given(pools())
 def test_a_pool_is_its_members(pool_and_members: tuple[SearchSpace, list[Active]]) -> None:
     pool, members = pool_and_members
-    listed = [text(active) for active in members]
+    keys = [text(active) for active in members]
     assert pool.is_pool
-    assert pool.size == len(listed)
-    assert texts(list(pool)) == listed
+    assert pool.size == len(keys)
+    assert texts(list(pool)) == keys
     for n in range(pool.size + 1):
-        drawn = texts(pool.sample(n, rng=n))
-        assert len(set(drawn)) == len(drawn) == n
-        assert set(drawn) <= set(listed)
+        draws = texts(pool.sample(n, rng=n))
+        assert len(set(draws)) == len(draws) == n
+        assert set(draws) <= set(keys)
     assert all(subnet in pool for subnet in pool)
 
 
@@ -155,10 +155,10 @@ def test_a_pool_is_its_members(pool_and_members: tuple[SearchSpace, list[Active]
 @given(pools())
 def test_membership_of_a_pool(pool_and_members: tuple[SearchSpace, list[Active]]) -> None:
     pool, members = pool_and_members
-    listed = {text(active) for active in members}
+    keys = {text(active) for active in members}
     whole = SearchSpace(pool.choices)
     for subnet in whole:
-        inside = text(subnet.active) in listed
+        inside = text(subnet.active) in keys
         assert subnet in whole
         assert (subnet in pool) == inside
         if inside:
@@ -189,9 +189,9 @@ def test_proposals_go_to_the_nearest_member_that_is_free(
     rng = np.random.default_rng(seed)
     whole = list(brute_force(pool).values())
     proposals = [whole[i] for i in rng.integers(len(whole), size=8)]
-    taken = [m for m in members if rng.random() < 0.3]
+    exclude = [m for m in members if rng.random() < 0.3]
 
-    expected, gone = [], {text(m) for m in taken}
+    expected, gone = [], {text(m) for m in exclude}
     for proposal in proposals:
         place = proposal if proposal in members else None
         free = [m for m in members if text(m) not in gone]
@@ -202,10 +202,10 @@ def test_proposals_go_to_the_nearest_member_that_is_free(
             expected.append(text(place))
 
     space = SearchSpace(pool.choices)
-    codes = set(row_codes(space.indices([space.subnet(m) for m in taken])))
+    codes = set(row_codes(space.indices([space.subnet(m) for m in exclude])))
     X = space.indices([space.subnet(p) for p in proposals])
     assert texts(pool.from_indices(pool.nearest(X, codes))) == expected
-    assert len(codes) == len(taken)  # what is passed is not changed
+    assert len(codes) == len(exclude)  # what is passed is not changed
 
 
 def test_distances_by_hand() -> None:
@@ -233,11 +233,11 @@ def test_the_first_of_many_equally_near_members_is_taken() -> None:
         np.array([[1 + i, 0] for i in np.random.default_rng(0).permutation(199)])
     )
     (row,) = space.indices([space.smallest])
-    taken: set[bytes] = set()
+    exclude: set[bytes] = set()
     for member in pool:
-        (found,) = pool.nearest(row[None], taken)
-        assert pool.from_indices(found[None]) == [member]
-        taken.add(row_codes(found[None])[0])
+        (nearest,) = pool.nearest(row[None], exclude)
+        assert pool.from_indices(nearest[None]) == [member]
+        exclude.add(row_codes(nearest[None])[0])
 
 
 def test_only_a_pool_moves_rows() -> None:

@@ -42,10 +42,10 @@ def first_of(space: SearchSpace, name: str, value: object) -> object:
     return next(v for v in space.choices[name].values if v in group)
 
 
-def stays(space: SearchSpace, kept: dict[str, list], active: Active) -> bool:
+def stays(space: SearchSpace, values: dict[str, list], active: Active) -> bool:
     """Return whether the values of a subnet are kept ones, by meaning."""
     return all(
-        value in [first_of(space, name, v) for v in kept.get(name, space.choices[name].values)]
+        value in [first_of(space, name, v) for v in values.get(name, space.choices[name].values)]
         for name, value in active.items()
     )
 
@@ -54,21 +54,21 @@ def stays(space: SearchSpace, kept: dict[str, list], active: Active) -> bool:
 def narrowed(draw: st.DrawFn) -> tuple[SearchSpace, dict[str, list], SearchSpace, list[Active]]:
     """Draw a space, values that stay, the narrowed space, and its members by enumeration."""
     space = draw(spaces())
-    kept = {
+    values = {
         name: draw(st.lists(st.sampled_from(choice.values), min_size=1, unique=True))
         for name, choice in space.choices.items()
         if draw(st.booleans())
     }
-    members = [a for a in brute_force(space).values() if stays(space, kept, a)]
+    members = [a for a in brute_force(space).values() if stays(space, values, a)]
     if len(members) < 2:
-        kept, members = {}, list(brute_force(space).values())
-    return space, kept, space.narrowed_to(kept), members
+        values, members = {}, list(brute_force(space).values())
+    return space, values, space.narrowed_to(values), members
 
 
 @property_test
 @given(narrowed())
-def test_members_are_those_of_the_whole_with_kept_values(drawn) -> None:
-    space, _, part, members = drawn
+def test_members_are_those_of_the_whole_with_kept_values(case) -> None:
+    space, _, part, members = case
     assert part.size == len(members)
     assert {text(s.active) for s in part} == {text(a) for a in members}
     inside = {text(a) for a in members}
@@ -86,8 +86,8 @@ def test_members_are_those_of_the_whole_with_kept_values(drawn) -> None:
 
 @property_test
 @given(narrowed(), st.integers(0, 2**31))
-def test_draws_moves_and_ends_are_members(drawn, seed: int) -> None:
-    _, _, part, members = drawn
+def test_draws_moves_and_ends_are_members(case, seed: int) -> None:
+    _, _, part, members = case
     everything = part.sample(part.size, rng=seed)
     assert len(set(everything)) == len(members)
     assert part.largest in part
@@ -104,20 +104,20 @@ def test_draws_moves_and_ends_are_members(drawn, seed: int) -> None:
 
 def _reduced(part: SearchSpace) -> dict:
     """Return the choices with the kept values alone, as JSON."""
-    made: dict[str, dict] = {}
+    choices: dict[str, dict] = {}
     for name, choice in part.choices.items():
         when = {p: [v for v in vs if v in part.values[p]] for p, vs in choice.when.items()}
         same = [g for g in choice.same if g[0] in part.values[name]]
         spec = {"values": list(part.values[name]), "ordered": choice.ordered}
-        if all(p in made and vs for p, vs in when.items()):
-            made[name] = spec | {"when": when, "same": same}
-    return made
+        if all(p in choices and vs for p, vs in when.items()):
+            choices[name] = spec | {"when": when, "same": same}
+    return choices
 
 
 @property_test
 @given(narrowed(), st.integers(0, 2**31))
-def test_any_row_is_brought_in(drawn, seed: int) -> None:
-    space, _, part, _ = drawn
+def test_any_row_is_brought_in(case, seed: int) -> None:
+    space, _, part, _ = case
     rng = np.random.default_rng(seed)
     limits = [len(choice.values) for choice in space.choices.values()]
     X = part.canonical(rng.integers(limits, size=(20, len(limits))))
@@ -128,8 +128,8 @@ def test_any_row_is_brought_in(drawn, seed: int) -> None:
 
 @property_test
 @given(narrowed())
-def test_json_and_measures_of_indices(drawn) -> None:
-    space, _, part, members = drawn
+def test_json_and_measures_of_indices(case) -> None:
+    space, _, part, members = case
     again = SearchSpace.from_json(json.dumps(part.to_json()))
     assert again == part
     assert [s.active for s in again] == [s.active for s in part]
@@ -248,8 +248,8 @@ def test_fit_searches_a_part_of_the_model_s_space() -> None:
     assert extract(model, best).sliced
     assert sum(p.numel() for p in result.extract(best).parameters()) > 0
     # A smaller space of its own has other indices, which a table of indices would misread.
-    own = {name: Choice([5] if name == "ks.0" else c.values, when=c.when)
+    others = {name: Choice([5] if name == "ks.0" else c.values, when=c.when)
            for name, c in whole.choices.items()}  # fmt: skip
     with pytest.raises(SearchError) as caught:
-        fitted(SearchSpace(own), model)
+        fitted(SearchSpace(others), model)
     assert_clear(caught.value, "'macs'", "narrowed_to")

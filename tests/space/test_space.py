@@ -52,12 +52,12 @@ def test_known_spaces(name: str) -> None:
 @given(spaces())
 def test_enumeration_is_every_distinct_subnet_once(space: SearchSpace) -> None:
     every = brute_force(space)
-    listed = list(space)
-    assert len(listed) == space.size == len(every)
-    assert {text(s.active) for s in listed} == set(every)
-    assert listed == list(space)
+    members = list(space)
+    assert len(members) == space.size == len(every)
+    assert {text(s.active) for s in members} == set(every)
+    assert members == list(space)
     blocks = np.concatenate(list(space.index_blocks()))
-    assert space.from_indices(blocks) == listed
+    assert space.from_indices(blocks) == members
 
 
 def test_enumeration_spans_blocks() -> None:
@@ -83,9 +83,9 @@ def test_every_raw_assignment_is_a_subnet(space: SearchSpace) -> None:
 def test_samples_are_distinct_subnets(space: SearchSpace) -> None:
     every = set(brute_force(space))
     for n in {0, 1, space.size // 2, space.size}:
-        drawn = [text(s.active) for s in space.sample(n, rng=3)]
-        assert len(set(drawn)) == len(drawn) == n
-        assert set(drawn) <= every
+        draws = [text(s.active) for s in space.sample(n, rng=3)]
+        assert len(set(draws)) == len(draws) == n
+        assert set(draws) <= every
 
 
 def test_samples_depend_on_the_seed_alone() -> None:
@@ -100,9 +100,9 @@ def test_samples_depend_on_the_seed_alone() -> None:
 
 def test_samples_of_a_space_too_large_to_number() -> None:
     space = ofa_mobilenet_v3()
-    drawn = space.sample(2000, rng=0)
-    assert len(set(drawn)) == 2000
-    assert all(subnet in space for subnet in drawn[:50])
+    draws = space.sample(2000, rng=0)
+    assert len(set(draws)) == 2000
+    assert all(subnet in space for subnet in draws[:50])
 
 
 # Ends
@@ -174,19 +174,19 @@ def test_encodings_by_hand() -> None:
 @pytest.mark.parametrize("kind", ["onehot", "ordinal"])
 def test_encode_takes_subnets_and_indices_of_any_number(kind: Any) -> None:
     space = nested()
-    drawn = space.sample(7, rng=0)
-    features = space.encode(drawn, kind=kind)
-    np.testing.assert_array_equal(space.encode(space.indices(drawn), kind=kind), features)
-    np.testing.assert_array_equal(space.encode(iter(drawn), kind=kind), features)
+    draws = space.sample(7, rng=0)
+    features = space.encode(draws, kind=kind)
+    np.testing.assert_array_equal(space.encode(space.indices(draws), kind=kind), features)
+    np.testing.assert_array_equal(space.encode(iter(draws), kind=kind), features)
     np.testing.assert_array_equal(space.encode(nested().sample(7, rng=0), kind=kind), features)
     assert space.encode([], kind=kind).shape == (0, len(space.feature_names(kind)))
 
 
 def test_twenty_thousand_subnets_encode_in_a_moment() -> None:
     space = ofa_mobilenet_v3()
-    drawn = space.sample(20_000, rng=0)
+    draws = space.sample(20_000, rng=0)
     start = time.perf_counter()
-    assert space.encode(drawn).shape == (20_000, 5 * 3 + 20 * 3 + 20 * 3)
+    assert space.encode(draws).shape == (20_000, 5 * 3 + 20 * 3 + 20 * 3)
     assert time.perf_counter() - start < 5  # takes some hundredths: catches a loop over subnets
 
 

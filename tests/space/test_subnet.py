@@ -141,10 +141,10 @@ sys.path.insert(0, sys.argv[1])
 from tests.spaces import nested, ofa_mobilenet_v3
 out = []
 for space in (nested(), ofa_mobilenet_v3()):
-    drawn = space.sample(20, rng=7)
+    draws = space.sample(20, rng=7)
     out.append([space.fingerprint, hash(space), space.names])
-    out.append([[s.key, hash(s), s.to_json()] for s in drawn])
-    out.append(sorted(hash(s) for s in set(drawn)))
+    out.append([[s.key, hash(s), s.to_json()] for s in draws])
+    out.append(sorted(hash(s) for s in set(draws)))
     out.append([s.key for s in space.neighbours(space.largest)])
 print(json.dumps(out))
 """
@@ -154,10 +154,10 @@ print(json.dumps(out))
 def test_keys_hashes_and_draws_are_the_same_in_another_process(seed: str) -> None:
     expected = []
     for space in (nested(), ofa_mobilenet_v3()):
-        drawn = space.sample(20, rng=7)
+        draws = space.sample(20, rng=7)
         expected.append([space.fingerprint, hash(space), list(space.names)])
-        expected.append([[s.key, hash(s), s.to_json()] for s in drawn])
-        expected.append(sorted(hash(s) for s in set(drawn)))
+        expected.append([[s.key, hash(s), s.to_json()] for s in draws])
+        expected.append(sorted(hash(s) for s in set(draws)))
         expected.append([s.key for s in space.neighbours(space.largest)])
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(ROOT)],

@@ -56,9 +56,9 @@ def test_subnets_arrive_as_a_list_in_order_with_every_choice_readable() -> None:
         seen.append(subnets)
         return [s["ks.3"] for s in subnets]
 
-    drawn = space.sample(5, rng=0)
-    measure("m")(record).evaluate(space, space.indices(drawn))
-    assert seen == [drawn]
+    draws = space.sample(5, rng=0)
+    measure("m")(record).evaluate(space, space.indices(draws))
+    assert seen == [draws]
     assert isinstance(seen[0], list)
 
 

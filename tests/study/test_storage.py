@@ -258,13 +258,13 @@ def test_four_processes_write_one_study_at_once(tmp_path: Path) -> None:
     evaluations = study.evaluations(space)
     assert [e.number for e in evaluations] == list(range(WRITERS * ROWS))
     by_number = {e.number: e for e in evaluations}
-    for writer, given in enumerate(numbers):
-        assert given == sorted(given), "a writer's rows keep their order"
-        for row, number in enumerate(given, start=writer * ROWS):
+    for writer, column in enumerate(numbers):
+        assert column == sorted(column), "a writer's rows keep their order"
+        for row, number in enumerate(column, start=writer * ROWS):
             assert by_number[number].subnet == subnets[row]
             assert by_number[number].values == {"f0": float(row)}
-    assert sorted(n for given in numbers for n in given) == list(range(WRITERS * ROWS))
-    assert any(given != list(range(given[0], given[0] + ROWS)) for given in numbers), (
+    assert sorted(n for column in numbers for n in column) == list(range(WRITERS * ROWS))
+    assert any(column != list(range(column[0], column[0] + ROWS)) for column in numbers), (
         "the writers took turns, or this test shows nothing"
     )
     for row in range(0, WRITERS * ROWS, 97):
