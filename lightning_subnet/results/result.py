@@ -212,18 +212,18 @@ class SearchResult(SearchRecord):
     ) -> list[Exported]:
         """Write the front as files that give the same outputs, and a README.md that explains them.
 
-        Each subnet is extracted as `extract` does, written as `export_onnx` does, run by the
-        runtime of its format and compared; names sort along the front. README.md and an
-        `ExportWarning` name what a format cannot take, and the rest is written. With matplotlib
-        there is a front.png.
+        Each subnet is extracted as `extract` does and written as `lightning_subnet.export.export`
+        does: run by the runtime of its format and compared. Names sort along the front. README.md
+        and an `ExportWarning` name what a format cannot take, and the rest is written. With
+        matplotlib there is a front.png.
 
         Args:
             directory: A folder that is new or empty.
             formats: Some of `"onnx"`, `"torch"` and `"openvino"`.
             subnets: Subnets or evaluations to write; None: the front.
             example_input: As the network takes it; None: samples of the search.
-            dynamic_batch: As in `export_onnx`.
-            tolerance: As in `export_onnx`.
+            dynamic_batch: As in `lightning_subnet.export.export`.
+            tolerance: As in `lightning_subnet.export.export`.
 
         Returns:
             The files, along the front.

@@ -109,7 +109,8 @@ class OpenVino(Format):
         """Return code that needs openvino."""
         return (
             "import openvino\n"
-            f'net = openvino.compile_model("{file}", "CPU")\n'
+            'exact = {"INFERENCE_PRECISION_HINT": "f32"}  # by itself it may choose bfloat16\n'
+            f'net = openvino.compile_model("{file}", "CPU", exact)\n'
             f"outputs = net({dict_code(inputs)})  # NumPy arrays"
         )
 
