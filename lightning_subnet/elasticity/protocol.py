@@ -23,7 +23,7 @@ class Elastic(Protocol):
     """Anything with these two methods can be searched."""
 
     def search_space(self) -> SearchSpace:
-        """Return what may vary."""
+        """Return the space of all subnets."""
 
     def activate(self, subnet: Subnet) -> None:
         """Put a subnet in force for all forward passes that follow."""
@@ -68,7 +68,7 @@ class SubnetMixin(ABC):
 
     @abstractmethod
     def search_space(self) -> SearchSpace:
-        """Return what may vary; equal at every call."""
+        """Return the space of all subnets, an equal one at every call."""
 
     @abstractmethod
     def activate(self, subnet: Subnet) -> None:

@@ -62,7 +62,7 @@ class Channels:
 
     @property
     def n(self) -> int:
-        """How many channels there are."""
+        """Number of channels."""
         tensor, dim = self.readers[0]
         return tensor.shape[dim]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SearchSpace: what may vary between subnets, counted, sampled, encoded and validated."""
+"""SearchSpace: named choices and their subnets, counted, sampled, encoded and validated."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Rng = np.random.Generator | int | None
 
 
 class SearchSpace:
-    """What may vary: named choices, some of which exist only under others.
+    """A space of named choices, some of which exist only under certain values of others.
 
     Args:
         choices: The choices by name, in gene order. A plain list is an ordered choice.

@@ -12,6 +12,7 @@ import pytest
 
 from lightning_subnet import Evaluation, History, SearchSpace
 from lightning_subnet.errors import TellError
+from lightning_subnet.study.history import with_verified
 from tests.problems import assert_clear, conditional, grid, history_of, mixed, problem_of, record
 
 
@@ -33,9 +34,9 @@ def some_history() -> History:
 
 
 def test_an_evaluation_is_frozen_with_its_values() -> None:
-    given = {"f0": 1.0}
-    evaluation = Evaluation(0, grid().smallest, given)
-    given["f0"] = 2.0
+    values = {"f0": 1.0}
+    evaluation = Evaluation(0, grid().smallest, values)
+    values["f0"] = 2.0
     assert evaluation.values == {"f0": 1.0}
     with pytest.raises(TypeError):
         evaluation.values["f0"] = 3.0
@@ -170,3 +171,14 @@ def test_evaluations_can_be_copied_and_pickled() -> None:
         assert again == evaluation
         with pytest.raises(TypeError):
             again.values["a"] = 2.0
+
+
+def test_second_values_take_the_place_of_the_first_where_a_subnet_did_not_fail() -> None:
+    history = some_history()
+    pairs = {"f0": (9.0, 0.5)}
+    final = with_verified(history, {history[i].subnet.key: pairs for i in (0, 2)})
+    assert [e.subnet for e in final] == [e.subnet for e in history]
+    assert final[0].values == {**history[0].values, "f0": 9.0}
+    assert final[0].errors["f0"] == 0.5
+    assert list(final)[1:] == list(history)[1:]  # the third failed, and stays as it was
+    assert history[0].values["f0"] != 9.0
