@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only file that imports Lightning: its classes and the facts about them that we rely on."""
+"""The only file that imports Lightning: its classes, and the facts about them that we rely on."""
 
 from __future__ import annotations
 
@@ -56,43 +56,51 @@ def default_trainer() -> Trainer:
 
 
 def check(model: Any, datamodule: Any, trainer: Any) -> None:
-    """Raise `SearchError` where the parts are not what Lightning would take."""
-    if isinstance(model, type):
-        msg = f"fit() got the class {model.__name__}. Pass an object of it: {model.__name__}(...)."
-        raise SearchError(msg)
-    compiled = (
-        [
-            name or type(model).__name__
-            for name, child in model.named_modules()
-            if isinstance(child, OptimizedModule) or child._compiled_call_impl is not None
-        ]
-        if isinstance(model, torch.nn.Module)
-        else []
-    )
-    if compiled:
-        msg = (
-            f"{compiled[0]!r} is compiled, and would be compiled anew for every subnet. Search the "
-            "module before torch.compile(), and compile the subnet that you extract."
-        )
-        raise SearchError(msg)
-    if not isinstance(model, LightningModule):
-        foreign = type(model).__mro__[-2 if len(type(model).__mro__) > 1 else 0].__module__
-        hint = (
-            "It comes from `pytorch_lightning`: import it from `lightning` throughout."
-            if any(cls.__module__.startswith("pytorch_lightning") for cls in type(model).__mro__)
-            else "Wrap the network in a LightningModule whose validation_step logs the metrics."
-        )
-        msg = f"fit() got a {type(model).__name__} ({foreign}), which is no LightningModule. {hint}"
-        raise SearchError(msg)
+    """Raise `SearchError` where Lightning could not validate with these parts again and again."""
+    _check_module(model)
     if datamodule is not None and not isinstance(datamodule, LightningDataModule):
         msg = (
-            f"datamodule= is a {type(datamodule).__name__}, no LightningDataModule. "
+            f"datamodule= is a {type(datamodule).__name__}, not a LightningDataModule. "
             "Pass dataloaders by dataloaders=."
         )
         raise SearchError(msg)
     if not isinstance(trainer, Trainer):
-        msg = f"trainer= is a {type(trainer).__name__}, no lightning.pytorch.Trainer."
+        msg = f"trainer= is a {type(trainer).__name__}, not a lightning.pytorch.Trainer."
         raise SearchError(msg)
+    _check_validation(model)
+    _check_trainer(trainer)
+
+
+def _check_module(model: Any) -> None:
+    """Refuse a class, a compiled module, and what is not a LightningModule."""
+    if isinstance(model, type):
+        msg = f"fit() got the class {model.__name__}. Pass an object of it: {model.__name__}(...)."
+        raise SearchError(msg)
+    modules = model.named_modules() if isinstance(model, torch.nn.Module) else ()
+    for name, child in modules:
+        if isinstance(child, OptimizedModule) or child._compiled_call_impl is not None:
+            msg = (
+                f"{(name or type(model).__name__)!r} is compiled, and would be compiled anew for "
+                "every subnet. Search the module before torch.compile(), and compile the subnet "
+                "that you extract."
+            )
+            raise SearchError(msg)
+    if not isinstance(model, LightningModule):
+        classes = type(model).__mro__
+        origin = classes[-2 if len(classes) > 1 else 0].__module__
+        hint = (
+            "It comes from `pytorch_lightning`: import it from `lightning` throughout."
+            if any(cls.__module__.startswith("pytorch_lightning") for cls in classes)
+            else "Wrap the network in a LightningModule whose validation_step logs the metrics."
+        )
+        msg = (
+            f"fit() got a {type(model).__name__} ({origin}), which is not a LightningModule. {hint}"
+        )
+        raise SearchError(msg)
+
+
+def _check_validation(model: LightningModule) -> None:
+    """Refuse a module that cannot be validated as it is."""
     if not is_overridden("validation_step", model):
         msg = (
             f"{type(model).__name__} has no validation_step, so nothing can be validated. "
@@ -102,6 +110,10 @@ def check(model: Any, datamodule: Any, trainer: Any) -> None:
     if any(is_lazy(p) for p in model.parameters()):
         msg = f"{type(model).__name__} has lazy layers without weights. Run one forward pass first."
         raise SearchError(msg)
+
+
+def _check_trainer(trainer: Trainer) -> None:
+    """Refuse a Trainer that validates or logs nothing, or whose processes end with each call."""
     if trainer.limit_val_batches == 0:
         msg = "The trainer has limit_val_batches=0, so nothing would be validated. Raise it."
         raise SearchError(msg)
@@ -144,7 +156,7 @@ def quiet(trainer: Trainer, callbacks: list[Callback]) -> Iterator[None]:
         dynamic.callbacks, dynamic.loggers, connector.use_distributed_sampler = before
 
 
-def transferred(trainer: Trainer, model: LightningModule, batch: Any, device: Any = None) -> Any:
+def transfer(trainer: Trainer, model: LightningModule, batch: Any, device: Any = None) -> Any:
     """Return a batch as steps get it: in the right precision, through the hooks, on a device."""
     batch = model._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch))
     return model._apply_batch_transfer_handler(batch, device=device)
@@ -167,7 +179,7 @@ def like_combined(combined: CombinedLoader, loaders: list[Any]) -> CombinedLoade
 
 
 @contextmanager
-def kept_metrics(trainer: Trainer) -> Iterator[None]:
+def restore_metrics(trainer: Trainer) -> Iterator[None]:
     """Give a Trainer its metrics, state and datamodule back."""
     connector = trainer._logger_connector
     dynamic: Any = trainer  # a connector sets `datamodule`, which the class does not declare
@@ -204,7 +216,7 @@ def prepares_data(part: Any, trainer: Trainer) -> bool:
     return trainer.local_rank == 0 and (part.prepare_data_per_node or trainer.node_rank == 0)
 
 
-def gathered(trainer: Trainer, item: Any) -> list[Any]:
+def gather(trainer: Trainer, item: Any) -> list[Any]:
     """Return the items of all processes, in the order of their ranks."""
     if trainer.world_size == 1:
         return [item]
@@ -225,7 +237,7 @@ def validates(trainer: Trainer) -> bool:
 def fit_loaders(trainer: Trainer) -> tuple[Any, Any]:
     """Return validation and training dataloaders as `fit` got them, without Lightning's samplers.
 
-    They come from where `fit` took them (arguments, datamodule or module), which is set up already.
+    They come from where `fit` has them (arguments, datamodule or module), which is set up already.
     """
     validation = trainer.fit_loop.epoch_loop.val_loop._data_source
     return validation.dataloader(), trainer.fit_loop._data_source.dataloader()
@@ -271,13 +283,13 @@ def attached_trainer(module: LightningModule) -> Trainer | None:
 # Subnets validated during training
 
 
-def validated_in_fit(trainer: Trainer) -> bool:
-    """Return whether the validation that is ending is one of `fit`, and no sanity check."""
+def is_validation_of_fit(trainer: Trainer) -> bool:
+    """Return whether the validation that is ending is one of `fit`, and not a sanity check."""
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
 @contextmanager
-def validated_weights(trainer: Trainer, model: LightningModule) -> Iterator[None]:
+def weights_of_validation(trainer: Trainer, model: LightningModule) -> Iterator[None]:
     """Give a module the weights that `fit` has just validated: the averages, where it averages.
 
     Lightning's WeightAveraging swaps them in for the validation and out before it has ended.
@@ -354,18 +366,18 @@ def mean_gradients(trainer: Trainer, module: LightningModule, *, uneven: bool = 
 
     Args:
         trainer: The Trainer.
-        module: What is trained.
+        module: The module in training.
         uneven: Whether ranks may have gradients of different parameters; a missing one is zero.
     """
     if distributed_model(trainer) is None or trainer.fit_loop._should_accumulate():
         return
     if uneven:
         parameters = [p for p in module.parameters() if p.requires_grad]
-        has = torch.tensor([p.grad is not None for p in parameters], device=module.device)
-        somewhere = has.int()
-        torch.distributed.all_reduce(somewhere)
-        for p, anywhere in zip(parameters, somewhere.tolist(), strict=True):
-            if anywhere and p.grad is None:
+        here = torch.tensor([p.grad is not None for p in parameters], device=module.device)
+        n_ranks = here.int()
+        torch.distributed.all_reduce(n_ranks)
+        for p, n in zip(parameters, n_ranks.tolist(), strict=True):
+            if n and p.grad is None:
                 p.grad = torch.zeros_like(p)
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     for dtype in dict.fromkeys(g.dtype for g in gradients):

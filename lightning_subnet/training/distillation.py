@@ -63,7 +63,7 @@ def alpha_divergence(
         The mean over all dimensions but 1, a scalar.
 
     Raises:
-        SearchError: Shapes that differ, no alpha, or a clip that is not positive.
+        SearchError: The shapes differ, there is no alpha, or the clip is not positive.
 
     References:
         Wang et al., AlphaNet: Improved Training of Supernets with Alpha-Divergence, ICML 2021,
@@ -96,7 +96,7 @@ def alpha_divergence(
 def _divergence(
     log_q: torch.Tensor, log_p: torch.Tensor, alpha: float, clip: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the divergence of each sample, without gradient, and what has its gradient."""
+    """Return the divergence of each sample without a gradient, and a tensor with its gradient."""
     fixed = log_q.detach()
     q, log_ratio = fixed.exp(), log_p - fixed
     if math.isclose(alpha, 1.0, abs_tol=1e-3):
@@ -114,77 +114,77 @@ def _divergence(
 LOSSES: dict[str, DistillLoss] = {"soft": soft_cross_entropy, "alpha": alpha_divergence}
 
 
-def loss_named(given: str | DistillLoss | None) -> DistillLoss:
-    """Return a loss by its name, or the function that was given.
+def loss_named(loss: str | DistillLoss | None) -> DistillLoss:
+    """Return a loss by its name; a function is returned as it is.
 
     Raises:
-        SearchError: An unknown name, or nothing to call.
+        SearchError: The name is unknown, or the object cannot be called.
     """
-    if given is None:
+    if loss is None:
         return soft_cross_entropy
-    if isinstance(given, str) and given in LOSSES:
-        return LOSSES[given]
-    if not callable(given):
+    if isinstance(loss, str) and loss in LOSSES:
+        return LOSSES[loss]
+    if not callable(loss):
         msg = (
-            f"distill_loss={given!r:.60} is unknown.{did_you_mean(given, LOSSES)} It is one of "
+            f"distill_loss={loss!r:.60} is unknown.{did_you_mean(loss, LOSSES)} It is one of "
             f"{listed(LOSSES)}, or a function of the student's and the teacher's logits."
         )
         raise SearchError(msg)
-    return given
+    return loss
 
 
 class Logits:
     """The logits of the module in training, taken from its forward passes.
 
     Args:
-        module: What is trained.
-        source: The module whose output is taken; None: what the `forward` of `module` returns to
+        module: The module in training.
+        head: The module whose output is the logits; None: what the `forward` of `module` returns to
             its own training step, which may call it by that name.
-        name: How the source is called, in messages.
+        name: The name of the head, for messages.
         classes: Whether the loss needs classes in dimension 1.
     """
 
     def __init__(
-        self, module: nn.Module, source: nn.Module | None, name: str, *, classes: bool = True
+        self, module: nn.Module, head: nn.Module | None, name: str, *, classes: bool = True
     ) -> None:
-        self._module, self._source, self._name = module, source, name
+        self._module, self._head, self._name = module, head, name
         self._classes = classes
-        self._seen: list[Any] = []
+        self._outputs: list[Any] = []
         self._teacher: torch.Tensor | None = None
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Keep the output of each forward pass."""
-        self._seen, self._teacher = [], None
+        """Remember the output of each forward pass."""
+        self._outputs, self._teacher = [], None
         try:
             with self._watching():
                 yield
         finally:
-            self._seen, self._teacher = [], None
+            self._outputs, self._teacher = [], None
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
-        if self._source is not None:
-            with self._source.register_forward_hook(lambda _m, _i, out: self._seen.append(out)):
+        if self._head is not None:
+            with self._head.register_forward_hook(lambda _m, _i, out: self._outputs.append(out)):
                 yield
             return
         forward = self._module.forward
 
-        def remembered(*args: Any, **kwargs: Any) -> Any:
+        def remember(*args: Any, **kwargs: Any) -> Any:
             out = forward(*args, **kwargs)
-            self._seen.append(out)
+            self._outputs.append(out)
             return out
 
-        with shadowed(self._module, "forward", remembered):
+        with shadowed(self._module, "forward", remember):
             yield
 
     def teacher(self) -> torch.Tensor:
         """Return the logits of the pass of the largest subnet, without its graph.
 
         Raises:
-            SearchError: There was no pass or more than one, or its output is no batch of logits.
+            SearchError: There was no pass or more than one, or its output is not a batch of logits.
         """
-        self._teacher = self._taken().detach()
+        self._teacher = self._output().detach()
         return self._teacher
 
     def student(self) -> torch.Tensor:
@@ -193,23 +193,23 @@ class Logits:
         Raises:
             SearchError: As for the teacher, or their shapes differ.
         """
-        out, teacher = self._taken(), self._teacher
+        out, teacher = self._output(), self._teacher
         if teacher is not None and out.shape != teacher.shape:
             shapes = f"{tuple(teacher.shape)} for the largest subnet and {tuple(out.shape)} for"
             self._refuse(f"{shapes} another")
         return out
 
-    def _taken(self) -> torch.Tensor:
-        seen, self._seen = self._seen, []
-        out = seen[0] if len(seen) == 1 else None
+    def _output(self) -> torch.Tensor:
+        outputs, self._outputs = self._outputs, []
+        out = outputs[0] if len(outputs) == 1 else None
         if not isinstance(out, torch.Tensor) or (self._classes and not _has_classes(out)):
-            self._refuse(f"{len(seen)} outputs" if len(seen) != 1 else _kind(out))
+            self._refuse(f"{len(outputs)} outputs" if len(outputs) != 1 else _kind(out))
         return out
 
-    def _refuse(self, what: str) -> NoReturn:
+    def _refuse(self, output: str) -> NoReturn:
         msg = (
             f"Distillation needs one tensor of logits (n, n_classes) per step; {self._name} of "
-            f"{type(self._module).__name__} gave {what}. "
+            f"{type(self._module).__name__} gave {output}. "
             "Name the submodule whose output is the logits: distill='net'."
         )
         raise SearchError(msg)

@@ -9,19 +9,17 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils._pytree import tree_map
 
 from lightning_subnet._json import digest
-from lightning_subnet._torch.contexts import evaluating, random_state
+from lightning_subnet._torch.contexts import random_state
 from lightning_subnet._torch.fingerprints import (
     code_fingerprint,
     data_fingerprint,
     hashed,
     stable_text,
 )
-from lightning_subnet._torch.inputs import arguments
-from lightning_subnet.costs.counts import BUILT_IN as COUNTS, count_measures
+from lightning_subnet.costs.resolve import measure_names, resolve
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, SearchError
 from lightning_subnet.space.space import SearchSpace
@@ -35,14 +33,15 @@ from lightning_subnet.training._lightning import (
     Trainer,
     check,
     default_trainer,
-    gathered,
+    gather,
     is_overridden,
-    kept_metrics,
     launch,
     quiet,
+    restore_metrics,
 )
+from lightning_subnet.training.batch_input import first_input
 from lightning_subnet.training.extractor import Extractor
-from lightning_subnet.training.frozen_data import FrozenData, Source, first_input, frozen_data
+from lightning_subnet.training.frozen_data import FrozenData, Source, frozen_data
 from lightning_subnet.training.recalibration import Recalibration
 from lightning_subnet.training.restore import StepState, module_state
 
@@ -53,8 +52,8 @@ _SEED = 0
 class TrainerEvaluator(Evaluator):
     """Validates subnets of a LightningModule; use it as a context.
 
-    On entering, the data is set up once, under a seed; before each validation BatchNorm statistics
-    are reset and averaged over the same training samples; on leaving, the module, the datamodule,
+    On entering, the data is set up once, under a seed. Before each validation BatchNorm statistics
+    are reset and averaged over the same training samples. On leaving, the module, the datamodule,
     the trainer and all random states are as they were. With several processes all of them evaluate
     the same subnet, each on its share of the batches.
 
@@ -63,12 +62,15 @@ class TrainerEvaluator(Evaluator):
         source: Its data.
         trainer: The Trainer that validates; None makes one on one device.
         loggers: Get one row per evaluation, besides those of the trainer.
+        hashes: Whether weights, data and code are hashed, for values that are to be stored.
+
+    Attributes:
+        provenance: What a metric depends on besides the subnet, by name, mostly as hashes; empty
+            before the context is entered.
 
     Raises:
         SearchError: The parts do not fit; nothing has been measured then.
     """
-
-    built_in = (*COUNTS, "latency_ms")
 
     def __init__(
         self,
@@ -77,6 +79,7 @@ class TrainerEvaluator(Evaluator):
         *,
         trainer: Trainer | None = None,
         loggers: Sequence[Any] = (),
+        hashes: bool = True,
     ) -> None:
         trainer = default_trainer() if trainer is None else trainer
         check(model, source.datamodule, trainer)
@@ -98,7 +101,9 @@ class TrainerEvaluator(Evaluator):
         self._stack = ExitStack()
         self._data = FrozenData()
         self._callbacks: list[Callback] = []
-        self.conditions: dict[str, str] = {}
+        self.built_in = tuple(measure_names())
+        self.provenance: dict[str, str] = {}
+        self._hashes = hashes
         self._digest = ""
 
     def __enter__(self) -> TrainerEvaluator:
@@ -106,14 +111,15 @@ class TrainerEvaluator(Evaluator):
         with ExitStack() as stack:
             stack.enter_context(random_state(_SEED))
             launch(self.trainer)
-            stack.enter_context(kept_metrics(self.trainer))
+            stack.enter_context(restore_metrics(self.trainer))
             stack.callback(self._elastic.activate, before or self.space.largest)
             self._buffers = stack.enter_context(module_state(self._model, self._source.datamodule))
             self._data = stack.enter_context(frozen_data(self._model, self._source, self.trainer))
             if self._data.calibration:
                 self._callbacks = [Recalibration(self._data, self._model, self._elastic)]
-            self.conditions = self._conditions()
-            self._digest = digest(self.conditions)
+            if self._hashes:
+                self.provenance = self._provenance()
+            self._digest = digest(self.provenance)
             self._state = StepState(self._model)
             # As a validation would; so costs are of the same types before and after the first.
             self.trainer.precision_plugin.convert_module(self._model)
@@ -132,13 +138,12 @@ class TrainerEvaluator(Evaluator):
         finally:
             self._stack.close()
 
-    def _conditions(self) -> dict[str, str]:
-        """Return hashes of what a metric depends on besides the subnet."""
+    def _provenance(self) -> dict[str, str]:
         weights = {**dict(self._model.named_buffers()), **self._model.state_dict()}
         calibration = [self._data.images, self._data.calibration]
         return {
             "weights": hashed([list(item) for item in sorted(weights.items())], size=8),
-            "data": "+".join(gathered(self.trainer, data_fingerprint(self._data.loaders))),
+            "data": "+".join(gather(self.trainer, data_fingerprint(self._data.loaders))),
             "calibration": hashed(calibration, size=8) if self._data.calibration else "none",
             "code": code_fingerprint(self._model),
             "hparams": str({k: stable_text(v) for k, v in sorted(self._model.hparams.items())}),
@@ -151,27 +156,16 @@ class TrainerEvaluator(Evaluator):
         return f"{name}:{self._digest}"
 
     def bound_measures(
-        self, measures: Sequence[Measure | NetworkMeasure], wanted: Sequence[str]
+        self, measures: Sequence[Measure | NetworkMeasure], names: Sequence[str]
     ) -> list[Measure]:
-        """Return the user's measures and those built-in ones that are wanted by name."""
-        given = {measure.name for measure in measures}
-        missing = [
-            name for name in dict.fromkeys(wanted) if name not in given and name in self.built_in
-        ]
-        loose = [measure for measure in measures if not isinstance(measure, Measure)]
-        bound = [measure for measure in measures if isinstance(measure, Measure)]
-        if "latency_ms" in missing:
-            from lightning_subnet.costs.latency.latency import Latency
+        """Return the user's measures, and the built-in ones of these names.
 
-            missing.remove("latency_ms")
-            loose.append(Latency())
-        part = self._elastic
-        assert isinstance(part, nn.Module), "the elastic part of a module is a module"
-        bound += [
-            measure.bind(part, None if _has_input(measure) else self._part_example())
-            for measure in loose
-        ]
-        return [*bound, *count_measures(self._model, part, missing, self._example)]
+        Args:
+            measures: The user's; those of any network are bound to this one.
+            names: Names of measures that the search needs, and of logged metrics.
+        """
+        built_in = [name for name in names if name in self.built_in]
+        return [*resolve(self._model, measures, built_in, self._example).values()]
 
     def _example(self) -> Any:
         """Return one sample, as the module's forward takes it."""
@@ -180,34 +174,16 @@ class TrainerEvaluator(Evaluator):
             return first_input(self._data.loaders)
         return tree_map(lambda x: x[:1] if isinstance(x, torch.Tensor) and x.ndim else x, example)
 
-    def _part_example(self) -> Any:
-        """Return one sample as the elastic part takes it, which the module may have prepared."""
-        example = self._example()
-        part: Any = self._elastic
-        if part is self._model or not is_overridden("forward", self._model):
-            return example
-        seen: list[tuple[Any, ...]] = []
-        hook = part.register_forward_pre_hook(lambda _module, args: seen.append(args))
-        args, named = arguments(self._model, example)
-        try:
-            # What does not fit is told by Latency.
-            with evaluating(self._model), torch.no_grad(), suppress(Exception):
-                self._model(*args, **named)
-        finally:
-            hook.remove()
-        tensors = seen and seen[0] and all(isinstance(x, torch.Tensor) for x in seen[0])
-        return tuple(x.detach() for x in seen[0]) if tensors else example
-
     def evaluate(self, subnet: Subnet) -> Measured:
         """Activate the subnet, validate, and return every metric that was logged."""
         self._buffers.restore_values()  # a score depends on the subnet, not on those before it
         self._elastic.activate(subnet)
         target: dict[str, Any] = {"datamodule": self._source.datamodule}
         if self._source.datamodule is None:
-            target = {"dataloaders": self._data.given}
+            target = {"dataloaders": self._data.for_trainer}
         try:
             with random_state(_SEED), quiet(self.trainer, self._callbacks):
-                returned = self.trainer.validate(self._model, verbose=False, **target)
+                rows = self.trainer.validate(self._model, verbose=False, **target)
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from None
@@ -219,8 +195,8 @@ class TrainerEvaluator(Evaluator):
             self._state.restore()  # what the step has gathered so far is of this subnet
             raise
         logged: dict[str, Any] = dict(self.trainer.callback_metrics)
-        for values in returned:
-            logged.update(values)
+        for row in rows:
+            logged.update(row)
         metrics = {name: float(value) for name, value in logged.items()}
         if not metrics:
             msg = (
@@ -240,7 +216,7 @@ class TrainerEvaluator(Evaluator):
             )
 
     def extractor(self) -> Extractor:
-        """Return what gives a subnet as a module; it stays valid when the evaluator is closed."""
+        """Return an `Extractor` of the model, which stays valid when the evaluator is closed."""
         example = None
         if not self._data.calibration:
             with suppress(SearchError):
@@ -251,7 +227,3 @@ class TrainerEvaluator(Evaluator):
 _DEVICE_ERRORS: tuple[type[BaseException], ...] = tuple(
     error for error in (getattr(torch, "AcceleratorError", None),) if error is not None
 )
-
-
-def _has_input(measure: NetworkMeasure) -> bool:
-    return getattr(measure, "input", None) is not None

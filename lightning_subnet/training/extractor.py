@@ -21,14 +21,10 @@ from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import activated
 from lightning_subnet.errors import SearchError
 from lightning_subnet.space.subnet import Subnet
-from lightning_subnet.training._lightning import LightningModule, Trainer, transferred
-from lightning_subnet.training.frozen_data import FrozenData, model_input, own_step
-from lightning_subnet.training.recalibration import network
+from lightning_subnet.training._lightning import LightningModule, Trainer, transfer
+from lightning_subnet.training.batch_input import calibration_step, model_input, network_of
+from lightning_subnet.training.frozen_data import FrozenData
 from lightning_subnet.training.restore import BufferState
-
-
-def _few(x: Any) -> Any:
-    return x[:8].detach().cpu().clone() if isinstance(x, torch.Tensor) else x
 
 
 @dataclass(frozen=True)
@@ -37,10 +33,10 @@ class Extractor:
 
     Args:
         model: The LightningModule.
-        part: What activates subnets.
+        part: Its elastic part, which activates subnets.
         step: Runs the network on an input.
         calibration: Inputs that recalibrate BatchNorm.
-        samples: Inputs to compare the outputs of the module and the super-network on.
+        samples: Inputs on which the outputs of subnet and super-network are compared.
         images: How many samples recalibrate.
     """
 
@@ -55,15 +51,15 @@ class Extractor:
     def of(
         cls, trainer: Trainer, model: LightningModule, part: Any, data: FrozenData, example: Any
     ) -> Extractor:
-        """Return an extractor that needs the Trainer no more."""
-        own = own_step(model)
+        """Return an extractor that does not need the Trainer any more."""
+        step = calibration_step(model)
         inputs = [
-            transferred(trainer, model, cloned(raw), torch.device("cpu"))
-            for raw in data.calibration
+            transfer(trainer, model, cloned(raw), torch.device("cpu")) for raw in data.calibration
         ]
-        inputs = inputs if own is not None else [model_input(batch, model) for batch in inputs]
+        inputs = inputs if step is not None else [model_input(batch, model) for batch in inputs]
         samples = inputs[:1] if inputs else [x for x in (example,) if isinstance(x, torch.Tensor)]
-        return cls(model, part, own or network(model, part), inputs, samples, data.images)
+        run = step or network_of(model, part)
+        return cls(model, part, run, inputs, samples, data.images)
 
     def __call__(self, subnet: Subnet) -> nn.Module:
         """Return the subnet; its attribute `parity` is the largest difference of the outputs."""
@@ -84,7 +80,7 @@ class Extractor:
         return plain
 
     def example(self) -> Any:
-        """Return what the network gets of a batch of samples, at most 8 of them.
+        """Return the arguments that the network gets with a batch of samples, at most 8 of them.
 
         Returns:
             A tuple of positional arguments; if it gets some by name, a dict of all.
@@ -92,9 +88,9 @@ class Extractor:
         Raises:
             SearchError: There are no samples, or the network does not run on them.
         """
-        seen: list[tuple[Any, Any]] = []
+        calls: list[tuple[Any, Any]] = []
         hook = self.part.register_forward_pre_hook(
-            lambda _module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+            lambda _module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
         )
         buffers = BufferState(self.model)
         reason: object = "there are no samples"
@@ -107,12 +103,13 @@ class Extractor:
         finally:
             hook.remove()
             buffers.restore()
-        if not seen:
+        if not calls:
             msg = (
-                f"No example input is known ({reason!s:.120}). Pass example_input=, as the network"
+                f"No example input is known ({reason!s:.120}). Pass example_input=, as the network "
+                "takes it, or set example_input_array in the model."
             )
-            raise SearchError(f"{msg} takes it, or set example_input_array in the model.")
-        args, kwargs = tree_map(_few, seen[0])
+            raise SearchError(msg)
+        args, kwargs = tree_map(_first_rows, calls[0])
         if not kwargs:
             return tuple(args)
         bound = inspect.signature(self.part.forward).bind(*args, **kwargs)
@@ -124,18 +121,22 @@ class Extractor:
         return as_weight(weight, batch) if isinstance(batch, torch.Tensor) else batch
 
     def _parity(self, plain: nn.Module) -> float:
-        """Return the largest absolute difference of outputs; NaN where it cannot be told."""
-        seen: list[float] = []
+        """Return the largest absolute difference of outputs; NaN where none can be compared."""
+        gaps: list[float] = []
 
-        def remember(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        def compare(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if isinstance(output, torch.Tensor):
-                seen.append((plain(*args, **kwargs) - output).abs().max().item())
+                gaps.append((plain(*args, **kwargs) - output).abs().max().item())
 
-        hook = self.part.register_forward_hook(remember, with_kwargs=True)
+        hook = self.part.register_forward_hook(compare, with_kwargs=True)
         try:
             with suppress(Exception):  # one sample may be too few, as for batch statistics
                 for batch in self.samples:
                     self.step(self._ready(batch))
         finally:
             hook.remove()
-        return max(seen, default=math.nan)
+        return max(gaps, default=math.nan)
+
+
+def _first_rows(x: Any) -> Any:
+    return x[:8].detach().cpu().clone() if isinstance(x, torch.Tensor) else x

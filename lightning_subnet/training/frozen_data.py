@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,13 +28,14 @@ from lightning_subnet.training._lightning import (
     like_combined,
     prepares_data,
 )
+from lightning_subnet.training.batch_input import calibration_step, model_input
 
 _RESIDENT_BYTES = 2**31
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the data of a search comes from.
+    """The data of a search: a datamodule or dataloaders, and what is taken of them.
 
     Args:
         datamodule: A LightningDataModule; None takes the loaders below, or the module's own.
@@ -42,7 +43,7 @@ class Source:
         train_dataloaders: Training data for BatchNorm recalibration, instead.
         split: `"val"`, or `"test"` for the test data of the datamodule.
         calibration_images: How many training samples recalibrate BatchNorm; 0 for none.
-        ready: The data was set up already (inside the training that it belongs to).
+        ready: Whether the data is set up already, as inside the training that it belongs to.
     """
 
     datamodule: Any = None
@@ -59,13 +60,13 @@ class FrozenData:
 
     Args:
         loaders: Validation loaders.
-        given: The same in the structure in which the user gave them, for the Trainer.
+        for_trainer: The same, in the structure in which the user passed them.
         calibration: Whole batches of training data.
         images: How many samples of them recalibrate BatchNorm.
     """
 
     loaders: list[Any] = field(default_factory=list)
-    given: Any = None
+    for_trainer: Any = None
     calibration: list[Any] = field(default_factory=list)
     images: int = 0
 
@@ -96,8 +97,8 @@ def frozen_data(model: LightningModule, source: Source, trainer: Trainer) -> Ite
     `teardown` runs on leaving.
 
     Raises:
-        SearchError: No validation data, no training data where BatchNorm needs it, or data given
-            twice.
+        SearchError: There is no validation data, no training data where BatchNorm needs it, or
+            data was passed twice.
     """
     datamodule = source.datamodule
     if datamodule is not None and source.dataloaders is not None and not source.ready:
@@ -116,8 +117,8 @@ def frozen_data(model: LightningModule, source: Source, trainer: Trainer) -> Ite
         model.trainer = trainer
         attach(trainer, model, datamodule)
         if not source.ready:
-            own = owner is model and source.dataloaders is None
-            stages = {id(datamodule): "fit", id(model): "fit" if own else "validate"}
+            is_source = owner is model and source.dataloaders is None
+            stages = {id(datamodule): "fit", id(model): "fit" if is_source else "validate"}
             _set_up(parts, stages, source, trainer)
             for part in parts:
                 stack.callback(part.teardown, stages[id(part)])
@@ -127,11 +128,11 @@ def frozen_data(model: LightningModule, source: Source, trainer: Trainer) -> Ite
         stack.enter_context(shadowed(model, "configure_callbacks", list))
         loaders = source.dataloaders
         loaders = loaders if loaders is not None else getattr(owner, hook)()
-        data = _frozen(loaders, owner, hook, trainer)
+        data = _in_memory(loaders, owner, hook, trainer)
         data.images = source.calibration_images
         data.calibration = trainer.strategy.broadcast(calibration_batches(model, source, owner))
         if datamodule is not None:
-            stack.enter_context(shadowed(datamodule, "val_dataloader", lambda: data.given))
+            stack.enter_context(shadowed(datamodule, "val_dataloader", lambda: data.for_trainer))
         yield data
 
 
@@ -148,32 +149,32 @@ def _set_up(parts: list[Any], stages: Mapping[int, str], source: Source, trainer
         part.setup(stages[id(part)])
         if source.split == "test" and not isinstance(part, torch.nn.Module):
             part.setup("test")
-        now = part.state_dict() if weights else {}
-        for name, value in weights.items():  # a setup may initialise; searched is what came
-            if name in now and now[name].shape == value.shape:
-                now[name].copy_(value)
+        after = part.state_dict() if weights else {}
+        for name, value in weights.items():  # a setup may initialise; the user's weights count
+            if name in after and after[name].shape == value.shape:
+                after[name].copy_(value)
 
 
-def _frozen(given: Any, owner: Any, hook: str, trainer: Trainer) -> FrozenData:
-    """Return validation loaders in memory, in a list and in the structure that was given."""
-    if isinstance(given, CombinedLoader):
-        loaders = [_resident(loader, trainer) for loader in given.flattened]
-        return FrozenData(loaders, like_combined(given, loaders))
-    several = isinstance(given, (list, tuple, Mapping))
-    items = [given]
+def _in_memory(loaders: Any, owner: Any, hook: str, trainer: Trainer) -> FrozenData:
+    """Return validation loaders in memory, in a list and in the structure that they came in."""
+    if isinstance(loaders, CombinedLoader):
+        residents = [_resident(loader, trainer) for loader in loaders.flattened]
+        return FrozenData(residents, like_combined(loaders, residents))
+    several = isinstance(loaders, (list, tuple, Mapping))
+    items = [loaders]
     if several:
-        items = list(given.values() if isinstance(given, Mapping) else given)
+        items = list(loaders.values() if isinstance(loaders, Mapping) else loaders)
     if not items or any(loader is None for loader in items):
-        msg = f"The validation data is empty: {type(owner).__name__}.{hook}() gave {given!r}."
+        msg = f"The validation data is empty: {type(owner).__name__}.{hook}() gave {loaders!r}."
         raise SearchError(msg)
-    loaders = [_resident(loader, trainer) for loader in items]
-    if isinstance(given, Mapping):
-        return FrozenData(loaders, dict(zip(given, loaders, strict=True)))
-    return FrozenData(loaders, loaders if several else loaders[0])
+    residents = [_resident(loader, trainer) for loader in items]
+    if isinstance(loaders, Mapping):
+        return FrozenData(residents, dict(zip(loaders, residents, strict=True)))
+    return FrozenData(residents, residents if several else residents[0])
 
 
 def _resident(loader: Any, trainer: Trainer) -> Any:
-    """Return a loader over this process' batches in memory, or the loader itself if too many.
+    """Return a loader over this process' batches in memory, or the loader itself if they are many.
 
     With several processes, process r of n takes the batches r, r + n, ...: every sample is seen
     once, while Lightning's sampler would repeat some to make all shares equal.
@@ -182,7 +183,7 @@ def _resident(loader: Any, trainer: Trainer) -> Any:
     if trainer.world_size > 1:
         loader = _share(loader, trainer.global_rank, trainer.world_size)
     batches, size = [], 0
-    with _own_generators(loader):
+    with _seeded_generators(loader):
         for batch in itertools.islice(loader, limit if isinstance(limit, int) else None):
             size += sum(x.nbytes for x in leaves(batch) if isinstance(x, torch.Tensor))
             if size > _RESIDENT_BYTES:
@@ -200,11 +201,11 @@ def _resident(loader: Any, trainer: Trainer) -> Any:
 
 
 @contextmanager
-def _own_generators(loader: Any) -> Iterator[None]:
+def _seeded_generators(loader: Any) -> Iterator[None]:
     """Let a loader with a generator of its own draw the same at every search."""
     owners = (loader, getattr(loader, "sampler", None))
-    found = [getattr(owner, "generator", None) for owner in owners]
-    generators = [item for item in found if isinstance(item, torch.Generator)]
+    items = [getattr(owner, "generator", None) for owner in owners]
+    generators = [item for item in items if isinstance(item, torch.Generator)]
     states = [generator.get_state() for generator in generators]
     for generator in generators:
         generator.manual_seed(0)
@@ -221,7 +222,7 @@ def with_own_workers(loaders: Any) -> Any:
     A loader that keeps its workers has one iterator, which starts anew wherever it is iterated.
     """
 
-    def alone(loader: Any) -> Any:
+    def copy_of(loader: Any) -> Any:
         if not getattr(loader, "persistent_workers", False):
             return loader
         loader = copy.copy(loader)
@@ -229,8 +230,8 @@ def with_own_workers(loaders: Any) -> Any:
         return loader
 
     if isinstance(loaders, CombinedLoader):
-        return like_combined(loaders, [alone(loader) for loader in loaders.flattened])
-    return tree_map(alone, loaders)
+        return like_combined(loaders, [copy_of(loader) for loader in loaders.flattened])
+    return tree_map(copy_of, loaders)
 
 
 class _Every:
@@ -247,7 +248,7 @@ class _Every:
 
 
 def _share(loader: Any, rank: int, world: int) -> Any:
-    """Return a loader of each n-th batch; one that is shared out already stays as it is."""
+    """Return a loader of each n-th batch; one with a distributed sampler stays as it is."""
     if isinstance(getattr(loader, "sampler", None), DistributedSampler):
         return loader
     if type(loader) is not DataLoader or loader.batch_sampler is None:
@@ -267,15 +268,19 @@ def _share(loader: Any, rank: int, world: int) -> Any:
 
 
 def calibration_batches(model: LightningModule, source: Source, owner: Any) -> list[Any]:
-    """Return fixed batches of training data, as many as hold the wanted samples.
+    """Return fixed batches of training data that hold `source.calibration_images` samples.
 
     Args:
         model: The LightningModule; without BatchNorm it needs none.
-        source: Its data, and how many samples are wanted.
-        owner: What has the `train_dataloader`, where the source has none itself.
+        source: Its data, and the number of samples.
+        owner: The module or datamodule with `train_dataloader`, where the source has no loaders.
+
+    Raises:
+        SearchError: There is no training data, or its batches have a form that needs a
+            `calibration_step`.
     """
-    wanted = source.calibration_images
-    if not wanted or not batch_norms(model):
+    n_images = source.calibration_images
+    if not n_images or not batch_norms(model):
         return []
     loaders = source.train_dataloaders
     if loaders is None and is_overridden("train_dataloader", owner):
@@ -291,52 +296,17 @@ def calibration_batches(model: LightningModule, source: Source, owner: Any) -> l
     if isinstance(loaders, (list, tuple, Mapping)):  # as Lightning would train on them
         loaders = CombinedLoader(loaders, "max_size_cycle")
     combined = isinstance(loaders, CombinedLoader)
-    batches, found = [], 0
-    with _own_generators(loaders):
+    batches, count = [], 0
+    with _seeded_generators(loaders):
         for item in loaders:
             batch = item[0] if combined else item  # (batch, index, index of the loader)
             batches.append(batch)
-            found += n_samples(batch)
-            if found >= wanted:
+            count += n_samples(batch)
+            if count >= n_images:
                 break
     if not batches:
         msg = "The training dataloader gave no batches, and BatchNorm needs some. Check setup()."
         raise SearchError(msg)
-    if own_step(model) is None:
+    if calibration_step(model) is None:
         model_input(batches[0], model)
     return batches
-
-
-def own_step(model: LightningModule) -> Callable[[Any], Any] | None:
-    """Return the model's `calibration_step`, if it has one."""
-    step: Callable[[Any], Any] | None = getattr(model, "calibration_step", None)
-    return step
-
-
-def _first_item(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-
-
-def model_input(batch: Any, model: LightningModule) -> torch.Tensor:
-    """Return what the network sees of a training batch: the tensor, or the first of several."""
-    batch = _first_item(batch)
-    if isinstance(batch, torch.Tensor):
-        return batch
-    msg = (
-        f"The training batch is a {type(batch).__name__}, so the input of forward() cannot be told "
-        f"from it. Give {type(model).__name__} a method calibration_step(batch) that runs the "
-        "network on a batch; it recalibrates BatchNorm."
-    )
-    raise SearchError(msg)
-
-
-def first_input(loaders: list[Any]) -> Any:
-    """Return the first sample of the first batch, as `forward` would take it."""
-    batch = _first_item(next(iter(loaders[0])))
-    if isinstance(batch, torch.Tensor) and batch.ndim:
-        return batch[:1]
-    msg = (
-        f"The validation batch is a {type(batch).__name__}, so the input of forward() cannot be "
-        "told from it. Set example_input_array on the module."
-    )
-    raise SearchError(msg)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progressive shrinking: which choices are open in which phase of the training."""
+"""Progressive shrinking: the choices that are open in each phase of the training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from lightning_subnet._checks import checked_int
 from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet.errors import SearchError, SpaceError
 from lightning_subnet.space.choices import Value
@@ -63,7 +64,7 @@ class ProgressiveShrinking:
             that a callback keeps (EMA, SWA) are not: start them later.
 
     Raises:
-        SearchError: No phases, or a length, a unit or a pattern that makes no sense.
+        SearchError: There are no phases, or a length, a unit or a pattern is not valid.
 
     References:
         Cai et al., Once-for-All, ICLR 2020, section 3.3. Its authors' package has the phases:
@@ -105,27 +106,31 @@ class ProgressiveShrinking:
         known = [pattern for patterns in self._opens for pattern in patterns]
         if unknown := [pattern for pattern in self._sorts if pattern not in known]:
             msg = (
-                f"sort={unknown[0]!r} is no pattern of the phases."
+                f"sort={unknown[0]!r} is not a pattern of the phases."
                 f"{did_you_mean(unknown[0], known)} They are {listed(known)}."
             )
             raise SearchError(msg)
-        self.phases = self._built([*phases.values()], _length("warmup", warmup, least=0))
+        self.phases = self._phases(phases, self._length("warmup", warmup, least=0))
 
-    def _built(self, lengths: Sequence[int | Sequence[int]], warmup: int) -> tuple[Phase, ...]:
-        made = [Phase(0, 0)] if warmup else []
+    def _phases(self, lengths: Mapping[Any, Any], warmup: int) -> tuple[Phase, ...]:
+        phases = [Phase(0, 0)] if warmup else []
         start = warmup
-        for opens, given in zip(self._opens, lengths, strict=True):
-            name = f"The length of {opens[0]!r}"
-            parts = [*given] if isinstance(given, list | tuple) else [given]
+        for opens, (key, length) in zip(self._opens, lengths.items(), strict=True):
+            name = f"phases[{key!r}]"
+            parts = [*length] if isinstance(length, list | tuple) else [length]
             if not parts:
-                msg = f"{name} is empty. Give one, or several to open values in parts: (1, 4)."
+                msg = f"{name} is empty. Give a length, or several to open values in parts: (1, 4)."
                 raise SearchError(msg)
             sorts = any(pattern in self._sorts for pattern in opens)
-            for part, length in enumerate(parts, 1):
-                number = made[-1].number + 1 if made else 1
-                made.append(Phase(number, start, opens, part, len(parts), sorts))
-                start += _length(name, length)
-        return tuple(made)
+            for part, units in enumerate(parts, 1):
+                number = phases[-1].number + 1 if phases else 1
+                phases.append(Phase(number, start, opens, part, len(parts), sorts))
+                start += self._length(name, units)
+        return tuple(phases)
+
+    def _length(self, name: str, length: object, *, least: int = 1) -> int:
+        hint = f"It is a number of {self.unit}."
+        return checked_int(length, name, error=SearchError, least=least, hint=hint)
 
     def phase(self, *, step: int = 0, epoch: int = 0) -> Phase:
         """Return the phase of an epoch, or of a step where lengths are in steps."""
@@ -133,7 +138,7 @@ class ProgressiveShrinking:
         return next(phase for phase in reversed(self.phases) if phase.start <= now)
 
     def before(self, phase: Phase) -> Phase:
-        """Return the phase before, or what was before the first: nothing open."""
+        """Return the phase before, or before the first one a phase with nothing open."""
         at = self.phases.index(phase)
         return self.phases[at - 1] if at else Phase(0, 0)
 
@@ -152,8 +157,8 @@ class ProgressiveShrinking:
         """Refuse a space that the patterns do not fit.
 
         Raises:
-            SearchError: A pattern that matches no choice, or only choices of an earlier one; or a
-                choice that nothing opens.
+            SearchError: A pattern matches no choice, or only choices of an earlier one; or there is
+                a choice that nothing opens.
         """
         names = {name: _group(name) for name in space.names}
         near = dict.fromkeys(f"{group}.*" if group else name for name, group in names.items())
@@ -183,23 +188,23 @@ class ProgressiveShrinking:
 
     def opened(self, space: SearchSpace, phase: Phase) -> SearchSpace | None:
         """Return the part of a space that is open in a phase; None: the largest subnet alone."""
-        values, held = space.values, space.largest.active
-        kept: dict[str, list[Value]] = {}
+        values, largest = space.values, space.largest.active
+        opened: dict[str, list[Value]] = {}
         for name, choice in space.choices.items():
             distinct = [v for i, v in enumerate(choice.values) if choice.representative(i) == i]
             inward = [v for v in distinct if v in values[name]]
             if choice.ordered:
                 inward.reverse()
-            first = held.get(name, inward[0])
-            opened = inward[: self._n_open(name, len(inward), phase)]
-            kept[name] = [v for v in distinct if v in opened or v == first]
+            first = largest.get(name, inward[0])
+            outermost = inward[: self._n_open(name, len(inward), phase)]
+            opened[name] = [v for v in distinct if v in outermost or v == first]
         try:
-            return space.narrowed_to(kept)
+            return space.narrowed_to(opened)
         except SpaceError:  # a single subnet is left
             return None
 
     def _n_open(self, name: str, n: int, phase: Phase) -> int:
-        """Return how many of n values a choice has in a phase."""
+        """Return the number of a choice's n values that are open in a phase."""
         if _any(name, self.free):
             return n
         opens = next((patterns for patterns in self._opens if _any(name, patterns)), None)
@@ -215,20 +220,15 @@ class ProgressiveShrinking:
         return f"<ProgressiveShrinking, in {self.unit}: {'; '.join(parts)}>"
 
 
-def _patterns(given: Patterns) -> tuple[str, ...]:
-    many = isinstance(given, list | tuple)
-    patterns: tuple[Any, ...] = tuple(given) if many else (given,)
-    if any(not isinstance(pattern, str) or not pattern for pattern in patterns):
-        msg = f"{given!r:.60} is no pattern of names. Write 'ks.*', or ('d.*', 'w.*') for several."
+def _patterns(patterns: Patterns) -> tuple[str, ...]:
+    items: tuple[Any, ...] = tuple(patterns) if isinstance(patterns, list | tuple) else (patterns,)
+    if any(not isinstance(pattern, str) or not pattern for pattern in items):
+        msg = (
+            f"{patterns!r:.60} is not a pattern of names. "
+            "Write 'ks.*', or ('d.*', 'w.*') for several."
+        )
         raise SearchError(msg)
-    return patterns
-
-
-def _length(name: str, given: object, *, least: int = 1) -> int:
-    if isinstance(given, bool) or not isinstance(given, int) or given < least:
-        msg = f"{name} is {given!r}. It is a whole number of epochs or steps, from {least}."
-        raise SearchError(msg)
-    return given
+    return items
 
 
 def _group(name: str) -> str:

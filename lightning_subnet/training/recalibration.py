@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BatchNorm recalibration where the Trainer validates, and where a subnet is extracted."""
+"""BatchNorm recalibration before each validation of a subnet."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from lightning_subnet.training._lightning import (
     LightningModule,
     Trainer,
     in_precision,
-    is_overridden,
-    transferred,
+    transfer,
 )
-from lightning_subnet.training.frozen_data import FrozenData, model_input, own_step
-
-
-def network(model: LightningModule, part: Any) -> Any:
-    """Return what is called with the input of a batch: the module, or its elastic part."""
-    return model if is_overridden("forward", model) else part
+from lightning_subnet.training.batch_input import calibration_step, model_input, network_of
+from lightning_subnet.training.frozen_data import FrozenData
 
 
 class Recalibration(Callback):
     """Gives the subnet in force its own BatchNorm statistics before the first batch.
 
-    By then the module is in place, and its own hooks have run. In the first validation it is
-    checked that the network sees in recalibration what it sees in validation.
+    By then the module is in place, and its own hooks have run. The first validation checks that the
+    network gets the same input in recalibration as in validation.
+
+    Args:
+        data: The batches of training data.
+        model: The LightningModule.
+        part: Its elastic part.
     """
 
     def __init__(self, data: FrozenData, model: LightningModule, part: Any) -> None:
         self._data = data
-        self._own = own_step(model)
-        self._network, self._part = network(model, part), part
+        self._step = calibration_step(model)
+        self._network, self._part = network_of(model, part), part
         self._works = False
-        self._checked = self._own is not None
-        self._expected: list[torch.Tensor] = []
-        self._seen: list[torch.Tensor] = []
+        self._compares = self._step is None
+        self._inputs: list[torch.Tensor] = []  # of the elastic part, in recalibration
+        self._inputs_of_step: list[torch.Tensor] = []  # and in validation_step
         self._hook: Any = None
 
     def on_validation_batch_start(
@@ -60,13 +60,13 @@ class Recalibration(Callback):
                 recalibrate(
                     pl_module,
                     (
-                        self._input(transferred(trainer, pl_module, cloned(raw)), pl_module)
+                        self._input(transfer(trainer, pl_module, cloned(raw)), pl_module)
                         for raw in self._data.calibration
                     ),
                     max_images=self._data.images,
-                    forward=self._own or self._network,
+                    forward=self._step or self._network,
                 )
-                if not self._checked:
+                if self._compares:
                     self._watch(batch, pl_module)
         except Exception as error:
             if self._works:
@@ -79,41 +79,41 @@ class Recalibration(Callback):
         self._works = True
 
     def _input(self, batch: Any, module: LightningModule) -> Any:
-        return batch if self._own is not None else model_input(batch, module)
+        return batch if self._step is not None else model_input(batch, module)
 
     def _watch(self, batch: Any, module: LightningModule) -> None:
-        """Look at what the elastic part gets from recalibration, then from validation_step."""
-        self._checked = True
+        """Note the inputs of the elastic part: as in recalibration, then in validation_step."""
+        self._compares = False
         try:
-            mine = model_input(cloned(batch), module)
+            item = model_input(cloned(batch), module)
         except SearchError:  # validation batches have another form
             return
-        for kept in (self._expected, self._seen):
+        for inputs in (self._inputs, self._inputs_of_step):
             if self._hook is not None:
                 self._hook.remove()
             self._hook = self._part.register_forward_pre_hook(
-                lambda _module, args, kept=kept: kept.extend(
+                lambda _module, args, inputs=inputs: inputs.extend(
                     x.detach().clone() for x in args[:1] if isinstance(x, torch.Tensor)
                 )
             )
-            if kept is self._expected:
-                self._network(mine)
+            if inputs is self._inputs:
+                self._network(item)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *_args: Any
     ) -> None:
-        """Compare, in the first validation, what the network got."""
+        """Compare, in the first validation, the inputs that the network got."""
         if self._hook is None:
             return
         self._hook.remove()
         self._hook = None
         if (
-            self._expected
-            and self._seen
+            self._inputs
+            and self._inputs_of_step
             and not any(
                 one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-3)
-                for one in self._expected
-                for other in self._seen
+                for one in self._inputs
+                for other in self._inputs_of_step
             )
         ):
             msg = (
@@ -121,7 +121,7 @@ class Recalibration(Callback):
                 f"the first item of a batch, which recalibrates BatchNorm. {_HINT}"
             )
             raise MeasurementError(msg)
-        self._expected, self._seen = [], []
+        self._inputs, self._inputs_of_step = [], []
 
 
 _HINT = (

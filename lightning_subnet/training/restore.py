@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leaving no trace: what a search changes comes back.
-
-That is module flags, buffers, device, trainers and the SIGINT handler.
-"""
+"""Restoring what a search changes: module flags, buffers, device, trainers, the SIGINT handler."""
 
 from __future__ import annotations
 
@@ -23,8 +20,10 @@ from lightning_subnet.training._lightning import LightningModule, attached_train
 def module_state(module: LightningModule, datamodule: Any = None) -> Iterator[BufferState]:
     """Restore what validating may change in a module, its datamodule and the process.
 
-    Every part is restored whatever happens to the others. Yields the state of the buffers, which
-    can be restored in between.
+    Every part is restored whatever happens to the others.
+
+    Yields:
+        The state of the buffers, which can be restored in between.
     """
     buffers = BufferState(module)
     inner = [child for child in module.modules() if isinstance(child, LightningModule)]
@@ -42,9 +41,9 @@ def module_state(module: LightningModule, datamodule: Any = None) -> Iterator[Bu
         stack.callback(buffers.restore)
         for child in module.modules():
             stack.callback(setattr, child, "training", child.training)
-            # Where modules of Lightning and metrics believe to be, and in which type.
-            told = {k: v for k, v in vars(child).items() if k in ("_device", "_dtype")}
-            stack.callback(vars(child).update, told)
+            # Modules of Lightning and metrics note their device and their type.
+            notes = {k: v for k, v in vars(child).items() if k in ("_device", "_dtype")}
+            stack.callback(vars(child).update, notes)
         for p in module.parameters():
             if p.grad is not None:  # half of an accumulation
                 stack.callback(_restore_gradient, p, p.grad, p.grad.data)
@@ -74,7 +73,7 @@ class BufferState:
     """The buffers of a module, as objects and as values."""
 
     def __init__(self, module: torch.nn.Module) -> None:
-        self._kept = [
+        self._buffers = [
             (owner, name, buffer, None if buffer is None else buffer.detach().clone())
             for owner in module.modules()
             for name, buffer in owner._buffers.items()
@@ -83,9 +82,9 @@ class BufferState:
     def restore(self) -> None:
         """Put every buffer back, with its value, even where it was rebound or resized."""
         with torch.no_grad():
-            for owner, name, buffer, value in self._kept:
+            for owner, name, buffer, value in self._buffers:
                 owner._buffers[name] = buffer
-                if buffer is None or value is None:  # made on first use
+                if buffer is None or value is None:  # a lazy one
                     continue
                 if buffer.shape != value.shape:
                     buffer.resize_(value.shape)
@@ -95,7 +94,7 @@ class BufferState:
     def restore_values(self) -> None:
         """Give the present buffers their first values, where they still have that form."""
         with torch.no_grad():
-            for owner, name, _, value in self._kept:
+            for owner, name, _, value in self._buffers:
                 now = owner._buffers.get(name)
                 if value is None:
                     owner._buffers[name] = None
@@ -108,11 +107,11 @@ class BufferState:
 
 
 class StepState:
-    """What a validation gathers in a module: lists, dicts and metrics."""
+    """The lists, dicts and metrics in which a module gathers during a validation."""
 
     def __init__(self, module: LightningModule) -> None:
         self._module = module
-        self._kept = {
+        self._attributes = {
             name: copy.copy(value)
             for name, value in vars(module).items()
             if isinstance(value, (list, dict)) and not name.startswith("_")
@@ -120,7 +119,7 @@ class StepState:
 
     def restore(self) -> None:
         """Empty the metrics, and give lists and dicts their first items."""
-        for name, value in self._kept.items():
+        for name, value in self._attributes.items():
             setattr(self._module, name, copy.copy(value))
         for child in self._module.modules():
             if isinstance(child, Metric):
@@ -131,8 +130,8 @@ class StepState:
 def untouched(module: LightningModule) -> Iterator[None]:
     """Empty the metrics of a module, and restore on leaving what a validation gathers in it.
 
-    That is the states of the metrics and the attributes of the LightningModule itself; lists, dicts
-    and sets get their items back in place.
+    Restored are the states of the metrics and the attributes of the LightningModule itself; lists,
+    dicts and sets get their items back in place.
     """
     internal = vars(LightningModule()).keys()
     before = {name: value for name, value in vars(module).items() if name not in internal}
@@ -162,10 +161,10 @@ def untouched(module: LightningModule) -> Iterator[None]:
         for name in vars(module).keys() - internal - before.keys():
             delattr(module, name)
         vars(module).update(before)
-        for name, kept in items.items():
+        for name, content in items.items():
             value = before[name]
             value.clear()
-            (value.extend if isinstance(value, list) else value.update)(kept)
+            (value.extend if isinstance(value, list) else value.update)(content)
         for metric, state in states:
             vars(metric).update(state)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which subnets an optimizer step trains: pure functions of the space, a seed and the step."""
+"""The subnets that an optimizer step trains: pure functions of the space, a seed and the step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._checks import checked_int
 from lightning_subnet._messages import did_you_mean
 from lightning_subnet._types import Indices
 from lightning_subnet.errors import ObjectiveError, SearchError
@@ -21,17 +22,21 @@ Rule = Literal["random", "sandwich", "turns", "ranks"]
 RULES = ("random", "sandwich", "turns", "ranks")
 Draw = Callable[[int, int], list[Subnet]]  # (n, step) to at most n distinct subnets
 
-_LISTED = 20_000  # a space of so many is listed whole
-_TRACED = 256  # and of so many where each costs a traced forward pass
+_MOST = 20_000  # a space of so many is listed whole
+_MOST_TO_TRACE = 256  # and of so many where each costs a traced forward pass
 _TRIES = 8
 _TILTS = (np.arange(33) + 0.5) / 33
 
 
-def check_rule(rule: object, n_random: object) -> None:
-    """Refuse an unknown rule, and a number of random subnets that it cannot take.
+def check_rule(rule: object, n_random: object) -> int:
+    """Return the number of random subnets of a rule, 2 by default.
 
     Raises:
-        SearchError: With what was given.
+        SearchError: The rule is unknown, or the number is not one that it can have.
+
+    Example:
+        >>> check_rule("sandwich", None), check_rule("random", 4)
+        (2, 4)
     """
     if rule not in RULES:
         msg = f"rule={rule!r} is unknown.{did_you_mean(rule, RULES)} It is one of {RULES}."
@@ -43,14 +48,13 @@ def check_rule(rule: object, n_random: object) -> None:
         )
         raise SearchError(msg)
     if n_random is None:
-        return
-    if isinstance(n_random, bool) or not isinstance(n_random, int) or n_random < 1:
-        msg = f"n_random={n_random!r}: at least one random subnet per step is needed."
-        raise SearchError(msg)
+        return 2
+    hint = "At least one random subnet per step is needed."
+    return checked_int(n_random, "n_random", error=SearchError, hint=hint)
 
 
 def uniform(space: SearchSpace, seed: int) -> Draw:
-    """Return what draws the subnets of a step uniformly over the distinct subnets of a space.
+    """Return a function that draws a step's subnets uniformly from the distinct ones of a space.
 
     Example:
         >>> draw = uniform(SearchSpace(depth=[1, 2, 3], width=[8, 16]), seed=0)
@@ -80,7 +84,7 @@ def step_subnets(
         rule: See `SubnetSampling`.
         largest: The largest subnet of the whole space.
         opened: The part of it that is trained; None: the largest alone.
-        draw: Draws from that part.
+        draw: A function that draws from that part.
         step: The optimizer step.
         n_random: How many random ones; of `"turns"`, in how many steps for one with the smallest.
         ranks: The process, and how many there are.
@@ -128,8 +132,8 @@ def _of_rank(
         return _in_turn(opened, draw, step, 1)
     if rank == n_ranks - 1:
         return opened.smallest
-    drawn = draw(n_ranks - 2, step)
-    return drawn[(rank - 1) % len(drawn)]
+    subnets = draw(n_ranks - 2, step)
+    return subnets[(rank - 1) % len(subnets)]
 
 
 class Strata:
@@ -143,14 +147,14 @@ class Strata:
     its own, and from the path a subnet within the band.
 
     Args:
-        space: What is trained.
+        space: The space of the training.
         measure: An exact cost.
         seed: The seed of the draws.
         n_bands: How many bands.
 
     Raises:
-        ObjectiveError: A measure that is noisy, or that must trace one subnet at a time in a space
-            of more than 256.
+        ObjectiveError: The measure is noisy, or traces one subnet at a time and the space has more
+            than 256.
 
     References:
         Wang et al., AttentiveNAS, CVPR 2021 (subnets drawn by a distribution of their FLOPs).
@@ -172,9 +176,9 @@ class Strata:
                 "would be another at every call. Take 'macs' or 'params'."
             )
             raise ObjectiveError(msg)
-        few = space.size <= (_LISTED if measure.vectorised else _TRACED)
-        few = few or (space.is_pool and measure.vectorised)
-        if not few and not measure.vectorised:
+        listed = space.size <= (_MOST if measure.vectorised else _MOST_TO_TRACE)
+        listed = listed or (space.is_pool and measure.vectorised)
+        if not listed and not measure.vectorised:
             msg = (
                 f"{measure.name!r} of this network is counted one subnet at a time, too slow for "
                 f"{space.size:.3g} subnets. Give a table: stratify=additive_measure(...), or a "
@@ -182,7 +186,7 @@ class Strata:
             )
             raise ObjectiveError(msg)
         self.space, self.measure, self.seed, self.n_bands = space, measure, seed, n_bands
-        self._rows: Indices | None = np.concatenate([*space.index_blocks()]) if few else None
+        self._rows: Indices | None = np.concatenate([*space.index_blocks()]) if listed else None
         ends = space.indices([space.smallest, space.largest]) if self._rows is None else self._rows
         self._costs = self.cost(ends)
         self.low, self.high = float(self._costs.min()), float(self._costs.max())
@@ -205,23 +209,23 @@ class Strata:
     def draw(self, n: int, step: int) -> list[Subnet]:
         """Return at most n distinct subnets of the next n bands."""
         rng = np.random.default_rng([self.seed, step])
-        taken: dict[bytes, Indices] = {}
+        rows: dict[bytes, Indices] = {}
         for at in range(n * step, n * step + n):
             turn = np.random.default_rng([self.seed, at // self.n_bands, 1])
             band = int(turn.permutation(self.n_bands)[at % self.n_bands])
-            X, costs = self._offered(rng)
-            free = np.array([code not in taken for code in row_codes(X)])
-            X, costs = (X[free], costs[free]) if free.any() else (X, costs)
+            X, costs = self._rows_and_costs(rng)
+            new = np.array([code not in rows for code in row_codes(X)])
+            X, costs = (X[new], costs[new]) if new.any() else (X, costs)
             inside = np.flatnonzero(self.band(costs) == band)
             if not len(inside):  # no subnet costs so much: those that come nearest
                 middle = self.low + (band + 0.5) * (self.high - self.low) / self.n_bands
-                away = np.abs(costs - middle)
-                inside = np.flatnonzero(away == away.min())
+                distance = np.abs(costs - middle)
+                inside = np.flatnonzero(distance == distance.min())
             row = X[rng.choice(inside)]
-            taken.setdefault(row_codes(row[None])[0], row)
-        return self.space.from_indices(np.stack([*taken.values()]))
+            rows.setdefault(row_codes(row[None])[0], row)
+        return self.space.from_indices(np.stack([*rows.values()]))
 
-    def _offered(self, rng: np.random.Generator) -> tuple[Indices, npt.NDArray[np.float64]]:
+    def _rows_and_costs(self, rng: np.random.Generator) -> tuple[Indices, npt.NDArray[np.float64]]:
         """Return rows to choose from, and their costs: all, or those of some random paths."""
         if self._rows is not None:
             return self._rows, self._costs

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from lightning_subnet._messages import did_you_mean, listed
+from lightning_subnet._messages import did_you_mean
 from lightning_subnet._torch.contexts import muted
-from lightning_subnet.costs.counts import BUILT_IN, count_measures
+from lightning_subnet.costs.resolve import resolve
 from lightning_subnet.elasticity.batchnorm import frozen_statistics
 from lightning_subnet.elasticity.protocol import Elastic, elastic, elastic_part
 from lightning_subnet.elasticity.sorting import sort_channels, sortable_part
@@ -63,7 +63,7 @@ class SubnetSampling(Callback):
             time and memory than one of the largest, and gradients are averaged, not added up;
             BatchNorm statistics are those of the largest, which DDP copies to all processes.
         n_random: How many random subnets per step (of `"turns"`: per turn); None: 2.
-        schedule: What is trained when; see `ProgressiveShrinking`. None: the whole space.
+        schedule: Which part of the space is open when; see `ProgressiveShrinking`. None: all of it.
         stratify: Random subnets come from bands of an exact cost, from each equally often, in place
             of uniformly from the space, most of which costs about the same; see `Strata`. A name
             (`"macs"`, `"params"`, `"size_mb"`) or an exact `Measure`.
@@ -81,7 +81,8 @@ class SubnetSampling(Callback):
         seed: The seed of the draws.
 
     Raises:
-        SearchError: An unknown rule, no random subnets, or arguments that do not go together.
+        SearchError: The rule is unknown, there are no random subnets, or arguments do not go
+            together.
 
     References:
         Yu and Huang, Universally Slimmable Networks and Improved Training Techniques, ICCV 2019
@@ -107,40 +108,29 @@ class SubnetSampling(Callback):
         activate: Callable[[Any, Subnet], object] | None = None,
         seed: int = 0,
     ) -> None:
-        check_rule(rule, n_random)
-        if (space is None) != (activate is None):
-            msg = "space= and activate= go together: what may vary, and how it is put in force."
-            raise SearchError(msg)
-        if distill and rule not in ("sandwich", "turns"):
-            msg = "distill= needs rule='sandwich' or 'turns': the largest subnet is the teacher."
-            raise SearchError(msg)
-        if distill_loss is not None and not distill:
-            msg = (
-                "distill_loss= is for distillation: give distill=True, or the name of a submodule."
-            )
-            raise SearchError(msg)
-        if not (0 <= label_weight < math.inf) or (label_weight and not distill):
-            msg = (
-                f"label_weight={label_weight!r} is the share of labels beside distillation: give a "
-                "finite number of at least 0, with distill=True."
-            )
-            raise SearchError(msg)
+        self.n_random = check_rule(rule, n_random)
+        _check_together(rule, space, activate, distill, distill_loss, label_weight)
         if schedule is not None and not isinstance(schedule, ProgressiveShrinking):
-            msg = f"schedule={schedule!r:.60} is no schedule. Give a ProgressiveShrinking({{...}})."
+            msg = (
+                f"schedule={schedule!r:.60} is not a schedule. "
+                "Give a ProgressiveShrinking({...})."
+            )
             raise SearchError(msg)
         if stratify is not None and not isinstance(stratify, str | Measure):
-            msg = f"stratify={stratify!r:.60} is no exact cost. Give 'macs', 'params' or a Measure."
+            msg = (
+                f"stratify={stratify!r:.60} is not an exact cost. "
+                "Give 'macs', 'params' or a Measure."
+            )
             raise SearchError(msg)
         self.rule = rule
-        self.n_random = 2 if n_random is None else n_random
         self.schedule = schedule
         self.stratify = stratify
         self.seed = seed
         self.label_weight = label_weight
         self._distill = distill
         self._distill_loss = loss_named(distill_loss)
-        self._named_loss = distill_loss is None or isinstance(distill_loss, str)
-        self._given = (space, activate)
+        self._built_in_loss = distill_loss is None or isinstance(distill_loss, str)
+        self._attachment = (space, activate)
         self._part: Elastic | None = None
         self._space: SearchSpace | None = None
         self._measure: Measure | None = None
@@ -175,7 +165,7 @@ class SubnetSampling(Callback):
         return None if self.schedule is None else self.schedule.phase(step=step, epoch=epoch)
 
     def _open(self, space: SearchSpace, phase: Phase | None) -> tuple[SearchSpace | None, Draw]:
-        """Return what is open in a phase, and what draws from it."""
+        """Return the part of the space that is open in a phase, and a function to draw from it."""
         if phase not in self._opened:
             opened: SearchSpace | None = space
             if self.schedule is not None and phase is not None:
@@ -191,7 +181,7 @@ class SubnetSampling(Callback):
 
         By then `configure_model` has run, so the network is there.
         """
-        space, activate = self._given
+        space, activate = self._attachment
         if space is not None and activate is not None:
             elastic(pl_module, space=space, activate=activate)
         check_training(pl_module, trainer)
@@ -205,60 +195,44 @@ class SubnetSampling(Callback):
         self._part = elastic_part(pl_module)
         self._space = self._part.search_space()
         self._opened = {}
-        self._measure = self._exact(pl_module, self._part)
+        self._measure = self._exact(pl_module)
         phases: list[Phase | None] = [None]
         if self.schedule is not None:
             self.schedule.check(self._space)
             phases = [*self.schedule.phases]
             if self.schedule.sorts:
                 sortable_part(pl_module)
-        for phase in phases:  # what cannot be drawn from shows here
+        for phase in phases:  # a part that cannot be drawn from is an error before training
             self._open(self._space, phase)
         self._logits = self._logits_of(pl_module) if self._distill else None
         self._activate_largest()
 
-    def _exact(self, module: LightningModule, part: Elastic) -> Measure | None:
+    def _exact(self, module: LightningModule) -> Measure | None:
         """Return the cost that subnets are stratified by."""
         name = self.stratify
         if not isinstance(name, str):
             return name
-        tables = getattr(part, "exact_measures", None)
-        own = [measure.name for measure in tables()] if callable(tables) else []
-        known = list(dict.fromkeys([*own, *BUILT_IN]))
-        if name not in known:
-            msg = (
-                f"stratify={name!r} is no exact cost of {type(part).__name__}."
-                f"{did_you_mean(name, known)} It has {listed(known)}, or give a Measure."
-            )
-            raise SearchError(msg)
-
-        def example() -> Any:
-            sample = module.example_input_array
-            if sample is None:
-                msg = (
-                    f"{name!r} of {type(part).__name__} is counted on an input, and there is none. "
-                    f"Set example_input_array of {type(module).__name__}, or give a Measure."
-                )
-                raise SearchError(msg)
-            return sample
-
-        return count_measures(module, part, [name], example)[0]
+        hint = "Give an exact Measure: stratify=Measure(...)."
+        measures = resolve(
+            module, [name], sample=lambda: module.example_input_array, error=SearchError, hint=hint
+        )
+        return measures[name]
 
     def _logits_of(self, module: LightningModule) -> Logits:
-        """Return where the logits are taken from."""
+        """Return the logits of the module, which come from its head."""
         if isinstance(self._distill, str):
             if self._distill not in dict(module.named_modules()):
                 names = [name for name, _ in module.named_modules() if name]
                 msg = (
-                    f"distill={self._distill!r} is no submodule of {type(module).__name__}."
+                    f"distill={self._distill!r} is not a submodule of {type(module).__name__}."
                     f"{did_you_mean(self._distill, names)} "
                     "Name the one whose output is the logits."
                 )
                 raise SearchError(msg)
-            source, name = module.get_submodule(self._distill), repr(self._distill)
-            return Logits(module, source, name, classes=self._named_loss)
+            head, name = module.get_submodule(self._distill), repr(self._distill)
+            return Logits(module, head, name, classes=self._built_in_loss)
         if is_overridden("forward", module):
-            return Logits(module, None, "forward()", classes=self._named_loss)
+            return Logits(module, None, "forward()", classes=self._built_in_loss)
         part: Any = self._part
         if part is module:
             msg = (
@@ -266,7 +240,7 @@ class SubnetSampling(Callback):
                 "Write one that training_step calls, or name a submodule: distill='net'."
             )
             raise SearchError(msg)
-        return Logits(module, part, "forward()", classes=self._named_loss)
+        return Logits(module, part, "forward()", classes=self._built_in_loss)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -307,10 +281,10 @@ class SubnetSampling(Callback):
                 self._part.activate(subnet)
                 loss = run_training_step(trainer, pl_module, *self._step)
                 if self._logits is not None and teacher is not None:
-                    taught = self._distill_loss(self._logits.student(), teacher)
-                    if loss is not None and self.label_weight > 0:
-                        taught = taught + self.label_weight * loss
-                    loss = taught
+                    labels = loss
+                    loss = self._distill_loss(self._logits.student(), teacher)
+                    if labels is not None and self.label_weight > 0:
+                        loss = loss + self.label_weight * labels
                 if loss is not None:
                     backward(trainer, pl_module, loss)
         self._part.activate(self._subnets[0])  # an optimizer may call the closure again
@@ -336,3 +310,29 @@ class SubnetSampling(Callback):
     def _activate_largest(self) -> None:
         if self._part is not None and self._space is not None:
             self._part.activate(self._space.largest)
+
+
+def _check_together(
+    rule: Rule,
+    space: object,
+    activate: object,
+    distill: object,
+    distill_loss: object,
+    label_weight: float,
+) -> None:
+    """Refuse arguments that do not go together."""
+    if (space is None) != (activate is None):
+        msg = "space= and activate= go together: what may vary, and how it is put in force."
+        raise SearchError(msg)
+    if distill and rule not in ("sandwich", "turns"):
+        msg = "distill= needs rule='sandwich' or 'turns': the largest subnet is the teacher."
+        raise SearchError(msg)
+    if distill_loss is not None and not distill:
+        msg = "distill_loss= is for distillation: give distill=True, or the name of a submodule."
+        raise SearchError(msg)
+    if not (0 <= label_weight < math.inf) or (label_weight and not distill):
+        msg = (
+            f"label_weight={label_weight!r} is the share of labels beside distillation: give a "
+            "finite number of at least 0, with distill=True."
+        )
+        raise SearchError(msg)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watching chosen subnets while a super-network trains, as a callback."""
+"""Validation of chosen subnets while a super-network trains, as a callback."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
+from lightning_subnet._checks import checked_int
 from lightning_subnet._messages import did_you_mean
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet.elasticity.protocol import elastic_part
@@ -20,10 +21,10 @@ from lightning_subnet.training._lightning import (
     check,
     fit_loaders,
     inner_trainer,
+    is_validation_of_fit,
     log_with_validation,
-    validated_in_fit,
-    validated_weights,
     validates,
+    weights_of_validation,
 )
 from lightning_subnet.training.evaluator import TrainerEvaluator
 from lightning_subnet.training.frozen_data import Source, calibration_batches, with_own_workers
@@ -34,7 +35,7 @@ _ENDS: tuple[End, ...] = ("smallest", "largest")
 
 
 class SubnetValidation(Callback):
-    """Validate chosen subnets during training and log what they score: `val_acc/smallest`.
+    """Validate chosen subnets during training and log their metrics: `val_acc/smallest`.
 
     After every n-th validation of `fit` each subnet is validated as a search would do it: with
     BatchNorm statistics of its own, on the same data, by a Trainer of the same devices and
@@ -51,17 +52,18 @@ class SubnetValidation(Callback):
 
     Args:
         subnets: `"smallest"`, `"largest"` or both.
-        named: Further subnets by the name that they are logged under; a mapping of values by name
-            of choice will do.
+        named: Further subnets by the name that they are logged under; each may also be a mapping of
+            values by name of choice.
         every_n_validations: Validate the subnets after each n-th validation.
         calibration_images: How many training samples recalibrate BatchNorm; 0 for none.
 
     Attributes:
-        latest: What was measured last: by name of the subnet, the metrics by name.
+        latest: The metrics of the last validation by name, by name of the subnet.
 
     Raises:
-        SearchError: An unknown name, no subnets, or not a positive number; before training: there
-            is no validation data, no elastic part, or nothing to recalibrate BatchNorm with.
+        SearchError: A name is unknown, there are no subnets, or a number is not positive; before
+            training: there is no validation data, no elastic part, or no training data to
+            recalibrate BatchNorm with.
         InvalidSubnetError: Before training: a named subnet is not in the space.
 
     References:
@@ -83,40 +85,18 @@ class SubnetValidation(Callback):
         calibration_images: int = 512,
     ) -> None:
         ends = [subnets] if isinstance(subnets, str) else list(subnets)
-        for name in ends:
-            if name not in _ENDS:
-                msg = (
-                    f"subnets= holds {name!r:.60}.{did_you_mean(name, _ENDS)} It takes 'smallest' "
-                    "and 'largest'; give others by name: named={'phone': subnet}."
-                )
-                raise SearchError(msg)
+        _check_names(ends, named or {})
         self._named = dict(named or {})
         self.names = tuple(dict.fromkeys([*ends, *self._named]))
         if not self.names:
             msg = "There are no subnets to validate. Leave subnets= out for smallest and largest."
             raise SearchError(msg)
-        for name, values in self._named.items():
-            if not isinstance(name, str) or not name.strip() or name in _ENDS:
-                msg = (
-                    f"named= holds the name {name!r:.60}. Names are texts, which metrics are "
-                    "logged under, other than 'smallest' and 'largest'."
-                )
-                raise SearchError(msg)
-            if not isinstance(values, Mapping):  # a Subnet is one
-                msg = (
-                    f"named[{name!r}] is {values!r:.60}, which is no subnet. "
-                    "Give one of the space: space.subnet(...)."
-                )
-                raise SearchError(msg)
-        for what, number, least in (
-            ("every_n_validations", every_n_validations, 1),
-            ("calibration_images", calibration_images, 0),
-        ):
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                msg = f"{what}={number!r:.60} must be an integer of at least {least}."
-                raise SearchError(msg)
-        self.every_n_validations = every_n_validations
-        self.calibration_images = calibration_images
+        self.every_n_validations = checked_int(
+            every_n_validations, "every_n_validations", error=SearchError
+        )
+        self.calibration_images = checked_int(
+            calibration_images, "calibration_images", error=SearchError, least=0
+        )
         self.latest: dict[str, dict[str, float]] = {}
         self._validations = 0
         self._subnets: dict[str, Subnet] = {}
@@ -148,9 +128,9 @@ class SubnetValidation(Callback):
     def _subnet(self, space: SearchSpace, name: str) -> Subnet:
         if name not in self._named:
             return space.smallest if name == "smallest" else space.largest
-        given = self._named[name]
+        values = self._named[name]
         try:
-            return space.subnet(given.active if isinstance(given, Subnet) else given)
+            return space.subnet(values.active if isinstance(values, Subnet) else values)
         except InvalidSubnetError as error:
             msg = f"SubnetValidation: named[{name!r}] is not in the space. {error}"
             raise InvalidSubnetError(msg) from error
@@ -158,14 +138,17 @@ class SubnetValidation(Callback):
     def _source(self, trainer: Trainer, images: int) -> Source:
         """Return the data of the training itself."""
         val, train = map(with_own_workers, fit_loaders(trainer))
-        wanted = min(images, self.calibration_images)
         return Source(
-            getattr(trainer, "datamodule", None), val, train, calibration_images=wanted, ready=True
+            getattr(trainer, "datamodule", None),
+            val,
+            train,
+            calibration_images=min(images, self.calibration_images),
+            ready=True,
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the subnets and log what they score."""
-        if not validated_in_fit(trainer):
+        """Validate the subnets and log their metrics."""
+        if not is_validation_of_fit(trainer):
             return
         self._validations += 1
         if self._validations % self.every_n_validations:
@@ -173,24 +156,47 @@ class SubnetValidation(Callback):
         with ExitStack() as stack:
             stack.enter_context(random_state(0))
             stack.enter_context(untouched(pl_module))
-            stack.enter_context(validated_weights(trainer, pl_module))
+            stack.enter_context(weights_of_validation(trainer, pl_module))
             source = self._source(trainer, images=self.calibration_images)
-            evaluator = stack.enter_context(_Watching(pl_module, source, trainer=self._trainer))
+            evaluator = stack.enter_context(
+                TrainerEvaluator(pl_module, source, trainer=self._trainer, hashes=False)
+            )
             self.latest = {n: dict(evaluator.evaluate(s)) for n, s in self._subnets.items()}
-        row = {f"{k}/{name}": v for name, told in self.latest.items() for k, v in told.items()}
+        row = {
+            f"{metric}/{name}": value
+            for name, metrics in self.latest.items()
+            for metric, value in metrics.items()
+        }
         log_with_validation(trainer, row)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many validations there were, so that a resumed training goes on counting."""
+        """Return the number of validations, so that a resumed training goes on counting."""
         return {"validations": self._validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the count of a checkpoint."""
+        """Go on with the number of validations of a checkpoint."""
         self._validations = state_dict["validations"]
 
 
-class _Watching(TrainerEvaluator):
-    """Keeps nothing, so the weights and the data need no fingerprints."""
-
-    def _conditions(self) -> dict[str, str]:
-        return {}
+def _check_names(ends: Sequence[object], named: Mapping[str, Any]) -> None:
+    """Refuse names that are unknown or empty, and values that are not a subnet's."""
+    for name in ends:
+        if name not in _ENDS:
+            msg = (
+                f"subnets= holds {name!r:.60}.{did_you_mean(name, _ENDS)} It takes 'smallest' "
+                "and 'largest'; give others by name: named={'phone': subnet}."
+            )
+            raise SearchError(msg)
+    for name, values in named.items():
+        if not isinstance(name, str) or not name.strip() or name in _ENDS:
+            msg = (
+                f"named= holds the name {name!r:.60}. Names are texts, which metrics are "
+                "logged under, other than 'smallest' and 'largest'."
+            )
+            raise SearchError(msg)
+        if not isinstance(values, Mapping):  # a Subnet is one
+            msg = (
+                f"named[{name!r}] is {values!r:.60}, which is not a subnet. "
+                "Give one of the space: space.subnet(...)."
+            )
+            raise SearchError(msg)

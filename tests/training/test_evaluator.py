@@ -790,7 +790,7 @@ def test_models_that_cannot_be_searched() -> None:
         (Plain(), "has no elastic part"),
         (Two(), r"2 elastic parts \(net, other\)"),
         (Foreign(), "import it from `lightning` throughout"),
-        (nn.Linear(1, 1), "no LightningModule"),
+        (nn.Linear(1, 1), "not a LightningModule"),
         (NoSpace(), "Return a SearchSpace"),
     ]:
         with pytest.raises(SearchError, match=message) as told:
@@ -808,11 +808,11 @@ def test_data_and_trainers_that_do_not_fit(model: LitMlp) -> None:
         search().fit(model, progress=False)
     with pytest.raises(SearchError, match="both datamodule= and dataloaders="):
         search().fit(model, Digits(), dataloaders=loader, train_dataloaders=TRAIN, progress=False)
-    with pytest.raises(SearchError, match="no LightningDataModule"):
+    with pytest.raises(SearchError, match="not a LightningDataModule"):
         search().fit(model, loader, progress=False)
     with pytest.raises(SearchError, match="gave no batches"):
         search().fit(model, Empty(), progress=False)
-    with pytest.raises(SearchError, match=r"no lightning\.pytorch\.Trainer"):
+    with pytest.raises(SearchError, match=r"not a lightning\.pytorch\.Trainer"):
         search(trainer="cpu").fit(model, Digits(), progress=False)
     spawned = quiet_trainer(devices=2, strategy="ddp_spawn")
     with pytest.raises(SearchError, match=r"strategy 'spawn'.*Pass Trainer\(strategy='ddp'\)"):

@@ -148,9 +148,9 @@ def test_measures_that_cannot_stratify_are_refused() -> None:
     ("rule", "n_random", "message"),
     [
         ("sandwhich", 2, "Did you mean 'sandwich'"),
-        ("sandwich", 0, "n_random=0: at least one"),
-        ("random", 1.5, "at least one"),
-        ("random", True, "at least one"),
+        ("sandwich", 0, "n_random=0 must be a whole number from 1. At least one"),
+        ("random", 1.5, "At least one"),
+        ("random", True, "At least one"),
         ("ranks", 2, "n_random=2 does not go with rule='ranks'"),
     ],
 )

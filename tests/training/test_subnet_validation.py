@@ -372,9 +372,9 @@ def test_mistakes_show_before_training() -> None:
         ({"named": {"largest": {}}}, ["the name 'largest'"]),
         ({"named": {3: {}}}, ["the name 3"]),
         ({"named": {"phone": 5}}, ["named['phone'] is 5", "space.subnet(...)"]),
-        ({"every_n_validations": 0}, ["every_n_validations=0", "at least 1"]),
+        ({"every_n_validations": 0}, ["every_n_validations=0", "from 1"]),
         ({"every_n_validations": 1.5}, ["every_n_validations=1.5"]),
-        ({"calibration_images": -1}, ["calibration_images=-1", "at least 0"]),
+        ({"calibration_images": -1}, ["calibration_images=-1", "from 0"]),
     ]:
         with pytest.raises(SearchError) as caught:
             SubnetValidation(**arguments)

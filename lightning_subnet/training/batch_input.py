@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a batch gets into a network: which item of it, and which function runs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lightning_subnet.errors import SearchError
+from lightning_subnet.training._lightning import LightningModule, is_overridden
+
+
+def calibration_step(model: LightningModule) -> Callable[[Any], Any] | None:
+    """Return the model's method `calibration_step`, or None if it does not have one."""
+    step: Callable[[Any], Any] | None = getattr(model, "calibration_step", None)
+    return step
+
+
+def network_of(model: LightningModule, part: Any) -> Any:
+    """Return the module that takes the input of a batch: the model, or its elastic part."""
+    return model if is_overridden("forward", model) else part
+
+
+def model_input(batch: Any, model: LightningModule) -> torch.Tensor:
+    """Return what the network gets of a training batch: the tensor, or the first of several.
+
+    Raises:
+        SearchError: The batch has another form.
+    """
+    batch = _first_item(batch)
+    if isinstance(batch, torch.Tensor):
+        return batch
+    msg = (
+        f"The training batch is a {type(batch).__name__}, so the input of forward() is not known. "
+        f"Give {type(model).__name__} a method calibration_step(batch) that runs the network on a "
+        "batch; it recalibrates BatchNorm."
+    )
+    raise SearchError(msg)
+
+
+def first_input(loaders: list[Any]) -> Any:
+    """Return the first sample of the first batch, as `forward` would take it.
+
+    Raises:
+        SearchError: The batch has another form.
+    """
+    batch = _first_item(next(iter(loaders[0])))
+    if isinstance(batch, torch.Tensor) and batch.ndim:
+        return batch[:1]
+    msg = (
+        f"The validation batch is a {type(batch).__name__}, so the input of forward() is not "
+        "known. Set example_input_array on the module."
+    )
+    raise SearchError(msg)
+
+
+def _first_item(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, (list, tuple)) and batch else batch
