@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison: results by strategy and seed, in tables and pictures."""
+"""Comparisons: one search with several strategies and seeds, in tables and pictures."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from lightning_subnet.experiments import statistics
 from lightning_subnet.results.result import SearchResult
 from lightning_subnet.search.budget import Budget
 from lightning_subnet.search.search import SubnetSearch
-from lightning_subnet.strategies import resolve
 from lightning_subnet.strategies.base import Strategy
+from lightning_subnet.strategies.registry import resolve
 from lightning_subnet.study import pareto
 from lightning_subnet.study.evaluators import Evaluator
 from lightning_subnet.study.objectives import Objective, minimised
@@ -29,12 +29,13 @@ from lightning_subnet.study.storage import Storage
 if TYPE_CHECKING:
     import pandas as pd
 
-_CHECKPOINTS = (50, 100, 250)
+_log = logging.getLogger(__name__)
+_CHECKPOINTS = (50, 100, 250)  # evaluations after which strategies are paired
 _LEVELS = (0.25, 0.5, 0.75)
 
 
 class Comparison:
-    """Results by strategy and seed.
+    """Results by strategy and seed, as `compare` returns them.
 
     Args:
         results: By (label, seed).
@@ -55,12 +56,12 @@ class Comparison:
 
     @property
     def labels(self) -> list[str]:
-        """The strategies, in the given order."""
+        """The strategies, in the order of the results."""
         return list(dict.fromkeys(label for label, _ in self.results))
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds, in the given order."""
+        """The seeds, in the order of the results."""
         return list(dict.fromkeys(seed for _, seed in self.results))
 
     @property
@@ -99,9 +100,9 @@ class Comparison:
         for (label, seed), result in self.results.items():
             F = (result.minimised() - best) / span
             row = curves[label][self.seeds.index(seed)]
-            grown = pareto.hypervolumes(F[: self.budget], np.ones(F.shape[1]))
-            row[: len(grown)] = grown
-            row[len(grown) :] = grown[-1] if len(grown) else 0.0  # the space was exhausted
+            values = pareto.hypervolumes(F[: self.budget], np.ones(F.shape[1]))
+            row[: len(values)] = values
+            row[len(values) :] = values[-1] if len(values) else 0.0  # the space was exhausted
         return curves
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -155,7 +156,7 @@ class Comparison:
         return pd.DataFrame(table, index=self.labels)
 
     def evaluations_to(self, target: float | str, *, confidence: float = 0.95) -> pd.DataFrame:
-        """Return how many evaluations each strategy needs to reach a hypervolume.
+        """Return the number of evaluations that each strategy needs to reach a hypervolume.
 
         Args:
             target: A hypervolume in the unit square of `bounds`, or `"nsga2@250"`: the median over
@@ -163,13 +164,13 @@ class Comparison:
             confidence: Of the interval.
 
         Returns:
-            One row per strategy: `median`, after how many evaluations half of the seeds have it,
-            with its bootstrap interval `low` to `high`; and how many of `seeds` runs `reached` it.
-            A run that never did needs infinitely many, so where most did not the median is `inf`.
-            `frame.attrs["target"]` is the target as a number.
+            One row per strategy: `median`, the number of evaluations after which half of the seeds
+            have it, with its bootstrap interval `low` to `high`; and the number of `seeds` that
+            `reached` it. A run that never did needs infinitely many, so where most did not the
+            median is `inf`. `frame.attrs["target"]` is the target as a number.
 
         Raises:
-            SearchError: The target is no such thing.
+            SearchError: The target is neither of these.
 
         References:
             Hansen et al., COCO: Performance assessment, arXiv:1605.03560, section 4 (runtimes to
@@ -180,12 +181,11 @@ class Comparison:
         goal = statistics.target_of(self.curves, target)
         rows = {}
         for label, curve in self.curves.items():
-            needed = statistics.evaluations_to(curve[~np.isnan(curve).any(axis=1)], goal)
+            counts = statistics.evaluations_to(curve[~np.isnan(curve).any(axis=1)], goal)
             low, median, high = statistics.median_interval(
-                needed, confidence=confidence, lower=True
+                counts, confidence=confidence, lower=True
             )
-            reached = int(np.isfinite(needed).sum())
-            rows[label] = [median, low, high, reached, len(needed)]
+            rows[label] = [median, low, high, int(np.isfinite(counts).sum()), len(counts)]
         columns = ["median", "low", "high", "reached", "seeds"]
         frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
         frame.attrs["target"] = goal
@@ -198,7 +198,7 @@ class Comparison:
         *,
         confidence: float = 0.95,
     ) -> pd.DataFrame:
-        """Return by how much each strategy is ahead of a baseline, seed by seed.
+        """Return the lead of each strategy over a baseline, seed by seed.
 
         Runs of one seed draw alike (strategies that begin at random begin with the same subnets),
         so their differences vary less than they do. With fewer than six seeds that differ no
@@ -212,9 +212,9 @@ class Comparison:
 
         Returns:
             One row per strategy and `at`: `median` of the differences of hypervolume with its
-            bootstrap interval `low` to `high`, their `mean`, in how many seeds the strategy was
-            `better` and `worse` (the others are equal), `p` of Wilcoxon's signed-rank test, and
-            `p_holm`, corrected by Holm's method for the number of strategies.
+            bootstrap interval `low` to `high`, their `mean`, the numbers of seeds in which the
+            strategy was `better` and `worse` (the others are equal), `p` of Wilcoxon's signed-rank
+            test, and `p_holm`, corrected by Holm's method for the number of strategies.
 
         Raises:
             SearchError: There is no such baseline, or no other strategy.
@@ -241,7 +241,7 @@ class Comparison:
     def _surfaces(
         self, levels: Sequence[float], at: int | None
     ) -> dict[str, dict[float, npt.NDArray[np.float64]]]:
-        """Return the corners of attainment surfaces by strategy and level, in the users' units."""
+        """Return corners (k, 2) of attainment surfaces by strategy and level, in users' units."""
         objectives = self._objectives
         if len(objectives) != 2:  # noqa: PLR2004 - a surface in the plane
             msg = (
@@ -254,15 +254,15 @@ class Comparison:
         surfaces = {}
         for label in self.labels:
             runs = [r.minimised()[:last] for (name, _), r in self.results.items() if name == label]
-            found = pareto.attainment(runs, levels)
-            # + 0.0: a maximised value of zero is no -0.0
-            surfaces[label] = {k: s * sign + 0.0 for k, s in zip(levels, found, strict=True)}
+            corners = pareto.attainment(runs, levels)
+            # + 0.0 makes the 0.0 of a maximised objective of its -0.0
+            surfaces[label] = {k: c * sign + 0.0 for k, c in zip(levels, corners, strict=True)}
         return surfaces
 
     def attainment(
         self, levels: Sequence[float] = _LEVELS, *, at: int | None = None
     ) -> pd.DataFrame:
-        """Return which values of two objectives a share of the runs has attained.
+        """Return the values of two objectives that shares of the runs have attained.
 
         The surface of level 0.5 is the median front: half of the runs have something as good as, or
         better than, each of its points; level 0.25 is what only the best quarter has.
@@ -275,7 +275,7 @@ class Comparison:
             One row per corner of a surface: strategy, level and the two objectives.
 
         Raises:
-            SearchError: There are other than two objectives.
+            SearchError: The number of objectives is not two.
 
         References:
             López-Ibáñez, Paquete and Stützle, Exploratory analysis of stochastic local search
@@ -307,7 +307,7 @@ class Comparison:
         """
         from lightning_subnet.results.plots import draw_attainment
 
-        _ = self._unit  # says so where no run has a feasible evaluation
+        _ = self._unit  # raises where no run has a feasible evaluation
         shares = ", ".join(f"{level:.0%}" for level in sorted(levels))
         title = (
             f"Attained by {shares} of {len(self.seeds)} seeds "
@@ -363,9 +363,6 @@ class Comparison:
         )
 
 
-_log = logging.getLogger(__name__)
-
-
 def compare(  # noqa: PLR0913 - the parts of a comparison
     strategies: Sequence[str | Strategy] | Mapping[str, str | Strategy],
     search: SubnetSearch,
@@ -389,7 +386,7 @@ def compare(  # noqa: PLR0913 - the parts of a comparison
     Args:
         strategies: Names or objects; as a mapping with the labels they shall have.
         search: The search whose strategy and seed are varied.
-        evaluator: What measures; or a model with its datamodule.
+        evaluator: Measures subnets; or pass a model with its datamodule.
         model: A LightningModule, as for `SubnetSearch.fit`.
         datamodule: Its data.
         budget: Evaluations per run.
@@ -414,37 +411,20 @@ def compare(  # noqa: PLR0913 - the parts of a comparison
         >>> table.summary().index.tolist()
         ['random', 'nsga2']
     """
-    if isinstance(strategies, str) or not isinstance(seeds, Iterable):
-        msg = (
-            f"compare({strategies!r:.40}, seeds={seeds!r:.40}): give lists of strategies and "
-            "seeds, such as ['random', 'nsga2'] and range(10)."
-        )
-        raise SearchError(msg)
-    labelled = (
-        dict(strategies) if isinstance(strategies, Mapping) else {_label(s): s for s in strategies}
-    )
+    by_label, seeds = _checked(strategies, seeds)
     if (limit := Budget.of(budget).evaluations) is None:
         msg = f"compare() needs a budget of evaluations, not {budget!r}."
         raise SearchError(msg)
-    seeds = list(seeds)
-    if not labelled or not seeds or len(labelled) < len(strategies):
-        msg = (
-            f"compare() got {len(strategies)} strategies under {len(labelled)} labels and "
-            f"{len(seeds)} seeds. Give at least one of each; "
-            "two settings of one strategy as {'label': strategy, ...}."
-        )
+    nothing_measures = evaluator is None and model is None and not search.plan.measures
+    if nothing_measures or (evaluator is not None and model is not None):
+        msg = "compare() measures either by evaluator=, or by model= and datamodule=. Give one."
         raise SearchError(msg)
-    both = evaluator is not None and model is not None
-    if both or (evaluator is None and model is None and not search.measures):
-        msg = "compare() needs what to measure with: either evaluator=, or model= and datamodule=."
-        raise SearchError(msg)
-    resolved = {label: resolve(strategy) for label, strategy in labelled.items()}
     base = search.plan.settings.name or "compare"
-    results: dict[tuple[str, int], SearchResult] = {}
     shared = Storage(storage)  # also in memory, so that no subnet is measured twice
-    shown = progress and sys.stdout.isatty()
+    bar = progress and sys.stdout.isatty()
+    results: dict[tuple[str, int], SearchResult] = {}
     for seed in seeds:
-        for label, strategy in resolved.items():
+        for label, strategy in by_label.items():
             run = search.replace(
                 strategy=strategy,
                 seed=seed,
@@ -454,34 +434,53 @@ def compare(  # noqa: PLR0913 - the parts of a comparison
             )
             try:
                 if model is not None:
-                    results[label, seed] = run.fit(model, datamodule, progress=shown)
+                    results[label, seed] = run.fit(model, datamodule, progress=bar)
                 else:
-                    results[label, seed] = run.run(evaluator, progress=shown)
+                    results[label, seed] = run.run(evaluator, progress=bar)
             except Exception as error:
-                _explain(error, label, seed, len(results), kept=storage is not None)
+                _explain(error, label, seed, len(results), in_memory=storage is None)
                 raise
             _log.info("%s is done, run %d.", run.name, len(results))
     return Comparison(results, budget=limit, bounds=bounds)
 
 
-def _explain(error: Exception, label: str, seed: int, done: int, *, kept: bool) -> None:
-    """Say in which run it happened; an error that is not the package's own becomes one."""
+def _checked(strategies: Any, seeds: Any) -> tuple[dict[str, Strategy], list[int]]:
+    """Return strategies by label, and the seeds, or raise `SearchError` if they are not several."""
+    if isinstance(strategies, str) or not isinstance(seeds, Iterable):
+        msg = (
+            f"compare({strategies!r:.40}, seeds={seeds!r:.40}): give lists of strategies and "
+            "seeds, such as ['random', 'nsga2'] and range(10)."
+        )
+        raise SearchError(msg)
+    mapping = isinstance(strategies, Mapping)
+    by_label = dict(strategies) if mapping else {_label(s): s for s in strategies}
+    seeds = list(seeds)
+    if not by_label or not seeds or len(by_label) < len(strategies):
+        msg = (
+            f"compare() got {len(strategies)} strategies under {len(by_label)} labels and "
+            f"{len(seeds)} seeds. Give at least one of each; "
+            "two settings of one strategy as {'label': strategy, ...}."
+        )
+        raise SearchError(msg)
+    return {label: resolve(strategy) for label, strategy in by_label.items()}, seeds
+
+
+def _label(strategy: str | Strategy) -> str:
+    if isinstance(strategy, str):
+        return strategy
+    return getattr(strategy, "name", type(strategy).__name__)
+
+
+def _explain(error: Exception, label: str, seed: int, done: int, *, in_memory: bool) -> None:
+    """Add to an error in which run it happened; one that is not the package's becomes one."""
     where = f"The run of {label!r} with seed {seed} failed"
     rest = (
-        f"{done} runs before it are in the storage: mend the cause and compare again."
-        if kept
-        else f"{done} runs before it are lost: give storage= to keep them."
+        f"{done} runs before it are lost: give storage= to keep them."
+        if in_memory
+        else f"{done} runs before it are in the storage: remove the cause and compare again."
     )
     if isinstance(error, SubnetError):
         error.add_note(f"{where}. {rest}")
     else:
         msg = f"{where}: {type(error).__name__}: {error!s:.200}\n{rest}"
         raise SearchError(msg) from error
-
-
-def _label(strategy: str | Strategy) -> str:
-    return (
-        strategy
-        if isinstance(strategy, str)
-        else getattr(strategy, "name", type(strategy).__name__)
-    )

@@ -18,8 +18,9 @@ from lightning_subnet.results.record import SearchRecord
 from lightning_subnet.space.choices import Value
 from lightning_subnet.space.members import distinct_rows
 from lightning_subnet.space.space import SearchSpace
-from lightning_subnet.strategies._toolkit.surrogates import Surrogates, evolve
-from lightning_subnet.strategies.base import positive, probability
+from lightning_subnet.strategies._toolkit.breeding import evolve
+from lightning_subnet.strategies._toolkit.surrogates import Surrogates
+from lightning_subnet.strategies.base import check_positive, check_probability
 from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
 
@@ -36,13 +37,13 @@ _POPULATION = 200
 
 @dataclass(frozen=True)
 class Reduction:
-    """What a reduction kept and dropped.
+    """The outcome of a reduction: the space that is left, and why values were dropped or kept.
 
     Args:
         whole: The space before.
         space: The space after.
-        archive: How many subnets were clustered.
-        clusters: How many clusters they form.
+        archive: The number of subnets that were clustered.
+        clusters: The number of clusters that they form.
         noise: The share of them that is in no cluster.
         shares: By choice, the share of each value among those in clusters where the choice exists;
             0 for all values of a choice that exists in none, which keeps them.
@@ -60,7 +61,7 @@ class Reduction:
     rescued: dict[str, tuple[Value, ...]]
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Return one row per value: `choice`, `value`, `share`, and whether it is `kept`."""
+        """Return one row per value: `choice`, `value`, `share`, and whether it was `kept`."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -92,7 +93,8 @@ def reduce_space(archive: SearchRecord | History | SearchSpace, **options: Any) 
     a value of a choice that fewer than `min_share` of the others have is dropped. What is left is a
     narrowed space of the same choices (`SearchSpace.narrowed_to`), which any strategy searches, on
     other hardware say, and whose subnets can be activated on the model. The front of the archive
-    lies in it, unless `keep_front=False`. What was dropped is logged; `reduction` returns it.
+    lies in it, unless `keep_front=False`. The dropped values are logged, and `reduction` returns
+    them.
 
     Args:
         archive: The result of a search: predictors fitted on its evaluations are searched by
@@ -104,7 +106,7 @@ def reduce_space(archive: SearchRecord | History | SearchSpace, **options: Any) 
         The narrowed space; the space as it is, with a `ReductionWarning`, if nothing was dropped.
 
     Raises:
-        SearchError: The archive is none, or too small.
+        SearchError: The archive cannot be clustered, or is too small.
         StrategyError: An option is out of range.
 
     Example:
@@ -136,26 +138,26 @@ def reduction(  # noqa: PLR0913 - the settings of a reduction, each optional
     keep_front: bool = True,
     seed: int = 0,
 ) -> Reduction:
-    """Return what `reduce_space` does, with a report.
+    """Return the space of `reduce_space` with a report.
 
     Args:
         archive: As for `reduce_space`.
-        samples: How many predictions the evolution makes of a result; 0 clusters the measured
-            subnets alone. At most 10,000 subnets are clustered, drawn at random.
+        samples: The number of predictions that the evolution makes of a result; 0 clusters the
+            measured subnets alone. At most 10,000 subnets are clustered, drawn at random.
         predictor: A name or an estimator; see `predictors.make`.
         min_share: The share below which a value is dropped.
-        min_cluster_size: Least subnets of a cluster; None is 50, less for an archive under 1,000.
-        min_samples: Neighbours that make a core of a cluster; None is 10, less for a small archive.
+        min_cluster_size: Fewest subnets of a cluster; None is 50, fewer for an archive under 1,000.
+        min_samples: Neighbours that make a core of a cluster; None is 10, or fewer if it is small.
         keep_front: Let values stay that a subnet of the measured front has, however rare. Without,
             as published, more values go, and the front need not lie in what is left.
-        seed: Of the evolution.
+        seed: The seed of the evolution.
 
     Returns:
         The reduction: `.space`, `.to_dataframe()`, and a text.
     """
-    probability(min_share=min_share)
-    given = {"samples": samples or 1, "min_cluster_size": min_cluster_size}
-    positive(**{k: v for k, v in (given | {"min_samples": min_samples}).items() if v is not None})
+    check_probability(min_share=min_share)
+    counts = {"samples": samples or 1, "min_cluster_size": min_cluster_size}
+    check_positive(**{k: v for k, v in (counts | {"min_samples": min_samples}).items() if v is not None})
     rng = np.random.default_rng(seed)
     space, X, front = _archive(archive, samples, predictor, rng)
     if len(X) > _MOST:
@@ -175,13 +177,13 @@ def reduction(  # noqa: PLR0913 - the settings of a reduction, each optional
         needed = needed if keep_front else set()
         if len(rare) == len([v for v in values if v in shares[name]]):
             rare = []  # the choice exists in no clustered subnet
-        if saved := tuple(v for v in rare if v in needed):
-            rescued[name] = saved
-        if gone := tuple(v for v in rare if v not in needed):
-            dropped[name] = gone
-        same = {v for group in space.choices[name].same if group[0] in gone for v in group}
-        keep[name] = [v for v in values if v not in gone and v not in same]
-    found = Reduction(
+        if on_front_alone := tuple(v for v in rare if v in needed):
+            rescued[name] = on_front_alone
+        if useless := tuple(v for v in rare if v not in needed):
+            dropped[name] = useless
+        same = {v for group in space.choices[name].same if group[0] in useless for v in group}
+        keep[name] = [v for v in values if v not in useless and v not in same]
+    outcome = Reduction(
         whole=space,
         space=space.narrowed_to(keep) if dropped else space,
         archive=len(X),
@@ -191,7 +193,7 @@ def reduction(  # noqa: PLR0913 - the settings of a reduction, each optional
         dropped=dropped,
         rescued=rescued,
     )
-    _log.info("%s", found)
+    _log.info("%s", outcome)
     if not dropped:
         why = (
             "every value is frequent in the clusters, or on the front"
@@ -203,7 +205,7 @@ def reduction(  # noqa: PLR0913 - the settings of a reduction, each optional
             "the archive, or more samples=.",
             ReductionWarning,
         )
-    return found
+    return outcome
 
 
 def _archive(
@@ -215,17 +217,22 @@ def _archive(
     """Return the space, the rows to be clustered, and the rows of the front."""
     if isinstance(archive, SearchSpace):
         if not archive.is_pool:
-            msg = f"{archive!r} lists no subnets. Give the result of a search, or a pool of subnets"
-            raise SearchError(f"{msg}: space.restricted_to(subnets).")
-        rows = _enough(np.concatenate(list(archive.index_blocks())))
-        return _whole(archive), rows, rows[:0]
+            msg = (
+                f"{archive!r} lists no subnets. Give the result of a search, or a pool of subnets: "
+                "space.restricted_to(subnets)."
+            )
+            raise SearchError(msg)
+        rows = _checked_size(np.concatenate(list(archive.index_blocks())))
+        return SearchSpace(archive.choices), rows, rows[:0]
     if not isinstance(archive, (History, SearchRecord)):
-        msg = f"{archive!r:.60} is no archive. Give the result of a search, a History or a pool."
+        msg = (
+            f"{archive!r:.60} cannot be reduced. Give the result of a search, a History or a pool."
+        )
         raise SearchError(msg)
     history = archive if isinstance(archive, History) else archive.final
     space = history.space
     rows = history.indices[history.ok] if len(history) else history.indices
-    rows = _enough(rows)
+    rows = _checked_size(rows)
     if isinstance(archive, History):
         return space, rows, rows[:0]
     problem = archive.problem
@@ -236,7 +243,7 @@ def _archive(
     return space, rows, front
 
 
-def _enough(rows: Indices) -> Indices:
+def _checked_size(rows: Indices) -> Indices:
     if len(rows) < _LEAST:
         msg = (
             f"The archive has {len(rows)} measured subnets; "
@@ -244,10 +251,6 @@ def _enough(rows: Indices) -> Indices:
         )
         raise SearchError(msg)
     return rows
-
-
-def _whole(pool: SearchSpace) -> SearchSpace:
-    return SearchSpace(pool.choices)
 
 
 def _predicted(
@@ -258,13 +261,12 @@ def _predicted(
     predictor: Any,
     rng: np.random.Generator,
 ) -> Indices:
-    """Return the distinct rows that an evolution on predictions has looked at."""
+    """Return the distinct rows whose measures an evolution has predicted."""
     space = problem.space
     population = min(_POPULATION, samples)
-    fresh = space.sample_indices(min(population, space.size), rng)
-    start = np.concatenate([front, fresh])
+    start = np.concatenate([front, space.sample_indices(min(population, space.size), rng)])
     with one_thread():
-        _, seen = evolve(
+        _, rows = evolve(
             problem,
             Surrogates(problem, history, predictor),
             start[distinct_rows(start)],
@@ -272,7 +274,7 @@ def _predicted(
             generations=max(samples // population - 1, 0),
             rng=rng,
         )
-    return space.nearest(seen, set())
+    return space.nearest(rows, set())
 
 
 def _places(space: SearchSpace, X: Indices) -> Floats:
@@ -280,8 +282,8 @@ def _places(space: SearchSpace, X: Indices) -> Floats:
     ordered = np.array([choice.ordered for choice in space.choices.values()])
     position = space.encode(X, kind="ordinal")[:, ordered]
     marks = [name.rpartition("=")[0] for name in space.feature_names()]
-    loose = {name for name, is_ordered in zip(space.names, ordered, strict=True) if not is_ordered}
-    at = np.array([mark in loose for mark in marks], dtype=bool)
+    categorical = {name for name, choice in space.choices.items() if not choice.ordered}
+    at = np.array([mark in categorical for mark in marks], dtype=bool)
     # Two categories are as far apart as the two ends of an ordered choice.
     return np.column_stack([position, space.encode(X)[:, at] / np.sqrt(2)])
 

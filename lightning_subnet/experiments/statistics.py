@@ -26,11 +26,11 @@ def checked_confidence(confidence: float) -> float:
 
 
 def evaluations_to(curves: Array, target: float) -> Array:
-    """Return after how many evaluations each run has the target.
+    """Return the number of evaluations after which each run has reached a target.
 
     Args:
         curves: Values that never fall, (seeds, evaluations); without NaN.
-        target: What is to be reached.
+        target: The value to reach.
 
     Returns:
         Numbers of evaluations from 1, (seeds,); infinite for a run that never has it.
@@ -50,7 +50,7 @@ def median_interval(
 
     Args:
         values: (seeds,) or (seeds, n), each column by itself. They may be infinite.
-        confidence: Of the interval.
+        confidence: The confidence of the interval, such as 0.95.
         lower: Of an even number take the lower of the middle two, not their mean: the value that
             half of the seeds do not exceed.
 
@@ -95,9 +95,9 @@ def signed_rank(differences: npt.ArrayLike, /) -> float:
     """
     from scipy.stats import wilcoxon
 
-    told = np.round(np.asarray(differences, dtype=float), 12)
-    told = told[told != 0]
-    return float(wilcoxon(told).pvalue) if len(told) else 1.0
+    rounded = np.round(np.asarray(differences, dtype=float), 12)  # as equal as `_EQUAL` says
+    unequal = rounded[rounded != 0]
+    return float(wilcoxon(unequal).pvalue) if len(unequal) else 1.0
 
 
 def holm(p: npt.ArrayLike, /) -> Array:
@@ -122,14 +122,15 @@ def holm(p: npt.ArrayLike, /) -> Array:
 
 
 def target_of(curves: Mapping[str, Array], target: float | str) -> float:
-    """Return a target as a number: itself, or what `"label@k"` stands for.
+    """Return a target as a number: itself, or the median that `"label@k"` stands for.
 
     Args:
         curves: By strategy, (seeds, evaluations).
         target: A positive number, or `"nsga2@250"`: the median of that strategy after so many.
 
     Raises:
-        SearchError: Neither of these, an unknown strategy, or a number out of the budget.
+        SearchError: It is neither of these, the strategy is unknown, or the number is beyond the
+            budget.
     """
     first, last = next((label, curve.shape[1]) for label, curve in curves.items())
     if isinstance(target, str):
@@ -162,7 +163,10 @@ def against(
         baseline: The strategy that is subtracted.
         curves: By strategy, (seeds, evaluations); rows of one seed belong together.
         at: After which evaluations.
-        confidence: Of the interval of the median difference.
+        confidence: The confidence of the interval of the median difference.
+
+    Raises:
+        SearchError: A strategy and the baseline have no seed in common.
     """
     others = [label for label in curves if label != baseline]
     rows: list[dict[str, Any]] = []

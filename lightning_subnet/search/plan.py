@@ -19,8 +19,8 @@ from lightning_subnet.search.study_header import make_header, open_study
 from lightning_subnet.search.warm_start import WarmStart, most_of
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
-from lightning_subnet.strategies import resolve
 from lightning_subnet.strategies.base import Strategy
+from lightning_subnet.strategies.registry import resolve
 from lightning_subnet.study.measures import Measure, NetworkMeasure, by_name
 from lightning_subnet.study.objectives import (
     Constraint,
