@@ -132,7 +132,7 @@ def from_whittle(net: _Net, space: SearchSpace, *, config: Config | None = None)
 
     Args:
         net: A network with `reset_super_network()` and at least one of the two.
-        space: What may vary, by the names that the network uses.
+        space: A space with the names that the network uses.
         config: Returns what the network gets for a subnet; by default `subnet.grouped()`.
 
     Returns:
@@ -202,7 +202,7 @@ def from_hat(
 
     Args:
         net: The network.
-        space: What may vary, by the names of HAT's configurations, or what HAT's
+        space: A space with the names of HAT's configurations, or what HAT's
             `get_all_choices(args)` returns: `{"encoder": {"encoder_embed_dim": [640, 512], ...},
             "decoder": {...}}`. Of that, `<part>_embed_dim` and `<part>_layer_num` hold for the
             whole part, and each other name is a choice of every layer, which exists only while the

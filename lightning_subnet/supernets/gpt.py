@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_subnet.elasticity.attention import length_of
 from lightning_subnet.elasticity.protocol import SubnetMixin
-from lightning_subnet.elasticity.sorting import Channels, Kept
+from lightning_subnet.elasticity.sorting import Channels, Values
 from lightning_subnet.errors import ElasticityError, SpaceError
 from lightning_subnet.space.choices import Choice
 from lightning_subnet.space.space import SearchSpace
@@ -326,12 +326,12 @@ class ElasticGPT(SubnetMixin, _Trunk):
             parts.append((names, layer))
         return table_measures(self.search_space(), parts, (0, 0), self)
 
-    def sortable_channels(self, kept: Kept) -> list[Channels]:
+    def sortable_channels(self, keep: Values) -> list[Channels]:
         """Return feed-forward channels, and heads if each keeps its own, for `sort_channels`.
 
         Grouped queries are regrouped when heads change, so that their heads have no order.
         """
-        values, config, groups = dict[str, Any](kept), self.config, []
+        values, config, groups = dict[str, Any](keep), self.config, []
         for i, layer in enumerate(self.layers):
             widths = [ratio * n for n in values["embed"] for ratio in values[f"mlp.{i}"]]
             groups.append(feed_channels(layer, widths))

@@ -16,7 +16,7 @@ from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet.elasticity.extraction import plain_state
 from lightning_subnet.elasticity.layers import ElasticSequential
 from lightning_subnet.elasticity.protocol import SubnetMixin, activated
-from lightning_subnet.elasticity.sorting import Channels, Kept
+from lightning_subnet.elasticity.sorting import Channels, Values
 from lightning_subnet.errors import SpaceError
 from lightning_subnet.space.choices import Choice
 from lightning_subnet.space.space import SearchSpace
@@ -344,11 +344,11 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
             for at, (name, unit) in enumerate(units)
         ]
 
-    def sortable_channels(self, kept: Kept) -> list[Channels]:
+    def sortable_channels(self, keep: Values) -> list[Channels]:
         """Return the inner channels of all blocks, for `sort_channels`."""
         groups = []
         for i, block in enumerate(self.blocks):
-            ratios: Any = kept[f"e.{i}"]
+            ratios: Any = keep[f"e.{i}"]
             mids = [make_divisible(round(block.c_in * ratio)) for ratio in ratios]
             groups += mbconv_channels(block, mids)
         return groups

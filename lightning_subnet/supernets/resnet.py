@@ -13,7 +13,7 @@ from torch import nn
 from lightning_subnet.elasticity.extraction import plain_state
 from lightning_subnet.elasticity.layers import ElasticLinear, ElasticSequential
 from lightning_subnet.elasticity.protocol import SubnetMixin, activated
-from lightning_subnet.elasticity.sorting import Channels, Kept, inputs, outputs
+from lightning_subnet.elasticity.sorting import Channels, Values, inputs, outputs
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.additive import Term, additive_measure
@@ -268,9 +268,9 @@ class ElasticResNet(SubnetMixin, _Trunk):
             for at, (name, unit) in enumerate(units)
         ]
 
-    def sortable_channels(self, kept: Kept) -> list[Channels]:
+    def sortable_channels(self, keep: Values) -> list[Channels]:
         """Return all channels but those of images and classes, for `sort_channels`."""
-        config, values = self.config, dict[str, Any](kept)
+        config, values = self.config, dict[str, Any](keep)
         stem: Any = self.stem
         end: Any = self.stem_end
         parts: list[Any] = [*self.stages]  # sequences of blocks

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_subnet.elasticity.attention import length_of
 from lightning_subnet.elasticity.protocol import SubnetMixin
-from lightning_subnet.elasticity.sorting import Channels, Kept
+from lightning_subnet.elasticity.sorting import Channels, Values
 from lightning_subnet.space.choices import Choice
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
@@ -341,12 +341,12 @@ class ElasticTransformer(SubnetMixin, _Trunk):
         ]
         return table_measures(self.search_space(), parts, (0, 0), self)
 
-    def sortable_channels(self, kept: Kept) -> list[Channels]:
+    def sortable_channels(self, keep: Values) -> list[Channels]:
         """Return the feed-forward channels of all layers, for `sort_channels`.
 
         Heads divide the same channels anew, so that these have no order.
         """
-        values = dict[str, Any](kept)
+        values = dict[str, Any](keep)
         parts = (("enc_ffn", self.encoder), ("dec_ffn", self.decoder))
         return [
             feed_channels(layer, values[f"{name}.{i}"])

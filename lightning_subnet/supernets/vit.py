@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_subnet.elasticity.protocol import SubnetMixin
-from lightning_subnet.elasticity.sorting import Channels, Kept
+from lightning_subnet.elasticity.sorting import Channels, Values
 from lightning_subnet.errors import SpaceError
 from lightning_subnet.space.choices import Choice
 from lightning_subnet.space.space import SearchSpace
@@ -220,9 +220,9 @@ class ElasticViT(SubnetMixin, _Trunk):
         parts = [((f"heads.{i}", f"ffn.{i}"), layer) for i in range(max(config.depths))]
         return table_measures(self.search_space(), parts, (macs, params), self)
 
-    def sortable_channels(self, kept: Kept) -> list[Channels]:
+    def sortable_channels(self, keep: Values) -> list[Channels]:
         """Return feed-forward channels and heads of all layers, for `sort_channels`."""
-        values, groups = dict[str, Any](kept), []
+        values, groups = dict[str, Any](keep), []
         for i, layer in enumerate(self.layers):
             groups.append(feed_channels(layer, values[f"ffn.{i}"]))
             groups.append(head_channels(layer, self.config.head_dim, values[f"heads.{i}"]))

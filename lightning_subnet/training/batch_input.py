@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a batch gets into a network: which item of it, and which function runs on it."""
+"""The way of a batch into a network: the item that it gets, and the function that runs it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def network_of(model: LightningModule, part: Any) -> Any:
 
 
 def model_input(batch: Any, model: LightningModule) -> torch.Tensor:
-    """Return what the network gets of a training batch: the tensor, or the first of several.
+    """Return the input of a network in a training batch: the tensor, or the first of several.
 
     Raises:
         SearchError: The batch has another form.

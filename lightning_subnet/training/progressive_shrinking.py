@@ -103,11 +103,11 @@ class ProgressiveShrinking:
         self.free = _patterns(free)
         self._opens = [_patterns(key) for key in phases]
         self._sorts = _patterns(sort)
-        known = [pattern for patterns in self._opens for pattern in patterns]
-        if unknown := [pattern for pattern in self._sorts if pattern not in known]:
+        names = [pattern for patterns in self._opens for pattern in patterns]
+        if unknown := [pattern for pattern in self._sorts if pattern not in names]:
             msg = (
                 f"sort={unknown[0]!r} is not a pattern of the phases."
-                f"{did_you_mean(unknown[0], known)} They are {listed(known)}."
+                f"{did_you_mean(unknown[0], names)} They are {listed(names)}."
             )
             raise SearchError(msg)
         self.phases = self._phases(phases, self._length("warmup", warmup, least=0))
@@ -162,7 +162,7 @@ class ProgressiveShrinking:
         """
         names = {name: _group(name) for name in space.names}
         near = dict.fromkeys(f"{group}.*" if group else name for name, group in names.items())
-        left = dict(names)
+        unopened = dict(names)
         for patterns in [self.free, *self._opens]:
             for pattern in patterns:
                 matched = [name for name in names if _matches(name, pattern)]
@@ -172,17 +172,17 @@ class ProgressiveShrinking:
                         f"The choices are {listed(near)}."
                     )
                     raise SearchError(msg)
-                if not any(name in left for name in matched):
+                if not any(name in unopened for name in matched):
                     msg = (
                         f"All choices that {pattern!r} matches ({listed(matched, 3)}) are open "
                         "before its phase. Leave it out, or put it before the other patterns."
                     )
                     raise SearchError(msg)
-            left = {name: group for name, group in left.items() if not _any(name, patterns)}
-        if left:
+            unopened = {n: group for n, group in unopened.items() if not _any(n, patterns)}
+        if unopened:
             msg = (
-                f"No phase opens {listed(left, 3)}, so it would never be trained. Add it to a phase"
-                ", or to free= if it should vary from the start."
+                f"No phase opens {listed(unopened, 3)}, so it would never be trained. Add it to a "
+                "phase, or to free= if it should vary from the start."
             )
             raise SearchError(msg)
 

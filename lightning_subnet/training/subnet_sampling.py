@@ -76,7 +76,7 @@ class SubnetSampling(Callback):
         label_weight: With distillation, how much of the loss of `training_step` a student keeps. 0:
             it sees no labels (BigNAS); 1: it learns from them and from its teacher (OFA). Labels
             help while the largest subnet has little to teach, as in a short training.
-        space: What may vary, for a module that is not elastic itself.
+        space: The space, for a module that is not elastic itself.
         activate: Called as `activate(module, subnet)`, with `space`.
         seed: The seed of the draws.
 
