@@ -17,7 +17,7 @@ from lightning_subnet.space.choices import Value
 from lightning_subnet.space.space import SearchSpace
 
 Axis = tuple[torch.Tensor, int]  # a tensor, and the dimension that the channels are
-Kept = Mapping[str, Sequence[Value]]
+Values = Mapping[str, Sequence[Value]]  # by name of choice
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ class Channels:
 class Sortable(Protocol):
     """A network with a method that names the channels which may be sorted."""
 
-    def sortable_channels(self, kept: Kept) -> Iterable[Channels]:
+    def sortable_channels(self, keep: Values) -> Iterable[Channels]:
         """Return its groups of channels.
 
         Args:
-            kept: By choice, the values whose subnets are to stay the same function; the widths of
+            keep: By choice, the values whose subnets are to stay the same function; the widths of
                 those subnets are the `Channels.widths`.
         """
 
@@ -136,11 +136,12 @@ def sort_channels(
     """
     part = sortable_part(net)
     space: SearchSpace = part.search_space()
-    kept = {name: (space.largest[name],) for name in space.names} if keep is None else keep.values
+    largest = {name: (space.largest[name],) for name in space.names}
+    values = largest if keep is None else keep.values
     states = [optimizer.state for optimizer in optimizers]
     n_moved = 0
     with torch.no_grad():
-        for channels in part.sortable_channels(kept):
+        for channels in part.sortable_channels(values):
             order = channels.order()
             if torch.equal(order, torch.arange(channels.n)):
                 continue
@@ -163,7 +164,7 @@ def sortable_part(net: nn.Module) -> Any:
     if not isinstance(part, Sortable):
         msg = (
             f"{type(part).__name__} does not say which channels can be sorted. Give it a method "
-            "sortable_channels(kept) that returns a list of elasticity.sorting.Channels."
+            "sortable_channels(keep) that returns a list of elasticity.sorting.Channels."
         )
         raise SearchError(msg)
     return part

@@ -2,11 +2,11 @@
 """The subnets of least score, where thousands of subnets are scored at once.
 
 The package has three inner evolutions, which differ in what they look for; merging them would
-change what searches of a seed propose. `strategies/_toolkit/surrogates.evolve` is NSGA-II of pymoo,
-as LINAS and NSGANetV2 prescribe it, and returns all that it scored. `strategies/_toolkit/breeding`
-spreads over a front, with mates that are near each other. Here one number is to be as small as
-possible, with no front to keep: the best only, tested for being the best of their neighbours, and
-of the whole space where that can be enumerated. It needs no strategy, so costs can use it too.
+change what searches of a seed propose. Two are in `strategies/_toolkit/breeding`: `evolve`, NSGA-II
+of pymoo as papers prescribe it, and `breed`, with few, large generations. Both spread over a front
+of several objectives. Here one number is to be as small as possible: only the best stay, and are
+compared with all of their neighbours, or with the whole space where that can be enumerated. It
+needs no strategy, so costs can use it too.
 """
 
 from __future__ import annotations

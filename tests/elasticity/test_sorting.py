@@ -53,16 +53,16 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 
 
-def narrowed(space: SearchSpace, kept: dict[str, Any]) -> SearchSpace:
+def narrowed(space: SearchSpace, keep: dict[str, Any]) -> SearchSpace:
     """Return the part in which choices of these prefixes have these values, and others their most.
 
     Depths and kernels stay free: no order of channels means anything to them.
     """
     largest, values = space.largest, dict[str, Any]()
     for name in space.names:
-        prefix = next((p for p in kept if name.startswith(p)), None)
+        prefix = next((p for p in keep if name.startswith(p)), None)
         if prefix is not None:
-            values[name] = kept[prefix]
+            values[name] = keep[prefix]
         elif name.startswith(("e.", "w.", "ffn", "heads", "mlp", "enc_ffn", "dec_ffn", "embed")):
             values[name] = [largest[name]]
     return space.narrowed_to(values)
@@ -95,10 +95,10 @@ def test_the_largest_stays_the_same_function(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_to_be_kept_stays_the_same_function_too(family: str) -> None:
     torch.manual_seed(0)
-    build, example, kept = FAMILIES[family]
+    build, example, keep = FAMILIES[family]
     net, batch = shaken(build()), example()
     space = net.search_space()
-    part = narrowed(space, kept)
+    part = narrowed(space, keep)
     subnets = [part.smallest, part.largest, *part.sample(6, rng=0)]
     with torch.no_grad():
         before = []
@@ -178,7 +178,7 @@ def test_sorted_channels_keep_more_of_a_trained_network() -> None:
             optimizer.step()
     narrow = space.subnet({**space.largest, **{n: 2 for n in space.names if n.startswith("e.")}})
 
-    def kept(model: Any) -> tuple[float, float]:
+    def scores(model: Any) -> tuple[float, float]:
         """Return the narrow subnet's accuracy on unseen digits, and its loss."""
         model.activate(narrow)
         recalibrate(model, [x[:512]])
@@ -192,9 +192,9 @@ def test_sorted_channels_keep_more_of_a_trained_network() -> None:
     others = []
     for seed in range(5):
         shuffled(net, seed)
-        others.append(kept(copy.deepcopy(net)))
+        others.append(scores(copy.deepcopy(net)))
     sort_channels(net)
-    accuracy, loss = kept(net)
+    accuracy, loss = scores(net)
     assert accuracy > np.median([a for a, _ in others])  # of 86 % and 77 %, say
     assert loss < np.median([value for _, value in others])
 
@@ -217,9 +217,9 @@ class Foreign(SubnetMixin, nn.Module):
         x = F.linear(x, self.first.weight[:w], self.first.bias[:w]).relu()
         return F.linear(x, self.last.weight[:, :w], self.last.bias)
 
-    def sortable_channels(self, kept: Any) -> list[Channels]:
+    def sortable_channels(self, keep: Any) -> list[Channels]:
         read = inputs(self.last)
-        return [Channels([*outputs(self.first), *read], read, kept["width"])]
+        return [Channels([*outputs(self.first), *read], read, keep["width"])]
 
 
 def test_a_foreign_network_offers_the_same() -> None:
