@@ -18,7 +18,7 @@ from tests.problems import assert_clear
 
 @pytest.mark.parametrize("take", [Call.of, to_onnx])
 @pytest.mark.parametrize(
-    ("given", "parts"),
+    ("inputs", "parts"),
     [
         (torch.randn(2, 5), ("Linear failed on inputs", "(2, 5)", "Give an example input")),
         (torch.zeros(0, 3), ("is not a batch", "(0, 3)")),
@@ -27,8 +27,8 @@ from tests.problems import assert_clear
     ],
 )
 def test_inputs_that_do_not_fit(
-    take: Callable[..., Any], given: Any, parts: tuple[str, ...]
+    take: Callable[..., Any], inputs: Any, parts: tuple[str, ...]
 ) -> None:
     with pytest.raises(ExportError) as caught:
-        take(nn.Linear(3, 2), given)
+        take(nn.Linear(3, 2), inputs)
     assert_clear(caught.value, *parts)

@@ -133,8 +133,8 @@ def test_batch_norm_that_was_recalibrated_is_in_the_file(tmp_path: Path) -> None
     best = result.best("val_acc")
     x, y = (torch.stack(items) for items in zip(*digits(), strict=True))
     export_onnx(result.extract(best), tmp_path / "net.onnx", result.example_input())
-    found = load_exported(tmp_path / "net.onnx")(x)
-    right = (found.argmax(1) == y).float().mean().item()
+    outputs = load_exported(tmp_path / "net.onnx")(x)
+    right = (outputs.argmax(1) == y).float().mean().item()
     assert right == pytest.approx(best.values["val_acc"], abs=0.1)
     assert right > (model.eval()(x).argmax(1) == y).float().mean().item() + 0.1
 

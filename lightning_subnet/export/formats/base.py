@@ -62,8 +62,8 @@ class Format(ABC):
     def writers(self) -> Sequence[Writer]:
         """Return the ways to write a file, of which the first is taken whose file holds.
 
-        A writer raises an `ExportError` for what it cannot write; see `refusal`. Whether the batch
-        is to stay open says `call.batch`.
+        A writer leaves the batch size open where `call.batch` is not None, and raises an
+        `ExportError` for a network that it cannot write; see `refusal`.
         """
 
     @abstractmethod

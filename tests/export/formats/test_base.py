@@ -31,14 +31,14 @@ def test_conversions_are_quiet_and_leave_nothing_changed(capfd: pytest.CaptureFi
     levels = {name: logging.getLogger(name).level for name in names}
     handlers = [*logging.getLogger().handlers]
     state = torch.get_rng_state()
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         to_onnx(net, x)
         to_onnx(net, x, exporter="graph")
         to_exported_program(net, x)
         to_openvino(net, x)
         to_openvino(branching, x)  # the other way
-    assert [str(w.message) for w in told] == []
+    assert [str(w.message) for w in caught] == []
     assert capfd.readouterr() == ("", "")
     assert levels == {name: logging.getLogger(name).level for name in levels}
     assert handlers == logging.getLogger().handlers
@@ -63,14 +63,14 @@ from lightning_subnet.export.formats.onnx import to_onnx
 from lightning_subnet.export.formats.openvino import to_openvino
 from lightning_subnet.export.formats.torch_export import to_exported_program
 from lightning_subnet.errors import ExportError
-net, x, told = torch.nn.Linear(3, 2), torch.zeros(1, 3), []
+net, x, messages = torch.nn.Linear(3, 2), torch.zeros(1, 3), []
 for convert in (to_onnx, to_openvino):
     try:
         convert(net, x)
     except ExportError as error:
-        told.append(str(error))
+        messages.append(str(error))
 to_exported_program(net, x)
-print(json.dumps(told))
+print(json.dumps(messages))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False

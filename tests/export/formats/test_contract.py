@@ -69,9 +69,9 @@ def test_a_round_trip_gives_outputs_subnet_and_values(
     assert loaded.values == {"val_acc": 0.9, "latency_ms": 1.5}
     assert loaded.inputs == ("x",)
     for rows in (1, 4, 9):
-        given = torch.randn(rows, 1, 8, 8)
+        images = torch.randn(rows, 1, 8, 8)
         with activated(net, evaluation.subnet), torch.no_grad():
-            torch.testing.assert_close(loaded(given), net(given), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(loaded(images), net(images), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(loaded(x=x), loaded(x))
 
     metadata = json.loads((tmp_path / f"{path.name}.json").read_text())

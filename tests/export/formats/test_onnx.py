@@ -44,8 +44,8 @@ def test_what_a_trace_would_freeze_takes_the_other_way() -> None:
     with pytest.raises(ExportError, match="freeze"):
         to_onnx(net, x, exporter="trace")
     other = torch.randn(5, 3)
-    (found,) = onnx_session(to_onnx(net, x)).run(None, {"x": other.numpy()})
-    np.testing.assert_allclose(found, net(other).detach().numpy(), atol=1e-6)
+    (outputs,) = onnx_session(to_onnx(net, x)).run(None, {"x": other.numpy()})
+    np.testing.assert_allclose(outputs, net(other).detach().numpy(), atol=1e-6)
 
 
 def test_attention_is_converted_and_its_fast_path_is_back_afterwards() -> None:
@@ -54,8 +54,8 @@ def test_attention_is_converted_and_its_fast_path_is_back_afterwards() -> None:
     ).eval()
     x, other = torch.randn(1, 5, 4), torch.randn(3, 5, 4)
     fast = torch.backends.mha.get_fastpath_enabled()
-    (found,) = onnx_session(to_onnx(net, x)).run(None, {"src": other.numpy()})
-    np.testing.assert_allclose(found, net(other).detach().numpy(), atol=1e-5)
+    (outputs,) = onnx_session(to_onnx(net, x)).run(None, {"src": other.numpy()})
+    np.testing.assert_allclose(outputs, net(other).detach().numpy(), atol=1e-5)
     assert torch.backends.mha.get_fastpath_enabled() == fast
 
 
@@ -63,8 +63,8 @@ def test_attention_is_converted_and_its_fast_path_is_back_afterwards() -> None:
 def test_several_inputs_and_outputs_have_their_names(by_name: bool) -> None:
     net, x = Several().eval(), torch.randn(2, 3)
     scale = torch.rand(2, 1)
-    given = {"scale": scale, "x": x, "double": True} if by_name else (x, scale, True, None)
-    session = onnx_session(to_onnx(net, given))
+    inputs = {"scale": scale, "x": x, "double": True} if by_name else (x, scale, True, None)
+    session = onnx_session(to_onnx(net, inputs))
     assert {port.name for port in session.get_inputs()} == {"x", "scale"}
     names = [port.name for port in session.get_outputs()]
     assert names == ["x_output", "total", "parts.0", "parts.1"]

@@ -39,8 +39,8 @@ def test_what_a_trace_would_freeze_takes_the_other_way() -> None:
 @pytest.mark.parametrize("by_name", [False, True])
 def test_several_inputs_and_outputs_have_their_names(by_name: bool) -> None:
     net, x, scale = Several().eval(), torch.randn(2, 3), torch.rand(2, 1)
-    given = {"scale": scale, "x": x, "double": True} if by_name else (x, scale, True, None)
-    compiled = openvino_compiled(to_openvino(net, given))
+    inputs = {"scale": scale, "x": x, "double": True} if by_name else (x, scale, True, None)
+    compiled = openvino_compiled(to_openvino(net, inputs))
     outputs = compiled({"x": x.numpy(), "scale": scale.numpy()})
     expected = net(x, scale, True)["x"].detach().numpy()
     np.testing.assert_allclose(outputs["x_output"], expected, atol=1e-6)

@@ -33,7 +33,7 @@ from lightning_subnet.supernets import (
 from tests.export.networks import lively
 
 AGREE = 1e-4  # the requirement of the project
-N_SUBNETS = 20
+N_SUBNETS = [3, pytest.param(20, marks=pytest.mark.slow)]  # a second each, for torch.export
 
 
 class ForeignNet(nn.Module):
@@ -92,23 +92,24 @@ NO_GRAPH = {"ElasticDecoding"}  # a loop of forward passes that picks tokens, fo
 
 
 def test_every_super_network_of_the_package_has_a_case() -> None:
-    own = {
+    names = {
         name
         for name in supernets.__all__
         if inspect.isclass(getattr(supernets, name))
         and issubclass(getattr(supernets, name), SubnetMixin)
     }
-    assert own - NO_GRAPH <= set(NETWORKS), "add a case of the new super-network to NETWORKS"
+    assert names - NO_GRAPH <= set(NETWORKS), "add a case of the new super-network to NETWORKS"
 
 
+@pytest.mark.parametrize("n", N_SUBNETS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_twenty_random_subnets_give_the_same_outputs_in_every_form(name: str) -> None:
+def test_random_subnets_give_the_same_outputs_in_every_form(name: str, n: int) -> None:
     torch.manual_seed(0)
     make, draw = NETWORKS[name]
     net = lively(make(), draw(64))
     inputs = draw(3)
     distinct = set()
-    for subnet in net.search_space().sample(N_SUBNETS, np.random.default_rng(0)):
+    for subnet in net.search_space().sample(n, np.random.default_rng(0)):
         with activated(net, subnet), torch.no_grad():
             active = net(*inputs)
         assert active.std(dim=0).max() > 1e-2, "outputs that depend on the input"
@@ -116,21 +117,21 @@ def test_twenty_random_subnets_give_the_same_outputs_in_every_form(name: str) ->
         plain = extract(net, subnet)
         program = to_exported_program(plain, inputs).module()
         with torch.no_grad():
-            found = {
+            results = {
                 "extracted": plain(*inputs),
                 "torch.export": program(*inputs),
                 "one row": program(*(x[:1] for x in inputs)),
             }
         session = onnx_session(to_onnx(plain, inputs), threads=1)
-        given = [x.numpy() for x in inputs]
-        named = {port.name: x for port, x in zip(session.get_inputs(), given, strict=True)}
-        found["onnx"] = torch.as_tensor(session.run(None, named)[0])
+        arrays = [x.numpy() for x in inputs]
+        named = {port.name: x for port, x in zip(session.get_inputs(), arrays, strict=True)}
+        results["onnx"] = torch.as_tensor(session.run(None, named)[0])
         compiled = openvino_compiled(to_openvino(plain, inputs), threads=1)
-        found["openvino"] = torch.tensor(compiled(given)[0])
+        results["openvino"] = torch.tensor(compiled(arrays)[0])
         scale = max(1.0, float(active.abs().max()))
-        for form, outputs in found.items():
+        for form, outputs in results.items():
             torch.testing.assert_close(
                 outputs, active[: len(outputs)], rtol=AGREE, atol=AGREE * scale,
                 msg=f"{form}: {subnet}",
             )  # fmt: skip
-    assert len(distinct) == N_SUBNETS
+    assert len(distinct) == n
