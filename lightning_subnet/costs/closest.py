@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""closest_subnet: a subnet of so many parameters, or so many milliseconds, in one call."""
+"""`closest_subnet`: a subnet of so many parameters, or so many milliseconds, in one call."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from lightning_subnet._messages import did_you_mean, listed
+from lightning_subnet._checks import checked_int
 from lightning_subnet._torch.contexts import random_state
-from lightning_subnet._torch.inputs import sample_for
 from lightning_subnet._types import Floats, Indices
-from lightning_subnet.costs.counts import BUILT_IN, count_measures
-from lightning_subnet.elasticity.protocol import Elastic, activated, elastic_part
+from lightning_subnet.costs.resolve import resolve
+from lightning_subnet.elasticity.protocol import activated, elastic_part
 from lightning_subnet.errors import MeasurementError, NoFeasibleSubnet, ObjectiveError, SearchError
 from lightning_subnet.predictors._sklearn import one_thread
 from lightning_subnet.predictors.masked_features import features
@@ -28,26 +27,25 @@ from lightning_subnet.space.members import distinct_rows, row_codes
 from lightning_subnet.space.minimise import least_rows
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
-from lightning_subnet.study import measures as measures_module
-from lightning_subnet.study.measures import Measure, NetworkMeasure
+from lightning_subnet.study.measures import Measure, NetworkMeasure, by_name
 
 _OPENING, _BATCH = 12, 4  # subnets that are measured before a prediction, and after each
-_AROUND = 3  # of the best ones the neighbours are looked at
-_PATIENCE = 4  # times that nothing nearer may be found
-_DRAWN = 2000
-_ABOVE = 1e6  # what counts, beside a distance, as far above a target
+_AROUND = 3  # best subnets whose neighbours are proposed too
+_PATIENCE = 4  # batches without a nearer subnet before the search ends
+_SAMPLE = 2000  # subnets from which the search on predictions starts
+_ABOVE = 1e6  # of a subnet that exceeds a target: more than any distance of one that does not
 
 
 @dataclass(frozen=True, slots=True)
 class Closest:
-    """The subnet whose costs are nearest to what was asked.
+    """The subnet whose costs are nearest to the targets.
 
     Args:
         subnet: The subnet; `extract(model, subnet)` makes a network of it.
         values: Its costs, by name.
-        targets: What was asked.
+        targets: The targets, by name.
         errors: Standard errors by name, where a measure gave one.
-        evaluations: How many subnets were measured or traced to find it; 0 where tables were read.
+        evaluations: How many subnets were measured or traced; 0 where tables were read.
     """
 
     subnet: Subnet
@@ -63,14 +61,14 @@ class Closest:
     @property
     def distance(self) -> float:
         """The largest relative difference to a target."""
-        return max(abs(self.values[name] / wanted - 1) for name, wanted in self.targets.items())
+        return max(abs(self.values[name] / target - 1) for name, target in self.targets.items())
 
     def __str__(self) -> str:
-        told = ", ".join(
-            f"{name} {self.values[name]:.6g} (asked: {wanted:.6g})"
-            for name, wanted in self.targets.items()
+        costs = ", ".join(
+            f"{name} {self.values[name]:.6g} (asked: {target:.6g})"
+            for name, target in self.targets.items()
         )
-        return f"{told} at {self.subnet!r}"
+        return f"{costs} at {self.subnet!r}"
 
 
 def closest_subnet(
@@ -84,21 +82,21 @@ def closest_subnet(
     seed: int = 0,
     **targets: float,
 ) -> Closest:
-    """Return the subnet whose cost is nearest to a number, or whose costs are to several.
+    """Return the subnet whose cost is nearest to a number, or whose costs are nearest to several.
 
-    Nearest is the least of the largest relative difference to a target. Where all costs are read
-    from tables (those of this package's networks, `LatencyTable`), a space of up to 200,000 subnets
-    is looked at whole, so nothing is nearer; a larger one is searched in about a second. Any
-    other cost is measured or traced on a few subnets: the extremes and a sample, then, four at a
-    time, those that a ridge regression on all of them, corrected by what it missed nearby, says are
-    nearest.
+    The nearest has the least maximum of relative differences to the targets. Where all costs are
+    read from tables (those of this package's networks, `LatencyTable`), all subnets of a space of
+    up to 200,000 are compared, so nothing is nearer; a larger space is searched in about a second.
+    Any other cost is measured or traced on a few subnets: the extremes and a sample, then, four at
+    a time, those that are nearest by a ridge regression on all of them, corrected by its error
+    nearby.
 
     Args:
         model: A super-network, a module with one elastic descendant, or a `SearchSpace`.
         example_input: One sample, for measures that run the network; None: the model's
             `example_input_array`.
         measures: The measures that the targets name, besides `macs`, `params`, `size_mb` and
-            `latency_ms`; `Latency(...)` in its place says how to time.
+            `latency_ms`; give a `Latency(...)` of that name to time in another way.
         below: Only subnets that exceed no target.
         tolerance: A relative difference that is near enough to stop measuring.
         evaluations: The most subnets that are measured or traced.
@@ -106,62 +104,84 @@ def closest_subnet(
         **targets: Positive numbers by name of measure: `params=1e6`, `latency_ms=5`.
 
     Raises:
-        ObjectiveError: No target, an unknown one, or no positive number.
-        NoFeasibleSubnet: With `below`, every subnet that was looked at exceeds a target.
-        SearchError: The model is no super-network.
+        ObjectiveError: There is no target, an unknown one, or one that is not a positive number.
+        NoFeasibleSubnet: With `below`, every subnet that was compared exceeds a target.
+        SearchError: The model is not a super-network, or there is no sample to count on.
 
     Example:
         >>> from lightning_subnet.supernets import ElasticMobileNetV3
         >>> net = ElasticMobileNetV3.tiny(n_classes=10)
-        >>> found = closest_subnet(net, params=40_000, macs=700_000)
-        >>> dict(found.values), f"{found.distance:.4f}", found.evaluations
+        >>> near = closest_subnet(net, params=40_000, macs=700_000)
+        >>> dict(near.values), f"{near.distance:.4f}", near.evaluations
         ({'params': 40058.0, 'macs': 700160.0}, '0.0014', 0)
     """
     _check(targets, measures, tolerance, evaluations)
-    space, part = _searched(model)
+    space, part = _space_of(model)
     rng = np.random.default_rng(seed)
     # Counting puts one subnet after the other in force.
     with nullcontext() if part is None else activated(part, space.largest), random_state():
-        bound = _bound(model, part, example_input, measures, list(targets))
+        bound = _measures(model, part, example_input, measures, targets)
         costs = _Costs(space, bound, targets, below=below)
         if all(measure.vectorised for measure in bound):
             row = least_rows(space, lambda X: costs.score(costs.values(X)), rng=rng)[0]
-            values, errors = costs.values(row[None])[0], np.zeros(len(bound))
+            values, errors = costs.values(row[None])[0], np.zeros(len(targets))
         else:
             row, values, errors = _by_measuring(costs, rng, tolerance=tolerance, most=evaluations)
-    found = Closest(
+    closest = Closest(
         subnet=space.from_indices(row[None])[0],
         values=dict(zip(targets, values.tolist(), strict=True)),
-        targets={name: float(wanted) for name, wanted in targets.items()},
+        targets={name: float(target) for name, target in targets.items()},
         errors={n: e for n, e in zip(targets, errors.tolist(), strict=True) if e > 0},
         evaluations=len(costs.measured),
     )
-    if below and any(found.values[name] > wanted for name, wanted in targets.items()):
-        asked = " and ".join(f"{name} <= {wanted:g}" for name, wanted in targets.items())
-        msg = f"No subnet was found with {asked}. The nearest: {found}. Ask for more."
-        raise NoFeasibleSubnet(msg, found)
-    return found
+    if below and any(closest.values[name] > target for name, target in targets.items()):
+        bounds = " and ".join(f"{name} <= {target:g}" for name, target in targets.items())
+        msg = f"No subnet was found with {bounds}. The nearest: {closest}. Ask for more."
+        raise NoFeasibleSubnet(msg, closest)
+    return closest
+
+
+def _measures(
+    model: Any, part: Any, example_input: Any, measures: Any, targets: Mapping[str, float]
+) -> list[Measure]:
+    """Return the measures of the targets, in order."""
+    lone = isinstance(measures, (Measure, NetworkMeasure))
+    items = [measures] if lone else list(measures)
+    by_name(items)
+    # A sample that is passed is for the super-network itself, not for a module around it.
+    array = getattr(model, "example_input_array", None)
+    whole = model if part is None or (example_input is None and array is not None) else part
+    sample = array if example_input is None else example_input
+    items = [item for item in items if item.name in targets]
+    by_target = resolve(whole, items, targets, lambda: sample)
+    return [by_target[name] for name in targets]
 
 
 class _Costs:
-    """The costs of subnets, those that are no table measured once each.
+    """The costs of subnets, those without a table measured once each.
 
     Attributes:
+        below: Whether a subnet that exceeds a target is farther away than any that does not.
         measured: By row code: values (m,) and standard errors (m,) of all costs; NaN if it failed.
     """
 
     def __init__(
-        self, space: SearchSpace, bound: list[Measure], targets: Mapping[str, float], *, below: bool
+        self,
+        space: SearchSpace,
+        measures: list[Measure],
+        targets: Mapping[str, float],
+        *,
+        below: bool,
     ) -> None:
-        self.space, self.bound, self.below = space, bound, below
-        self.targets = np.array([float(wanted) for wanted in targets.values()])
+        self.space, self.measures, self.below = space, measures, below
+        self.targets = np.array([float(target) for target in targets.values()])
         self.measured: dict[bytes, tuple[Floats, Floats]] = {}
         self.rows: list[Indices] = []
         self.failure: Exception | None = None
 
     def values(self, X: Indices) -> Floats:
         """Return all costs (n, m) of rows, which must all be tables."""
-        return np.stack([m.evaluate(self.space, X)[0] for m in self.bound], axis=1)
+        return np.stack([m.evaluate(self.space, X)[0] for m in self.measures], axis=1)
 
     def score(self, values: Floats) -> Floats:
         """Return the distance (n,) of costs (n, m); infinite where one failed."""
@@ -173,9 +193,9 @@ class _Costs:
         return np.where(np.isnan(distance), np.inf, distance)
 
     def measure(self, row: Indices) -> None:
-        """Measure all costs of a row; what fails for it alone is NaN."""
-        values, errors = np.full(len(self.bound), np.nan), np.zeros(len(self.bound))
-        for k, measure in enumerate(self.bound):
+        """Measure all costs of a row; a cost that fails for it alone is NaN."""
+        values, errors = np.full(len(self.measures), np.nan), np.zeros(len(self.measures))
+        for k, measure in enumerate(self.measures):
             try:
                 value, error = measure.evaluate(self.space, row[None])
                 values[k], errors[k] = value[0], error[0]
@@ -225,43 +245,43 @@ def _proposals(
 ) -> Indices:
     """Return the unmeasured rows whose predicted costs are nearest."""
     space = costs.space
-    F, known = features(space, X), np.isfinite(Y)
+    F, finite = features(space, X), np.isfinite(Y)
     models = []
     with one_thread():
-        for k, measure in enumerate(costs.bound):
-            ok = known[:, k]
+        for k, measure in enumerate(costs.measures):
+            ok = finite[:, k]
             usable = not measure.vectorised and ok.sum() > 0
             models.append(make("ridge").fit(F[ok], Y[ok, k]) if usable else None)
 
-        def predicted(Z: Indices) -> Floats:
-            there = features(space, Z)
+        def predict(Z: Indices) -> Floats:
+            inputs = features(space, Z)
             columns = [
-                np.asarray(model.predict(there)) if model else measure.evaluate(space, Z)[0]
-                for model, measure in zip(models, costs.bound, strict=True)
+                np.asarray(model.predict(inputs)) if model else measure.evaluate(space, Z)[0]
+                for model, measure in zip(models, costs.measures, strict=True)
             ]
             return np.stack(columns, axis=1)
 
-        missed = np.where(known, Y / predicted(X), 1.0)
+        ratio = np.where(finite, Y / predict(X), 1.0)
 
-        def corrected(Z: Indices) -> Floats:  # by what was missed at the nearest measured row
+        def correct(Z: Indices) -> Floats:  # by the error at the nearest measured row
             nearest = (Z[:, None, :] != X[None]).sum(axis=2).argmin(axis=1)
-            return np.asarray(predicted(Z) * missed[nearest])
+            return np.asarray(predict(Z) * ratio[nearest])
 
-        found = [
-            least_rows(space, lambda Z: costs.score(predicted(Z)), rng=rng, n=64, n_sample=_DRAWN),
+        blocks = [
+            least_rows(space, lambda Z: costs.score(predict(Z)), rng=rng, n=64, n_sample=_SAMPLE),
             *(space.indices(space.neighbours(s)) for s in space.from_indices(X[order[:_AROUND]])),
         ]
-        Z = np.concatenate([rows for rows in found if len(rows)])
+        Z = np.concatenate([rows for rows in blocks if len(rows)])
         Z = Z[[code not in costs.measured for code in row_codes(Z)]]
         if len(Z):
             Z = Z[distinct_rows(Z)]
-            Z = Z[np.argsort(costs.score(corrected(Z)), kind="stable")[:_BATCH]]
+            Z = Z[np.argsort(costs.score(correct(Z)), kind="stable")[:_BATCH]]
         return Z
 
 
 def _check(targets: Mapping[str, Any], measures: Any, tolerance: Any, evaluations: Any) -> None:
     if not targets:
-        msg = "closest_subnet() was told no target. Write closest_subnet(model, params=1e6)."
+        msg = "closest_subnet() got no target. Write closest_subnet(model, params=1e6)."
         raise ObjectiveError(msg)
     for name, value in targets.items():
         number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
@@ -269,18 +289,16 @@ def _check(targets: Mapping[str, Any], measures: Any, tolerance: Any, evaluation
             if isinstance(value, (Measure, NetworkMeasure)):
                 msg = f"{name}= is a measure. Write measures=[...], and a number for its name."
             else:
-                msg = f"{name}={value!r:.60} is no target. Give a positive number: params=1e6."
+                msg = f"{name}={value!r:.60} is not a target. Give a positive number: params=1e6."
             raise ObjectiveError(msg)
     if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < math.inf:
         msg = f"tolerance={tolerance!r:.60} must be a number from 0, such as 0.01."
         raise ObjectiveError(msg)
-    if not isinstance(evaluations, Integral) or evaluations < 1:
-        msg = f"evaluations={evaluations!r:.60} must be a whole number from 1."
-        raise ObjectiveError(msg)
+    checked_int(evaluations, "evaluations", error=ObjectiveError)
 
 
-def _searched(model: Any) -> tuple[SearchSpace, Any]:
-    """Return the space and, of a model, what activates its subnets."""
+def _space_of(model: Any) -> tuple[SearchSpace, Any]:
+    """Return the space and, of a model, its elastic part."""
     if isinstance(model, SearchSpace):
         return model, None
     if not isinstance(model, nn.Module):
@@ -288,52 +306,3 @@ def _searched(model: Any) -> tuple[SearchSpace, Any]:
         raise SearchError(msg)
     part = elastic_part(model)
     return part.search_space(), part
-
-
-def _bound(
-    model: Any, part: Any, example_input: Any, measures: Any, names: list[str]
-) -> list[Measure]:
-    """Return the measures of the named costs, in order."""
-    lone = isinstance(measures, (Measure, NetworkMeasure))
-    items = [measures] if lone else list(measures)
-    measures_module.by_name(items)
-    given = {item.name: item for item in items}
-    own = [m.name for m in part.exact_measures()] if hasattr(part, "exact_measures") else []
-    built_in = dict.fromkeys([*BUILT_IN, "latency_ms", *own] if part is not None else [])
-    if unknown := [n for n in names if n not in given and n not in built_in]:
-        known = list(dict.fromkeys([*given, *built_in]))
-        msg = f"There is no cost {unknown[0]!r}.{did_you_mean(unknown[0], known)} "
-        raise ObjectiveError(msg + f"Known: {listed(known)}. Give others in measures=[...].")
-    found: dict[str, Measure] = {}
-    for name in names:
-        item = given.get(name)
-        if item is None and name == "latency_ms":
-            from lightning_subnet.costs.latency.latency import Latency
-
-            item = Latency()
-        if item is not None and not isinstance(item, Measure):
-            if part is None:
-                msg = f"{name!r} measures networks, and a space has none. Pass the super-network."
-                raise ObjectiveError(msg)
-            item = item.bind(part, sample_for(model, example_input, item))
-        if item is not None:
-            found[name] = item
-    counted = [name for name in names if name not in found]
-    if counted:
-        found |= {m.name: m for m in _counts(model, part, counted, example_input)}
-    return [found[name] for name in names]
-
-
-def _counts(model: nn.Module, part: Elastic, names: list[str], given: Any) -> list[Measure]:
-    """Return exact counts of the elastic part."""
-
-    def example() -> Any:
-        sample = sample_for(model, given)
-        if sample is None:
-            msg = "'macs' needs one sample: closest_subnet(model, example_input, macs=...)."
-            raise ObjectiveError(msg)
-        return sample
-
-    whole = given is None and getattr(model, "example_input_array", None) is not None
-    assert isinstance(part, nn.Module), "the elastic part of a module is a module"
-    return count_measures(model if whole else part, part, names, example)

@@ -1,102 +1,113 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact counts of a network's work, by tracing one forward pass of the active subnet."""
+"""Counts: exact numbers of the subnet that ships, traced or summed up one subnet at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 
+from lightning_subnet._torch.contexts import random_state, shadowed
 from lightning_subnet._torch.macs import count_macs
 from lightning_subnet.elasticity.extraction import extract
-from lightning_subnet.elasticity.protocol import Elastic
-from lightning_subnet.errors import MeasurementError
+from lightning_subnet.elasticity.protocol import Elastic, activated, elastic_part
+from lightning_subnet.errors import MeasurementError, SearchError
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.measures import Measure
 
-BUILT_IN = ("macs", "params", "size_mb")
 
-
-def traced_measures(module: nn.Module, elastic: Elastic, example_input: Any) -> dict[str, Measure]:
-    """Return exact `macs`, `params` and `size_mb` of a super-network, one traced subnet at a time.
-
-    `macs` is for the example input, and of what ships: of the extracted subnet if the network can
-    be sliced, as a super-network may do work of its own (OFA's kernel transformations). `params`
-    and `size_mb` (parameters and buffers in their types, in 10^6 bytes) are those of the extracted
-    subnet: of a network that only a frozen copy can be made of, they are those of the
-    super-network.
+@dataclass(frozen=True, eq=False)
+class Count:
+    """An exact count; it is bound to the whole model, in which the elastic part may be a child.
 
     Args:
-        module: The module whose forward pass is counted.
-        elastic: The part of it that activates subnets.
-        example_input: A tensor, a tuple of positional or a dict of keyword arguments; only `macs`
-            needs it.
+        name: The measure's name.
+        count: Called with the model, a subnet and the sample; it leaves the model as it was.
+        unit: The unit.
+        needs_sample: Whether it counts in a forward pass of the model.
+
+    Attributes:
+        of_model: It is bound to the model around the elastic part; see `resolve`.
+
+    Example:
+        >>> import torch
+        >>> from lightning_subnet.supernets import ElasticMobileNetV3
+        >>> net = ElasticMobileNetV3.tiny(n_classes=10)
+        >>> macs = MACS.bind(net, torch.zeros(1, 1, 8, 8))
+        >>> macs([net.search_space().smallest])
+        [152320.0]
     """
 
-    def macs(subnet: Subnet) -> float:
-        elastic.activate(subnet)
-        with _extracted(elastic, subnet):
-            return count_macs(module, example_input)
+    name: str
+    count: Callable[[nn.Module, Subnet, Any], float]
+    unit: str = ""
+    needs_sample: bool = False
 
-    def params(subnet: Subnet) -> float:
-        return sum(p.numel() for p in extract(_module(elastic), subnet).parameters())
+    of_model: ClassVar[bool] = True
 
-    def size_mb(subnet: Subnet) -> float:
-        state = extract(_module(elastic), subnet).state_dict().values()
-        n_bytes: int = sum(t.numel() * t.element_size() for t in state)
-        return n_bytes / 1e6
+    def bind(self, elastic: nn.Module, example_input: Any) -> Measure:
+        """Return the measure of one model.
 
-    counts = {"macs": (macs, "MAC"), "params": (params, ""), "size_mb": (size_mb, "MB")}
-    return {name: remembered(name, fn, unit) for name, (fn, unit) in counts.items()}
+        Args:
+            elastic: The super-network, or a module around it.
+            example_input: One sample, as the forward pass of `elastic` takes it.
 
+        Raises:
+            SearchError: It counts in a forward pass, and there is no sample.
+        """
+        part = _part(elastic)
+        if self.needs_sample and example_input is None:
+            msg = (
+                f"{self.name!r} of {type(part).__name__} needs one sample, and there is none. "
+                f"Set example_input_array of {type(elastic).__name__}, or pass example_input= "
+                "where it is an argument."
+            )
+            raise SearchError(msg)
 
-def count_measures(
-    module: nn.Module, elastic: Elastic, names: Sequence[str], example: Callable[[], Any]
-) -> list[Measure]:
-    """Return exact measures by name: the tables that the network has, else traced ones.
+        def one(subnet: Subnet) -> float:
+            with random_state():  # extraction draws
+                return self.count(elastic, subnet, example_input)
 
-    Each has been called on the largest subnet, so an input that does not fit shows here.
-
-    Args:
-        module: The module whose forward pass is counted.
-        elastic: The part of it that activates subnets.
-        names: Built-in ones, or what its `exact_measures()` names.
-        example: Gives one sample, where a traced `macs` needs it.
-    """
-    tables = getattr(elastic, "exact_measures", None)
-    exact = {m.name: m for m in tables()} if names and callable(tables) else {}
-    if any(name not in exact for name in names):
-        sample = example() if "macs" in names and "macs" not in exact else None
-        exact = traced_measures(module, elastic, sample) | exact
-    space = elastic.search_space()
-    for name in names:
-        exact[name].evaluate(space, space.indices([space.largest]))
-    return [exact[name] for name in names]
+        return remembered(self.name, one, self.unit)
 
 
-@contextmanager
-def _extracted(elastic: Elastic, subnet: Subnet) -> Iterator[None]:
-    """Let a subnet's own network, if there is one, run in the place of the elastic part."""
-    if not callable(getattr(elastic, "extract", None)):
-        yield
-        return
-    own = vars(elastic)
-    before = own.get("forward")
-    own["forward"] = extract(_module(elastic), subnet).forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del own["forward"]
-        else:
-            own["forward"] = before
+def _macs(model: nn.Module, subnet: Subnet, sample: Any) -> float:
+    part = _part(model)
+    with activated(part, subnet), ExitStack() as stack:
+        # A super-network may do work that its subnets do not (OFA's kernel transformations).
+        if callable(getattr(part, "extract", None)):
+            plain = extract(part, subnet)
+            stack.enter_context(shadowed(part, "forward", plain.forward))
+        return count_macs(model, sample)
 
 
-def _module(elastic: Elastic) -> nn.Module:
-    assert isinstance(elastic, nn.Module), "the elastic part of a module is a module"
-    return elastic
+def _params(model: nn.Module, subnet: Subnet, _: Any) -> float:
+    return sum(p.numel() for p in extract(_part(model), subnet).parameters())
+
+
+def _size_mb(model: nn.Module, subnet: Subnet, _: Any) -> float:
+    state = extract(_part(model), subnet).state_dict().values()
+    n_bytes: int = sum(t.numel() * t.element_size() for t in state)
+    return n_bytes / 1e6
+
+
+def _part(model: nn.Module) -> nn.Module:
+    part: Elastic = elastic_part(model)
+    assert isinstance(part, nn.Module), "the elastic part of a module is a module"
+    return part
+
+
+MACS = Count("macs", _macs, "MAC", needs_sample=True)
+"""Multiply-accumulates for the sample: of the extracted subnet, if the network can be sliced."""
+
+PARAMS = Count("params", _params)
+"""Parameters of the extracted subnet; of a frozen copy they are those of the super-network."""
+
+SIZE_MB = Count("size_mb", _size_mb, "MB")
+"""Parameters and buffers of the extracted subnet in their types, in 10^6 bytes."""
 
 
 def remembered(name: str, fn: Callable[[Subnet], float], unit: str = "") -> Measure:
@@ -105,18 +116,18 @@ def remembered(name: str, fn: Callable[[Subnet], float], unit: str = "") -> Meas
     A `MeasurementError` of it ends the search while no subnet has worked; later it is a failure of
     that subnet alone.
     """
-    known: dict[Subnet, float] = {}
+    values: dict[Subnet, float] = {}
 
     def measure(subnets: list[Subnet]) -> list[float]:
         for subnet in subnets:
-            if subnet in known:
+            if subnet in values:
                 continue
             try:
-                known[subnet] = float(fn(subnet))
+                values[subnet] = float(fn(subnet))
             except MeasurementError as error:
-                if not known:
+                if not values:
                     raise  # no subnet can be counted
                 raise RuntimeError(str(error)) from error  # this one cannot
-        return [known[subnet] for subnet in subnets]
+        return [values[subnet] for subnet in subnets]
 
     return Measure(name, measure, unit=unit, exact=True)

@@ -176,12 +176,12 @@ BAD: list[tuple[Callable[[], Any], tuple[str, ...]]] = [
     (lambda: closest_subnet(TINY, params=1e4, evaluations=0), ("evaluations=0",)),
     (lambda: closest_subnet("net", params=1e4), ("'net'", "super-network")),
     (lambda: closest_subnet(nn.Linear(1, 1), params=1e4), ("no elastic part",)),
-    (lambda: closest_subnet(ElasticMlp(), macs=600), ("'macs' needs one sample",)),
+    (lambda: closest_subnet(ElasticMlp(), macs=600), ("'macs' of ElasticMlp needs one sample",)),
     (lambda: closest_subnet(SearchSpace(a=[1, 2]), params=1), ("'params'",)),
     (lambda: closest_subnet(SearchSpace(a=[1, 2]), latency_ms=1, measures=Latency()),
      ("a space has none",)),
     (lambda: closest_subnet(TINY, slow=1, measures=[slow, slow]), ("two measures",)),
-    (lambda: closest_subnet(TINY, slow=1, measures=[3]), ("no measure",)),  # type: ignore[list-item] # the point
+    (lambda: closest_subnet(TINY, slow=1, measures=[3]), ("not a measure",)),  # type: ignore[list-item] # the point
 ]  # fmt: skip
 
 

@@ -7,8 +7,9 @@ from torch import nn
 
 from lightning_subnet import SearchSpace, Subnet, SubnetMixin
 from lightning_subnet._torch.macs import count_macs
-from lightning_subnet.costs.counts import traced_measures
+from lightning_subnet.costs.counts import MACS, PARAMS, SIZE_MB, Count
 from lightning_subnet.errors import MeasurementError
+from lightning_subnet.testing import MeasureContract
 from tests.networks import ElasticMlp
 
 
@@ -40,7 +41,7 @@ def test_counting_changes_no_flag_and_no_statistic() -> None:
 
 def test_a_super_network_is_counted_subnet_by_subnet() -> None:
     net = ElasticMlp()
-    macs = traced_measures(net, net, torch.zeros(1, 64))["macs"]
+    macs = MACS.bind(net, torch.zeros(1, 64))
     space = net.search_space()
     assert macs(list(space)) == [74.0 * s["width"] for s in space]
     assert macs.exact
@@ -63,7 +64,7 @@ def test_one_subnet_that_cannot_run_is_its_own_failure() -> None:
 
     net = Odd()
     space = net.search_space()
-    macs = traced_measures(net, net, torch.zeros(1, 64))["macs"]
+    macs = MACS.bind(net, torch.zeros(1, 64))
     with pytest.raises(MeasurementError, match="too narrow"):
         macs([space.smallest])
     assert macs([space.largest]) == [74.0 * 32]
@@ -104,8 +105,36 @@ def test_macs_are_those_of_what_is_extracted() -> None:
 
     model, x = Lit(), torch.randn(1, 4)
     space = model.net.search_space()
-    macs = traced_measures(model, model.net, x)["macs"]
+    macs = MACS.bind(model, x)
     counted = macs.evaluate(space, space.indices([space.smallest, space.largest]))[0]
     assert counted.tolist() == [4 * 2 + 1, 4 * 8 + 1]
     assert count_macs(model, x) == 4 * 8 + 8 * 8 * 4 + 1  # the super-network itself, as it was
     assert "forward" not in vars(model.net)
+
+
+class OfCounts(MeasureContract):
+    def network(self) -> nn.Module:
+        torch.manual_seed(0)
+        return ElasticMlp()
+
+    def example_input(self) -> torch.Tensor:
+        return torch.zeros(1, 64)
+
+
+class TestMacs(OfCounts):
+    def make(self) -> Count:
+        return MACS
+
+
+class TestParams(OfCounts):
+    grows = False  # of a network that cannot be sliced
+
+    def make(self) -> Count:
+        return PARAMS
+
+
+class TestSizeMb(OfCounts):
+    grows = False  # as above
+
+    def make(self) -> Count:
+        return SIZE_MB

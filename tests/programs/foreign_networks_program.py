@@ -16,7 +16,7 @@ import torch
 
 from lightning_subnet import activated, extract, recalibrate
 from lightning_subnet._torch.macs import count_macs
-from lightning_subnet.costs.counts import traced_measures
+from lightning_subnet.costs.counts import MACS, PARAMS, SIZE_MB
 from lightning_subnet.errors import SearchError
 from lightning_subnet.supernets import ElasticMobileNetV3, ElasticResNet, from_ofa, skippable_blocks
 from tests.programs.ofa_parity_program import import_originals, shaken
@@ -71,7 +71,7 @@ def adapted(networks: Any, kind: str) -> dict[str, Any]:
         with torch.device("meta"):
             told["space of our own"] = own().search_space() == space
     params = sum(p.numel() for p in net.parameters())
-    measures = traced_measures(net, net, x[:1])
+    measures = {count.name: count.bind(net, x[:1]) for count in (MACS, PARAMS, SIZE_MB)}
     for subnet in [space.smallest, space.largest, *space.sample(2, 0)]:
         untouched.set_active_subnet(**by_hand(untouched, subnet))
         net.activate(subnet)

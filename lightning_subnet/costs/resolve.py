@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures by name, and measures of networks bound to a model: the meaning of a list of either.
+
+A name stands for, in this order, a measure of that name in the list, a table of the network's own
+(`exact_measures()`), and an entry of `MEASURES`. An entry is a class, made without arguments, or an
+object, that has a `name` and `bind(elastic, example_input) -> Measure`; `memory.py` shows one. To
+add a name, write such a file beside this and a line in the table; another package offers one by an
+entry point of the group `lightning_subnet.measures`. Two attributes, where it has them, say more:
+`needs_sample = False`, that no example input is needed, and `of_model = True`, that it is bound to
+the whole model, with a sample as that takes it, and not to its elastic part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_subnet._messages import did_you_mean, listed
+from lightning_subnet._registry import Registry
+from lightning_subnet._torch.contexts import evaluating, random_state
+from lightning_subnet._torch.inputs import arguments
+from lightning_subnet.elasticity.protocol import elastic_part
+from lightning_subnet.errors import ObjectiveError, PluginError, SubnetError
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.study.measures import Measure, NetworkMeasure, by_name
+
+MEASURES = Registry(
+    "measure",
+    "lightning_subnet.measures",
+    {
+        "macs": "lightning_subnet.costs.counts:MACS",
+        "params": "lightning_subnet.costs.counts:PARAMS",
+        "size_mb": "lightning_subnet.costs.counts:SIZE_MB",
+        "latency_ms": "lightning_subnet.costs.latency.latency:Latency",
+    },
+)
+
+
+def measure_names() -> list[str]:
+    """Return the names that stand for a measure of any network."""
+    return MEASURES.names()
+
+
+def make_measure(name: str) -> NetworkMeasure:
+    """Return the measure of a name, which is not bound to a network yet.
+
+    Raises:
+        KeyError: The name is unknown.
+        PluginError: The name is of another package, which cannot be imported or offers something
+            else.
+
+    Example:
+        >>> make_measure("latency_ms").name
+        'latency_ms'
+    """
+    entry: Any = MEASURES[name]
+    measure = entry() if isinstance(entry, type) else entry
+    if isinstance(measure, NetworkMeasure) and measure.name == name:
+        return measure
+    msg = (
+        f"The measure {name!r} of another package is {entry!r:.80}, which has another name or no "
+        "bind(elastic, example_input). Repair or uninstall that package."
+    )
+    raise PluginError(msg)
+
+
+def resolve(
+    model: Any,
+    measures: Iterable[str | Measure | NetworkMeasure],
+    names: Iterable[str] = (),
+    sample: Callable[[], Any] = lambda: None,
+    *,
+    error: type[SubnetError] = ObjectiveError,
+    hint: str = "Give others as objects in measures=[...].",
+) -> dict[str, Measure]:
+    """Return the measures of a model by name, those of networks bound to it.
+
+    Args:
+        model: A super-network or a module around one; a space or None, if there is no network.
+        measures: Measures, and names of measures.
+        names: More names; those that `measures` has already do not count twice.
+        sample: Returns one sample as `model` takes it, or None; called if a measure needs it.
+        error: The class that is raised.
+        hint: What to write in place of an unknown name: a sentence.
+
+    Returns:
+        Measures that were bound before, then those of networks, then those by name, exact ones
+        last. Exact ones by name have measured the largest subnet, so an input that does not fit
+        shows here.
+
+    Raises:
+        SubnetError: Of the class `error`: a name is unknown, or a measure needs a network and there
+            is none.
+        ObjectiveError: An item is not a measure, or two have one name.
+        SearchError: There is no elastic part in the model, or no sample for a count.
+
+    Example:
+        >>> from lightning_subnet.supernets import ElasticMobileNetV3
+        >>> net = ElasticMobileNetV3.tiny(n_classes=10)
+        >>> params = resolve(net, ["params"])["params"]
+        >>> params.unit, params.exact, params.vectorised
+        ('', True, True)
+    """
+    items = list(measures)
+    objects = [item for item in items if not isinstance(item, str)]
+    by_name(objects)  # which refuses what is not a measure
+    texts = [item for item in items if isinstance(item, str)]
+    present = {*texts, *(item.name for item in objects)}
+    lookups = [*texts, *(name for name in dict.fromkeys(names) if name not in present)]
+    binding = _Binding(model, sample, error)
+    options = [*(item.name for item in objects), *binding.names()]
+    for name in lookups:
+        if binding.part is None and name in MEASURES:
+            raise binding.without_network(name)
+        if name not in options:
+            whose = "a space" if binding.part is None else type(binding.part).__name__
+            msg = f"{name!r} is not a measure of {whose}.{did_you_mean(name, options)} "
+            raise error(f"{msg}Known: {listed(options)}. {hint}")
+    result = [item for item in objects if isinstance(item, Measure)]
+    result += [binding.bind(item) for item in objects if not isinstance(item, Measure)]
+    result += sorted((binding.named(name) for name in lookups), key=lambda measure: measure.exact)
+    return by_name(result)
+
+
+class _Binding:
+    """A model to which measures are bound: its elastic part, its tables, and one sample.
+
+    Attributes:
+        part: The elastic part; None if there is no network.
+    """
+
+    def __init__(self, model: Any, sample: Callable[[], Any], error: type[SubnetError]) -> None:
+        self.model, self._sample, self._error = model, sample, error
+        self.part: Any = elastic_part(model) if isinstance(model, nn.Module) else None
+
+    @cached_property
+    def tables(self) -> dict[str, Measure]:
+        """The exact measures that the network has itself."""
+        tables = getattr(self.part, "exact_measures", None)
+        return {measure.name: measure for measure in tables()} if callable(tables) else {}
+
+    def names(self) -> list[str]:
+        """Return all names of measures of the network."""
+        return [] if self.part is None else list(dict.fromkeys([*MEASURES.names(), *self.tables]))
+
+    def bind(self, measure: NetworkMeasure) -> Measure:
+        """Return a measure of networks, bound to this one."""
+        if self.part is None:
+            raise self.without_network(measure.name)
+        of_model = getattr(measure, "of_model", False)
+        has_input = getattr(measure, "input", None) is not None
+        sample = None
+        if getattr(measure, "needs_sample", True) and not has_input:
+            sample = self.sample if of_model else self.sample_of_part
+        return measure.bind(self.model if of_model else self.part, sample)
+
+    def named(self, name: str) -> Measure:
+        """Return the measure of a name; an exact one has measured the largest subnet."""
+        measure = self.tables.get(name) or self.bind(make_measure(name))
+        if measure.exact:
+            space = self.part.search_space()
+            measure.evaluate(space, space.indices([space.largest]))
+        return measure
+
+    def without_network(self, name: str) -> SubnetError:
+        """Return the error of a measure of networks where there is no network."""
+        there = "a space has none" if isinstance(self.model, SearchSpace) else "there is none"
+        msg = f"{name!r} measures networks, and {there}. Pass the super-network as model=."
+        return self._error(msg)
+
+    @cached_property
+    def sample(self) -> Any:
+        """One sample, as the model takes it."""
+        return self._sample()
+
+    @cached_property
+    def sample_of_part(self) -> Any:
+        """One sample as the elastic part takes it, which the model may have prepared."""
+        if self.part is self.model or self.sample is None:
+            return self.sample
+        calls: list[tuple[Any, ...]] = []
+        hook = self.part.register_forward_pre_hook(lambda _module, args: calls.append(args))
+        args, named = arguments(self.model, self.sample)
+        try:
+            # Of a sample that does not fit, the measure tells.
+            with evaluating(self.model), torch.no_grad(), random_state(), suppress(Exception):
+                self.model(*args, **named)
+        finally:
+            hook.remove()
+        first = calls[0] if calls else ()
+        tensors = len(first) > 0 and all(isinstance(x, torch.Tensor) for x in first)
+        return tuple(x.detach() for x in first) if tensors else self.sample

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures by name: which one a name stands for, what it is bound to, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_subnet import Latency, Measure, measure
+from lightning_subnet.costs import PeakMemory, closest_subnet, network_measure
+from lightning_subnet.costs.resolve import MEASURES, make_measure, measure_names, resolve
+from lightning_subnet.errors import MeasurementError, ObjectiveError, PluginError, SearchError
+from lightning_subnet.supernets import ElasticMobileNetV3
+from tests.networks import ElasticMlp
+from tests.plugins import installed, write_package
+from tests.problems import assert_clear, cost, grid
+
+ROWS = torch.zeros(1, 64)
+TINY = ElasticMobileNetV3.tiny(n_classes=10)
+
+
+class Flat(nn.Module):
+    """A module around a network that prepares its input: images (n, 1, 8, 8) become rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = ElasticMlp()
+        self.example_input_array = torch.zeros(1, 1, 8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x.flatten(1))
+
+
+@network_measure("shape")
+def shape(net: nn.Module, example_input: Any) -> float:
+    return float(sum(x.numel() for x in example_input)) if example_input is not None else -1.0
+
+
+def value(bound: Measure, net: Any) -> float:
+    space = net.search_space()
+    return float(bound.evaluate(space, space.indices([space.largest]))[0][0])
+
+
+def never() -> Any:
+    raise AssertionError("no sample is needed")
+
+
+def test_the_names_are_those_of_the_table_and_each_is_made() -> None:
+    assert measure_names() == ["macs", "params", "size_mb", "latency_ms"]
+    assert [make_measure(name).name for name in measure_names()] == measure_names()
+
+
+def test_a_name_is_a_measure_that_was_passed_then_a_table_then_a_built_in_one() -> None:
+    own = Measure("params", lambda X: [7.0] * len(X), exact=True, takes="indices")
+    assert resolve(TINY, [own], ["params"])["params"] is own
+    table = resolve(TINY, ["macs"], sample=never)["macs"]
+    assert table.vectorised
+    traced = resolve(ElasticMlp(), ["macs"], sample=lambda: ROWS)["macs"]
+    assert not traced.vectorised
+    assert value(traced, ElasticMlp()) == 74 * 32
+
+
+def test_bound_measures_come_first_and_exact_names_last() -> None:
+    fixed = Measure("fixed", lambda subnets: [1.0 for _ in subnets])
+    names = ["macs", "latency_ms", "params", "macs", "fixed"]
+    resolved = resolve(TINY, [PeakMemory(), fixed], names, lambda: torch.zeros(1, 1, 8, 8))
+    assert list(resolved) == ["fixed", "peak_memory_mb", "latency_ms", "macs", "params"]
+    assert [m.name for m in resolved.values()] == list(resolved)
+
+
+def test_measures_of_networks_get_the_sample_that_the_part_gets_and_counts_the_whole() -> None:
+    model = Flat()
+    images = model.example_input_array
+    seen = resolve(model, ["macs", shape], sample=lambda: images)
+    assert value(seen["shape"], model.net) == 64
+    assert value(seen["macs"], model.net) == 74 * 32
+    assert len(model.net._forward_pre_hooks) == 0
+    assert (
+        value(resolve(model.net, [shape], sample=lambda: (ROWS, ROWS))["shape"], model.net) == 128
+    )
+
+
+def test_a_sample_that_the_model_does_not_take_goes_to_the_measure_as_it_is() -> None:
+    model = Flat()
+    seen = resolve(model, [shape], sample=lambda: (torch.zeros(1, 3),))
+    assert value(seen["shape"], model.net) == 3
+
+
+def test_a_sample_is_asked_for_once_and_only_where_one_is_needed() -> None:
+    net, asked = ElasticMlp(), []
+
+    def sample() -> Any:
+        asked.append(1)
+        return ROWS
+
+    with_input = PeakMemory(input=ROWS)
+    assert set(resolve(net, [with_input], ["params", "size_mb"], never)) == {
+        "peak_memory_mb", "params", "size_mb",
+    }  # fmt: skip
+    resolve(net, [PeakMemory(), shape], ["macs", "latency_ms"], sample)
+    assert asked == [1]
+
+
+def test_an_input_that_does_not_fit_shows_at_once() -> None:
+    with pytest.raises(MeasurementError, match=r"failed on an input of \[\(1, 3\)\]"):
+        resolve(ElasticMlp(), ["macs"], sample=lambda: torch.zeros(1, 3))
+
+
+@measure("twice")
+def twice(subnets: Any) -> Any:
+    return [1.0 for _ in subnets]
+
+
+BAD: list[tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = [
+    (lambda: resolve(TINY, ["mac"]), ObjectiveError,
+     ("'mac' is not a measure of ElasticMobileNetV3", "Did you mean 'macs'?", "measures=[...]")),
+    (lambda: resolve(TINY, [], ["energy_mj"], error=SearchError, hint="Give Energy()."),
+     SearchError, ("'energy_mj'", "Known: 'macs', 'params', 'size_mb', 'latency_ms'",
+                   "Give Energy().")),
+    (lambda: resolve(grid(2, 2), [cost], ["cots"]), ObjectiveError,
+     ("'cots' is not a measure of a space", "Did you mean 'cost'?")),
+    (lambda: resolve(grid(2, 2), ["macs"]), ObjectiveError,
+     ("'macs' measures networks, and a space has none", "model=")),
+    (lambda: resolve(None, [Latency()]), ObjectiveError,
+     ("'latency_ms' measures networks, and there is none", "model=")),
+    (lambda: resolve(nn.Linear(1, 1), ["params"]), SearchError, ("no elastic part",)),
+    (lambda: resolve(ElasticMlp(), ["macs"]), SearchError,
+     ("'macs' of ElasticMlp needs one sample", "example_input_array")),
+    (lambda: resolve(TINY, [twice, twice]), ObjectiveError, ("two measures",)),
+    (lambda: resolve(TINY, ["params", "params"]), ObjectiveError, ("two measures", "'params'")),
+    (lambda: resolve(TINY, [3]), ObjectiveError, ("3", "not a measure")),  # type: ignore[list-item] # the point
+    (lambda: resolve(TINY, [Latency]), ObjectiveError, ("not a measure",)),  # type: ignore[list-item] # the point
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "kind", "parts"), BAD)
+def test_what_is_refused(
+    call: Callable[[], Any], kind: type[Exception], parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(kind) as caught:
+        call()
+    assert type(caught.value) is kind
+    assert_clear(caught.value, *parts)
+
+
+PLUGIN = """
+from lightning_subnet.costs import network_measure
+
+@network_measure("flash_kb", unit="kB", exact=True)
+def flash(net, example_input):
+    return sum(p.numel() for p in net.parameters()) / 1000
+
+class Depth:
+    name = "depth"
+    needs_sample = False
+    def bind(self, elastic, example_input):
+        assert example_input is None
+        return network_measure("depth", exact=True)(
+            lambda net, _: len(list(net.parameters()))
+        ).bind(elastic, None)
+
+other = Depth
+"""
+POINTS = """[lightning_subnet.measures]
+flash_kb = demo_costs:flash
+depth = demo_costs:Depth
+other = demo_costs:other
+nothing = demo_costs:PLUGIN
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Any:
+    write_package(tmp_path, "demo_costs", {"demo_costs": PLUGIN + "PLUGIN = 3\n"}, POINTS)
+    with installed(MEASURES, tmp_path):
+        yield
+
+
+@pytest.mark.usefixtures("plugin")
+def test_another_package_offers_measures_by_name() -> None:
+    assert measure_names()[-4:] == ["depth", "flash_kb", "nothing", "other"]
+    closest = closest_subnet(TINY, flash_kb=30, depth=60)
+    assert set(closest.values) == {"flash_kb", "depth"}
+    assert closest.distance < 0.5
+    assert resolve(ElasticMlp(), ["depth"], sample=never)["depth"].exact
+    with pytest.raises(ObjectiveError, match="Did you mean 'flash_kb'"):
+        closest_subnet(TINY, flash=30)
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize("name", ["other", "nothing"])
+def test_an_entry_that_is_not_a_measure_of_its_name_is_refused(name: str) -> None:
+    with pytest.raises(PluginError) as caught:
+        resolve(TINY, [name])
+    assert_clear(caught.value, f"The measure {name!r} of another package", "Repair")
