@@ -1,46 +1,114 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bench on which networks are timed, and the meter that keeps a super-network's reference."""
+"""Bench on which networks are timed, its settings, and the meter that holds a reference."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import nn
 
+from lightning_subnet._checks import checked_int
 from lightning_subnet._torch.device import usable_device
-from lightning_subnet.costs.latency.timing import Timing, clock_of, conditions, settled, undisturbed
-from lightning_subnet.costs.runtimes.base import Conditions, Runner, on_device, runtime
+from lightning_subnet._torch.inputs import batched, described
+from lightning_subnet.costs.latency.timing import (
+    FEWEST,
+    Timing,
+    clock_of,
+    time_groups,
+    torch_threads,
+    undisturbed,
+)
+from lightning_subnet.costs.runtimes.base import Conditions, ForwardPass
+from lightning_subnet.costs.runtimes.registry import make
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import ExportError, MeasurementError, ObjectiveError
 from lightning_subnet.space.subnet import Subnet
 
-if TYPE_CHECKING:
-    from lightning_subnet.costs.latency.latency import Latency
-
 _log = logging.getLogger(__name__)
-_MOST, _HELD = 64, 1 << 30  # subnets that take turns, and bytes that they may have
+_MOST_AT_ONCE, _MOST_BYTES = 64, 1 << 30  # subnets that take turns, and bytes that they may have
+
+
+@dataclass(frozen=True, eq=False)
+class TimingSettings:
+    """How networks are timed, and on what; `Latency` has these arguments and explains them.
+
+    Raises:
+        ObjectiveError: An argument is out of range, the runtime is unknown, not installed, or does
+            not compute in this precision.
+
+    Example:
+        >>> TimingSettings(repeats=3)
+        Traceback (most recent call last):
+        lightning_subnet.errors.ObjectiveError: TimingSettings: repeats=3 must be a whole number \
+from 15.
+    """
+
+    batch_size: int = 1
+    threads: int | None = 1
+    device: str = "cpu"
+    runtime: str = "eager"
+    precision: str | None = None
+    input: Any = None
+    name: str = "latency_ms"
+    repeats: int = 100
+    seconds: float = 2.0
+    tolerance: float = 0.005
+    cuda_graph: bool = False
+    compile_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        kind = type(self).__name__
+        for name, least in {"batch_size": 1, "threads": 1, "repeats": FEWEST}.items():
+            if (name, value := getattr(self, name)) != ("threads", None):
+                checked_int(value, f"{kind}: {name}", error=ObjectiveError, least=least)
+        for name in ("seconds", "tolerance", "compile_seconds"):
+            value = getattr(self, name)
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if not (number and 0 <= value < math.inf):
+                msg = f"{kind}: {name}={value!r:.60} must be a finite number from 0."
+                raise ObjectiveError(msg)
+        try:
+            make(self.runtime).accept(self.precision, cuda_graph=self.cuda_graph)
+        except ObjectiveError as error:
+            raise ObjectiveError(f"{kind}: {error}") from error
+        if self.input is not None:
+            batched(self.input, who=kind)
+
+    def batch(self, example_input: Any) -> tuple[Any, ...]:
+        """Return the positional arguments of a forward pass of one batch.
+
+        Args:
+            example_input: A tensor or a tuple, where the settings have no `input`.
+
+        Raises:
+            ObjectiveError: There is no sample to repeat.
+        """
+        sample = example_input if self.input is None else self.input
+        return batched(sample, self.batch_size, who=type(self).__name__)
 
 
 class Bench:
-    """Networks on one runtime, device, number of threads and precision.
+    """The runtime, device, number of threads and precision with which networks are timed.
 
     Args:
         settings: Those, and how long to measure.
-        net: Whose precision counts where none is asked for.
+        net: Its precision counts where the settings have none.
         inputs: Positional arguments of the forward pass.
 
     Raises:
         ObjectiveError: They do not go together on this machine.
     """
 
-    def __init__(self, settings: Latency, net: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, settings: TimingSettings, net: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.settings, self.inputs, self._kind = settings, inputs, type(settings).__name__
         weights = (p.dtype for p in net.parameters() if p.is_floating_point())
         try:
@@ -49,8 +117,9 @@ class Bench:
             if graph and self.device.type != "cuda":
                 msg = f"cuda_graph=True needs device='cuda', not {settings.device!r}."
                 raise ObjectiveError(msg)
-            self._runtime, asked = runtime(settings.runtime, settings.precision, cuda_graph=graph)
-            precision = on_device(settings.runtime, asked, self.device, next(weights, None))
+            self._runtime = make(settings.runtime)
+            asked = self._runtime.accept(settings.precision, cuda_graph=graph)
+            precision = self._runtime.precision_on(self.device, asked, next(weights, None))
         except ObjectiveError as error:
             raise ObjectiveError(f"{self._kind}: {error}") from error
         threads = settings.threads or torch.get_num_threads()
@@ -58,48 +127,59 @@ class Bench:
         self._cast = asked is not None  # else networks stay as they are
 
     def __str__(self) -> str:
-        told = self.conditions
-        return f"{self._runtime.describe(told)}, {told.precision}, {told.threads} threads"
+        conditions = self.conditions
+        runtime = self._runtime.describe(conditions)
+        return f"{runtime}, {conditions.precision}, {conditions.threads} threads"
 
-    def ready(self, make: Callable[[], nn.Module], what: str, *, must: bool = True) -> Runner:
-        """Return what runs a network, once it has run.
+    def prepare(
+        self, make_net: Callable[[], nn.Module], what: str, *, must: bool = True
+    ) -> ForwardPass:
+        """Return the forward pass of a network, which has run once.
 
         Args:
-            make: Returns the network in eval mode; it is changed.
-            what: What it is, for a message.
+            make_net: Returns the network in eval mode; it is changed.
+            what: The network, for a message.
             must: Whether nothing can be measured where it does not run.
+
+        Raises:
+            MeasurementError: It does not run, or preparing it takes too long, and it must.
+            RuntimeError: It does not run.
         """
         start = time.perf_counter()
         try:
-            runner = self._runtime.prepare(make(), self.inputs, self.conditions, cast=self._cast)
+            forward = self._runtime.prepare(
+                make_net(), self.inputs, self.conditions, cast=self._cast
+            )
             with undisturbed(), torch.inference_mode():
-                runner.run()
+                forward.run()
         except Exception as error:  # of any class: of the network, a converter or a runtime
             msg = self._failure(what, error)
             raise (MeasurementError if must else RuntimeError)(msg) from error
         seconds = time.perf_counter() - start
         _log.debug("%s: %.2f s to prepare %s", self._kind, seconds, what)
         if must and seconds > self.settings.compile_seconds:
-            runner.release()
+            forward.release()
             msg = (
                 f"{self._kind}: runtime={self.settings.runtime!r} took {seconds:.1f} s to prepare "
                 f"{what:.100}, and each subnet takes about as long. Raise compile_seconds="
                 f"{self.settings.compile_seconds:g}, or choose another runtime."
             )
             raise MeasurementError(msg)
-        return replace(runner, seconds=seconds)
+        return replace(forward, seconds=seconds)
 
-    def timed(self, runners: Sequence[Runner], reference: Runner | None = None) -> list[Timing]:
-        """Return ms of each runner, or relative to the reference; all of them take turns."""
-        groups = [partial(_visited, _places(runner), reference) for runner in runners]
+    def time(
+        self, passes: Sequence[ForwardPass], reference: ForwardPass | None = None
+    ) -> list[Timing]:
+        """Return ms of each forward pass, or relative to the reference; all of them take turns."""
+        groups = [partial(_actions, _places(forward), reference) for forward in passes]
         with (
             undisturbed(),
             torch.inference_mode(),
             clock_of(self.device) as clock,
         ):
-            timings = settled(groups, clock, self.settings)
-        pairs = zip(timings, runners, strict=True)
-        return [replace(timing, preparing=runner.seconds) for timing, runner in pairs]
+            timings = time_groups(groups, clock, self.settings)
+        pairs = zip(timings, passes, strict=True)
+        return [replace(timing, preparing=forward.seconds) for timing, forward in pairs]
 
     def _failure(self, what: str, error: Exception) -> str:
         name, kind = self.settings.runtime, self._kind
@@ -114,11 +194,15 @@ class Bench:
 
 
 class Meter:
-    """Times the subnets of one super-network against its largest, which it keeps.
+    """A bench with a super-network, whose subnets are timed against its largest.
 
     Args:
         bench: What they run on.
         elastic: The super-network.
+
+    Attributes:
+        kinds: The kinds of measures that use it.
+        alone: The timing of the largest subnet by itself, in ms; None before the first.
     """
 
     def __init__(self, bench: Bench, elastic: nn.Module) -> None:
@@ -126,7 +210,7 @@ class Meter:
         self.largest = elastic_part(elastic).search_space().largest
         self.kinds: set[type] = set()
         self.alone: Timing | None = None
-        self._reference: Runner | None = None
+        self._reference: ForwardPass | None = None
         self._recent: dict[Subnet, Timing] = {}
         self._recent_kind: type | None = None
 
@@ -141,60 +225,56 @@ class Meter:
 
         What one kind of measure took last, another kind gets once; then it is measured anew.
         """
-        known = {} if kind is self._recent_kind else self._recent
-        found = {s: known.pop(s) for s in dict.fromkeys(subnets) if s in known}
-        if missing := [s for s in dict.fromkeys(subnets) if s not in found]:
-            found |= self._measured(missing)
-            self._recent_kind, self._recent = kind, dict(found)
-        return [found[subnet] for subnet in subnets]
+        recent = {} if kind is self._recent_kind else self._recent
+        timings = {s: recent.pop(s) for s in dict.fromkeys(subnets) if s in recent}
+        if missing := [s for s in dict.fromkeys(subnets) if s not in timings]:
+            timings |= self._measure(missing)
+            self._recent_kind, self._recent = kind, dict(timings)
+        return [timings[subnet] for subnet in subnets]
 
-    def _measured(self, subnets: Sequence[Subnet]) -> dict[Subnet, Timing]:
+    def _measure(self, subnets: Sequence[Subnet]) -> dict[Subnet, Timing]:
         timings: dict[Subnet, Timing] = {}
-        with conditions(self.bench.conditions.threads):
-            reference = self._reference = self._reference or self._ready(self.largest)
-            own = self.alone = self.alone or self.bench.timed([reference])[0]
+        with torch_threads(self.bench.conditions.threads):
+            reference = self._reference = self._reference or self._prepare(self.largest)
+            alone = self.alone = self.alone or self.bench.time([reference])[0]
             if self.largest in subnets:
-                error, low, high = (x / own.value for x in (own.error, own.low, own.high))
-                timings[self.largest] = replace(own, value=1.0, error=error, low=low, high=high)
+                error, low, high = (x / alone.value for x in (alone.error, alone.low, alone.high))
+                timings[self.largest] = replace(alone, value=1.0, error=error, low=low, high=high)
             others = [subnet for subnet in subnets if subnet != self.largest]
             tensors = [*self.elastic.parameters(), *self.elastic.buffers()]
             size = 2 * sum(t.nelement() * t.element_size() for t in tensors)
-            n = max(1, min(_MOST, _HELD // max(size, 1)))
+            n = max(1, min(_MOST_AT_ONCE, _MOST_BYTES // max(size, 1)))
             for start in range(0, len(others), n):
                 timings |= self._together(others[start : start + n], reference)
         return timings
 
-    def _together(self, subnets: Sequence[Subnet], reference: Runner) -> dict[Subnet, Timing]:
-        runners: list[Runner] = []
+    def _together(self, subnets: Sequence[Subnet], reference: ForwardPass) -> dict[Subnet, Timing]:
+        passes: list[ForwardPass] = []
         try:
-            runners.extend(self._ready(subnet) for subnet in subnets)
-            return dict(zip(subnets, self.bench.timed(runners, reference), strict=True))
+            passes.extend(self._prepare(subnet) for subnet in subnets)
+            return dict(zip(subnets, self.bench.time(passes, reference), strict=True))
         finally:
-            for runner in runners:
-                runner.release()
+            for forward in passes:
+                forward.release()
 
-    def _ready(self, subnet: Subnet) -> Runner:
-        def make() -> nn.Module:
+    def _prepare(self, subnet: Subnet) -> ForwardPass:
+        def plain() -> nn.Module:
             return extract(self.elastic, subnet)
 
-        return self.bench.ready(make, repr(subnet), must=subnet == self.largest)
+        return self.bench.prepare(plain, repr(subnet), must=subnet == self.largest)
 
 
-def _places(runner: Runner) -> Iterator[Runner]:
-    """Yield a runner for one visit after the other, each elsewhere in memory if it can be."""
-    held = runner
+def _places(forward: ForwardPass) -> Iterator[ForwardPass]:
+    """Yield a forward pass for one visit after the other, each elsewhere in memory if it can be."""
+    held = forward
     while True:
         yield held
-        if runner.again is not None:
-            held = runner.again()  # before the last is freed, so not in its place
+        if forward.again is not None:
+            held = forward.again()  # before the last is freed, so not in its place
 
 
-def _visited(places: Iterator[Runner], reference: Runner | None) -> list[Callable[[], Any]]:
+def _actions(
+    places: Iterator[ForwardPass], reference: ForwardPass | None
+) -> list[Callable[[], Any]]:
     before = [] if reference is None else [reference.run]
     return [*before, next(places).run]
-
-
-def described(inputs: tuple[Any, ...]) -> str:
-    """Return shapes and types of arguments."""
-    parts = (f"{tuple(x.shape)} {x.dtype}" if torch.is_tensor(x) else repr(x) for x in inputs)
-    return ", ".join(parts)

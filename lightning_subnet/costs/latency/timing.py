@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import time
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from lightning_subnet._torch.contexts import random_state
+from lightning_subnet._torch.contexts import collection_paused, random_state
 
 _WARM = 20  # most calls of a warm-up
 _ROUND_MS, _ROUND_TURNS = 10.0, 5  # a round: the turns that fit in, from 1 to 5
@@ -25,9 +24,9 @@ _VISIT_SECONDS, _VISITS = 0.25, (5, 25)  # so long a visit, but at least and at 
 _VISIT_ROUNDS = 3  # least rounds of a visit
 FEWEST = _VISITS[0] * _VISIT_ROUNDS  # least rounds in all, for a standard error
 
-Call = Callable[[], Any]
-Clock = Callable[[Call, int], float]
-Group = Callable[[], Sequence[Call]]
+Action = Callable[[], Any]
+Clock = Callable[[Action, int], float]
+Group = Callable[[], Sequence[Action]]
 
 
 class Effort(Protocol):
@@ -48,7 +47,7 @@ class Effort(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What was measured, in ms, or relative to a reference that took turns.
+    """A time in ms, or relative to a reference that took turns.
 
     Args:
         value: The mean of the middle three fifths of the visits, each the median over its rounds.
@@ -68,17 +67,17 @@ class Timing:
     preparing: float = 0.0
 
 
-def settled(groups: Sequence[Group], clock: Clock, effort: Effort) -> list[Timing]:
-    """Let the one or two things of a group take turns; return ms of the one, or last / first.
+def time_groups(groups: Sequence[Group], clock: Clock, effort: Effort) -> list[Timing]:
+    """Let the one or two actions of a group take turns; return ms of the one, or last / first.
 
     Each group is visited 5 to 25 times for a quarter of a second, in turns with the other groups,
     and its value is the mean of the middle three fifths of the visits. So a spell of contention
-    meets all groups alike, and where in memory a thing lies differs by visit, if the group makes a
-    new one.
+    meets all groups alike, and the place in memory differs by visit, if the group returns new
+    actions.
 
     Args:
-        groups: Each returns at every visit what is timed; the first of two is the reference.
-        clock: Returns what one of some calls takes, in ms.
+        groups: Each returns at every visit one or two actions; the first of two is the reference.
+        clock: Returns the time of one of some calls, in ms.
         effort: How long to measure each group.
     """
     visits = int(np.clip(effort.seconds / _VISIT_SECONDS, *_VISITS))
@@ -90,7 +89,7 @@ def settled(groups: Sequence[Group], clock: Clock, effort: Effort) -> list[Timin
 
 
 class _Turns:
-    """One group, and the rounds of its visits until now."""
+    """The rounds of one group, visit by visit."""
 
     def __init__(self, group: Group, clock: Clock, effort: Effort, of_visits: int) -> None:
         self._group, self._clock, self._effort, self._of = group, clock, effort, of_visits
@@ -99,20 +98,20 @@ class _Turns:
 
     def visit(self) -> None:
         """Add rounds until their share of the effort is spent, or they are precise enough."""
-        effort, values, calls = self._effort, list[float](), self._group()
+        effort, values, actions = self._effort, list[float](), self._group()
         self._visits.append(values)
         if self._counts is None:
-            once = [_warm(call, self._clock) for call in calls]
+            once = [_warm(action, self._clock) for action in actions]
             n_calls = [math.ceil(_TIMED_MS / ms) for ms in once]
             turns = int(np.clip(_ROUND_MS // np.dot(once, n_calls), 1, _ROUND_TURNS))
             self._counts = turns, n_calls
         else:
-            for call in calls:
-                call()
+            for action in actions:
+                action()
         turns, n_calls = self._counts
         deadline = time.perf_counter() + effort.seconds / self._of
         while True:
-            values.append(self._round(calls, turns, n_calls))
+            values.append(self._round(actions, turns, n_calls))
             if len(values) < _VISIT_ROUNDS:
                 continue
             precise = _error(values) <= effort.tolerance * math.sqrt(self._of) * np.median(values)
@@ -120,17 +119,17 @@ class _Turns:
             if spent or precise or time.perf_counter() >= deadline:
                 return
 
-    def _round(self, calls: Sequence[Call], turns: int, n_calls: Sequence[int]) -> float:
-        best = [math.inf for _ in calls]
+    def _round(self, actions: Sequence[Action], turns: int, n_calls: Sequence[int]) -> float:
+        best = [math.inf for _ in actions]
         for _ in range(turns):
             # Never the same twice in a row: it would find its weights in the cache, and rounds of
             # one turn would be of two kinds, between which their median wavers.
-            for i, call in enumerate(calls):
-                best[i] = min(best[i], self._clock(call, n_calls[i]))
+            for i, action in enumerate(actions):
+                best[i] = min(best[i], self._clock(action, n_calls[i]))
         return best[-1] / best[0] if len(best) > 1 else best[0]
 
     def timing(self) -> Timing:
-        """Return what the visits come to."""
+        """Return the time that the visits come to."""
         rounds = [value for values in self._visits for value in values]
         medians = sorted(float(np.median(values)) for values in self._visits)
         low, high = np.percentile(rounds, [25, 75]).tolist()
@@ -150,11 +149,11 @@ def _sigma(values: Sequence[float]) -> float:
     return float(high - low) / 1.349
 
 
-def _warm(call: Call, clock: Clock) -> float:
+def _warm(action: Action, clock: Clock) -> float:
     """Call until the last three were no faster than those before; return the fastest, in ms."""
-    times = [clock(call, 1)]
+    times = [clock(action, 1)]
     while len(times) < _WARM and min(times[-3:]) < 0.95 * min([*times[:-3], math.inf]):
-        times.append(clock(call, 1))
+        times.append(clock(action, 1))
     return min(times)
 
 
@@ -171,28 +170,28 @@ def clock_of(device: torch.device) -> Iterator[Clock]:
         )
 
 
-def _host(synchronize: Call, waits: Callable[[], int], call: Call, n: int) -> float:
-    """Return what one of n calls takes, in ms, less what the thread waited for a core meanwhile."""
+def _host(synchronize: Action, waits: Callable[[], int], action: Action, n: int) -> float:
+    """Return the time of one of n calls, in ms, without the thread's waiting for a core."""
     synchronize()
     # The clock is read outside of the counter: a wait between the two is in both, or in none.
     start = time.perf_counter_ns()
     before = waits()
     for _ in range(n):
-        call()
+        action()
         synchronize()
-    waited = waits() - before
-    return (time.perf_counter_ns() - start - waited) / 1e6 / n
+    wait = waits() - before
+    return (time.perf_counter_ns() - start - wait) / 1e6 / n
 
 
-def _events(cuda: Any, device: torch.device, call: Call, n: int) -> float:
-    """Return what one of n calls takes, in ms, from its launch on an idle GPU to its end."""
+def _events(cuda: Any, device: torch.device, action: Action, n: int) -> float:
+    """Return the time of one of n calls, in ms, from its launch on an idle GPU to its end."""
     with cuda.device(device):
         start, end = (cuda.Event(enable_timing=True) for _ in range(2))
         total = 0.0
         for _ in range(n):
             cuda.synchronize()
             start.record()
-            call()
+            action()
             end.record()
             end.synchronize()
             total += start.elapsed_time(end)
@@ -201,7 +200,7 @@ def _events(cuda: Any, device: torch.device, call: Call, n: int) -> float:
 
 @contextmanager
 def _waiting() -> Iterator[Callable[[], int]]:
-    """Give what tells how long this thread has waited for a core, in ns; always 0 if unknown.
+    """Yield a function that returns how long this thread has waited for a core, in ns, or 0.
 
     The kernel counts it while other programs have the cores: it is no part of a latency.
     """
@@ -217,8 +216,8 @@ def _waiting() -> Iterator[Callable[[], int]]:
 
 
 @contextmanager
-def conditions(threads: int) -> Iterator[None]:
-    """Set torch's threads; put them, random states and environment variables back."""
+def torch_threads(threads: int) -> Iterator[None]:
+    """Set torch's threads; put them, random states and environment variables back afterwards."""
     before, environment = torch.get_num_threads(), dict(os.environ)
     try:
         torch.set_num_threads(threads)
@@ -234,12 +233,8 @@ def conditions(threads: int) -> Iterator[None]:
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Keep the garbage collector away, and the heap as large as it was."""
-    collecting = gc.isenabled()
-    try:
-        gc.disable()
+    with collection_paused():
         # What glibc gives back to the system, a call faults in anew, or not, by the heap's layout.
         # After a mapped block of just under 32 MB was freed, it keeps up to 62 MB on the heap.
         torch.empty(31 << 20, dtype=torch.uint8)
         yield
-    finally:
-        (gc.enable if collecting else gc.disable)()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runtimes: what runs a network while it is timed."""
+"""Runtimes: one file for each library that runs a network while it is timed."""

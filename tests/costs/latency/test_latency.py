@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from lightning_subnet import SearchSpace, Subnet, SubnetMixin
-from lightning_subnet.costs.latency.latency import Latency
+from lightning_subnet._torch.device import describe_device
+from lightning_subnet.costs import Throughput
+from lightning_subnet.costs.latency.latency import Latency, LatencyMeasure
 from lightning_subnet.elasticity.protocol import elastic
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.study.measures import NetworkMeasure
@@ -22,6 +24,7 @@ from tests.networks import ElasticMlp
 IMAGE = torch.zeros(1, 1, 8, 8)
 ROWS = torch.zeros(1, 4)
 QUICK = {"seconds": 0.0}  # the fewest rounds
+USUAL = "eef694b91839096806d2de76049fc318"  # of one network, one input and the usual effort
 
 
 class Observed(SubnetMixin, nn.Module):
@@ -113,6 +116,20 @@ def test_values_are_on_the_scale_of_a_recorded_largest() -> None:
     assert large == 1000.0
     assert 200 < small < 700
     assert 5 <= error < 500
+
+
+def test_timings_are_those_of_the_last_measurement() -> None:
+    net = sleeper()
+    measure = Latency(**QUICK).bind(net, ROWS)
+    assert isinstance(measure, LatencyMeasure)
+    assert dict(measure.timings) == {}
+    half = net.search_space().subnet(ms=4)
+    measure([half])
+    assert list(measure.timings) == [half]
+    assert measure.timings[half].value == pytest.approx(0.5, rel=0.1)
+    before = measure.timings[half]
+    measure([half])
+    assert measure.timings[half] is not before
 
 
 def test_any_recorded_subnet_sets_the_scale() -> None:
@@ -316,21 +333,77 @@ def test_the_fingerprint_depends_on_the_code() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "settings", "expected"),
+    [  # recorded with commit 6ab0839, when the settings stood in Latency itself
+        (Latency, {}, "latency_ms: {}, eager, 32-true, 1 threads, batch 1, " + USUAL),
+        (Throughput, {}, "samples_per_s: {}, eager, 32-true, 1 threads, batch 1, " + USUAL),
+        (
+            Latency,
+            {"batch_size": 3},
+            "latency_ms: {}, eager, 32-true, 1 threads, batch 3, 85497e36ce5d2d2b131e82c2eccb806d",
+        ),
+        (
+            Latency,
+            {"threads": 2, "precision": "bf16"},
+            "latency_ms: {}, eager, bf16-mixed, 2 threads, batch 1, " + USUAL,
+        ),
+        (
+            Throughput,
+            {"repeats": 50, "seconds": 0.5, "tolerance": 0.01, "name": "ms"},
+            "ms: {}, eager, 32-true, 1 threads, batch 1, 232201d5a5ba14a9fc0b1b238fd8f9f0",
+        ),
+        (
+            Latency,
+            {"runtime": "compile"},
+            "latency_ms: {}, torch.compile, 32-true, 1 threads, batch 1, " + USUAL,
+        ),
+        (
+            Latency,
+            {"runtime": "onnxruntime"},
+            "latency_ms: {}, onnxruntime {onnxruntime}, CPUExecutionProvider, 32-true, 1 threads, "
+            "batch 1, " + USUAL,
+        ),
+        (
+            Latency,
+            {"runtime": "openvino"},
+            "latency_ms: {}, openvino {openvino}, latency, 1 stream, 32-true, 1 threads, batch 1, "
+            + USUAL,
+        ),
+    ],
+)
+def test_fingerprints_are_those_of_earlier_versions(
+    kind: type[Latency], settings: dict[str, Any], expected: str
+) -> None:
+    # Of classes of torch alone, as the code of others is in the hash.
+    net = elastic(
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
+        space=SearchSpace(scale=[1, 2]),
+        activate=lambda net, subnet: setattr(net, "scale", subnet["scale"]),
+    )
+    runtime = settings.get("runtime", "")
+    versions = {}
+    if runtime in ("onnxruntime", "openvino"):
+        versions[runtime] = pytest.importorskip(runtime).__version__
+    measure = kind(**settings).bind(net, ROWS)
+    assert measure.fingerprint == expected.format(describe_device("cpu"), **versions)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 0}, r"batch_size=0 must be an integer of at least 1"),
-        ({"batch_size": None}, r"batch_size=None must be an integer"),
-        ({"threads": 0}, r"threads=0 must be an integer of at least 1"),
-        ({"threads": True}, r"threads=True must be an integer"),
-        ({"repeats": 5}, r"repeats=5 must be an integer of at least 15"),
-        ({"repeats": 20.0}, r"repeats=20.0 must be an integer"),
-        ({"seconds": -1}, r"seconds=-1 must be a finite number of at least 0"),
+        ({"batch_size": 0}, r"batch_size=0 must be a whole number from 1"),
+        ({"batch_size": None}, r"batch_size=None must be a whole number"),
+        ({"threads": 0}, r"threads=0 must be a whole number from 1"),
+        ({"threads": True}, r"threads=True must be a whole number"),
+        ({"repeats": 5}, r"repeats=5 must be a whole number from 15"),
+        ({"repeats": 20.0}, r"repeats=20.0 must be a whole number"),
+        ({"seconds": -1}, r"seconds=-1 must be a finite number from 0"),
         ({"seconds": math.inf}, r"seconds=inf must be a finite number"),
         ({"tolerance": math.nan}, r"tolerance=nan must be a finite number"),
         ({"tolerance": "1%"}, r"tolerance='1%' must be a finite number"),
-        ({"input": [1, 2]}, r"\[1, 2\] is no batch. Give input="),
-        ({"input": torch.tensor(1.0)}, r"\(\) torch.float32 is no batch"),
-        ({"input": torch.zeros(0, 3)}, r"\(0, 3\) torch.float32 is no batch"),
+        ({"input": [1, 2]}, r"\[1, 2\] is not a batch. Give input="),
+        ({"input": torch.tensor(1.0)}, r"\(\) torch.float32 is not a batch"),
+        ({"input": torch.zeros(0, 3)}, r"\(0, 3\) torch.float32 is not a batch"),
     ],
 )
 def test_wrong_arguments(settings: dict[str, Any], message: str) -> None:
@@ -352,7 +425,7 @@ def test_a_device_that_is_not_there(device: str) -> None:
 
 
 def test_no_input_at_all() -> None:
-    with pytest.raises(ObjectiveError, match="None is no batch"):
+    with pytest.raises(ObjectiveError, match="None is not a batch"):
         Latency().bind(sleeper(), None)
 
 

@@ -18,8 +18,8 @@ from lightning_subnet.costs.latency.timing import (
     _host,
     _waiting,
     clock_of,
-    conditions,
-    settled,
+    time_groups,
+    torch_threads,
     undisturbed,
 )
 
@@ -52,14 +52,14 @@ def two() -> list[Any]:
 
 def test_a_drift_and_disturbances_cancel() -> None:
     machine = Machine(drift=0.005, noise=0.002, disturbed=0.2)
-    timing = settled([two], machine, Effort())[0]
+    timing = time_groups([two], machine, Effort())[0]
     assert 1 + machine.drift * machine.calls > 1.5
     assert timing.value == pytest.approx(0.5, rel=0.01)
     assert timing.low <= timing.value <= timing.high
 
 
 def test_the_standard_error_is_that_of_the_median_over_repetitions() -> None:
-    found = [settled([two], machine, Effort())[0] for machine in machines(40, noise=0.05)]
+    found = [time_groups([two], machine, Effort())[0] for machine in machines(40, noise=0.05)]
     spread = np.std([t.value for t in found])
     claimed = np.mean([t.error for t in found])
     assert 0.6 < claimed / spread < 1.6
@@ -73,11 +73,11 @@ def machines(n: int, **settings: float) -> list[Machine]:
 
 
 def test_rounds_end_by_tolerance_by_repeats_or_by_time() -> None:
-    assert settled([two], Machine(), Effort())[0].rounds == 15  # no noise, so no error
+    assert time_groups([two], Machine(), Effort())[0].rounds == 15  # no noise, so no error
     noisy = Effort(repeats=40)
-    assert settled([two], Machine(noise=0.1), noisy)[0].rounds == 40
-    assert settled([two], Machine(noise=0.1), Effort(seconds=0))[0].rounds == 15
-    assert settled([two], Machine(noise=0.1), Effort(tolerance=0.1))[0].rounds < 40
+    assert time_groups([two], Machine(noise=0.1), noisy)[0].rounds == 40
+    assert time_groups([two], Machine(noise=0.1), Effort(seconds=0))[0].rounds == 15
+    assert time_groups([two], Machine(noise=0.1), Effort(tolerance=0.1))[0].rounds < 40
 
 
 def test_a_spell_meets_all_that_take_turns_alike() -> None:
@@ -88,10 +88,10 @@ def test_a_spell_meets_all_that_take_turns_alike() -> None:
         return (1.1 if slow else 1) * machine(call, n)
 
     effort = Effort(repeats=200)
-    first, second = settled([two], spell, effort)[0], settled([two], spell, effort)[0]
+    first, second = time_groups([two], spell, effort)[0], time_groups([two], spell, effort)[0]
     assert second.value / first.value > 1.09
     machine.calls = 0
-    first, second = settled([two, two], spell, effort)
+    first, second = time_groups([two, two], spell, effort)
     assert machine.calls > 800
     assert second.value == pytest.approx(first.value, rel=0.04)
     assert 0.5 < first.value < 0.55
@@ -99,7 +99,7 @@ def test_a_spell_meets_all_that_take_turns_alike() -> None:
 
 
 def test_one_thing_alone_is_in_ms() -> None:
-    assert settled([lambda: two()[:1]], Machine(), Effort())[0].value == 8
+    assert time_groups([lambda: two()[:1]], Machine(), Effort())[0].value == 8
 
 
 def test_what_the_thread_waited_for_a_core_is_no_part_of_a_timing() -> None:
@@ -147,7 +147,7 @@ def test_conditions_and_what_is_left_of_them() -> None:
     before = torch.get_num_threads(), torch.get_rng_state().tolist(), dict(os.environ)
 
     def changes() -> None:
-        with conditions(before[0] + 1):
+        with torch_threads(before[0] + 1):
             assert torch.get_num_threads() == before[0] + 1
             torch.rand(3)
             os.environ["LIGHTNING_SUBNET_TEST"] = "1"
@@ -185,7 +185,7 @@ def test_each_visit_times_what_its_group_makes_for_it() -> None:
         ms = 4.0 + next(made)
         return [lambda: ms]
 
-    timing = settled([group], Machine(), Effort())[0]
+    timing = time_groups([group], Machine(), Effort())[0]
     assert next(made) == 5
     assert timing.value == 6  # of 4 to 8 the mean of 5, 6 and 7
     assert timing.error > 0.5

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_subnet import Latency, SearchSpace, Subnet, SubnetMixin, SubnetSearch
 from lightning_subnet.costs import Throughput
-from lightning_subnet.costs.runtimes.base import RUNTIMES, runtime
+from lightning_subnet.costs.runtimes.registry import make, names
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.experiments import specialise
 from lightning_subnet.study.measures import by_name
@@ -132,7 +132,7 @@ def two_threads() -> Any:  # so that one thread while timing is another number
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize("name", names())
 def test_each_runtime_measures_and_leaves_nothing_changed(name: str) -> None:
     net = Wide()
     space = net.search_space()
@@ -144,7 +144,7 @@ def test_each_runtime_measures_and_leaves_nothing_changed(name: str) -> None:
     assert {k: v for k, v in after.items() if v != before[k]} == {}
     assert 0 < small * 1.5 < large
     assert 0 < error < small
-    timing = measure.fn.timings[space.smallest]
+    timing = measure.timings[space.smallest]
     assert 0 < timing.low <= timing.value <= timing.high < 1
     assert timing.preparing > 0
     assert timing.rounds >= 15
@@ -183,7 +183,7 @@ def wide() -> Wide:
 
 SETTINGS: list[dict[str, Any]] = [
     {},
-    *({"runtime": name} for name in RUNTIMES if name != "eager"),
+    *({"runtime": name} for name in names() if name != "eager"),
     {"precision": "bf16-true"},
     {"precision": "bf16"},
     {"precision": "16-true"},
@@ -358,7 +358,7 @@ def test_a_missing_runtime_names_its_extra(name: str, extra: str) -> None:
     assert usual == "eager"
 
 
-@pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize("name", names())
 def test_an_input_that_the_network_refuses(name: str) -> None:
     measure = Latency(runtime=name).bind(wide(), torch.zeros(1, 3))
     with pytest.raises(MeasurementError, match=r"Subnet\(width=2048\)") as caught:
@@ -492,7 +492,7 @@ def test_a_second_measurement_of_the_same_kind_is_a_new_one() -> None:
     assert first([one])[0][0] != a
     assert first([two])[0][0] == b  # the scale itself
     of_another_batch = Throughput(batch_size=2, **settings).bind(net, ROWS)
-    assert of_another_batch.fn._meter is not rate.fn._meter
+    assert of_another_batch.fn.meter is not rate.fn.meter
 
 
 def test_throughput_on_the_scale_of_a_recorded_largest() -> None:
@@ -549,5 +549,5 @@ def test_runtimes_on_a_gpu(settings: dict[str, Any]) -> None:
 
 
 def test_the_registry_names_libraries_that_have_an_extra() -> None:
-    for name in RUNTIMES:
-        assert runtime(name, None)[1] is None
+    for name in names():
+        assert make(name).accept(None) is None
