@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lightning_subnet._checks import checked_int
 from lightning_subnet._json import digest
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet._torch.device import describe_device, usable_device
@@ -37,7 +38,7 @@ _WARM = 3
 _PROTOCOL = 1  # goes up when values of another version of this file are not to be reused
 
 Counter = Callable[[], float]
-"""Returns millijoules since some moment; it never falls."""
+"""A function that returns the millijoules since some moment; it never falls."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +65,11 @@ class Energy:
         input: A tensor or a tuple of positional arguments; the first row of each tensor is repeated
             `batch_size` times. None: `fit` takes `example_input_array` or a validation sample.
         name: The measure's name.
-        rapl: Where the counters of the processor are.
+        rapl: The folder of the counters of the processor.
 
     Raises:
         ObjectiveError: An argument is out of range, or there is no counter that can be read; the
-            message says where it was looked for. Nothing was measured then.
+            message names the place. Nothing was measured then.
 
     Example:
         >>> Energy(rapl="/nowhere")
@@ -90,25 +91,21 @@ class Energy:
     rapl: str = RAPL
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "threads": 1, "windows": _FEWEST}
-        for name, low in least.items():
-            value = getattr(self, name)
-            whole = isinstance(value, Integral) and not isinstance(value, bool)
-            if not (whole and value >= low) and (name, value) != ("threads", None):
-                msg = f"Energy: {name}={value!r:.60} must be an integer of at least {low}."
-                raise ObjectiveError(msg)
+        for name, least in {"batch_size": 1, "threads": 1, "windows": _FEWEST}.items():
+            if (name, value := getattr(self, name)) != ("threads", None):
+                checked_int(value, f"Energy: {name}", error=ObjectiveError, least=least)
         if not (isinstance(self.window, Real) and 0 < self.window < math.inf):
-            msg = f"Energy: window={self.window!r:.60} must be a number of seconds."
+            msg = f"Energy: window={self.window!r:.60} must be a positive number of seconds."
             raise ObjectiveError(msg)
         if self.input is not None:
             batched(self.input, who="Energy")
         self.counter()()
 
     def counter(self) -> Counter:
-        """Return what reads the energy of the device.
+        """Return a counter of the energy of the device.
 
         Raises:
-            ObjectiveError: There is nothing that can be read.
+            ObjectiveError: There is no counter that can be read.
         """
         kind = usable_device(self.device).type
         if kind == "cpu":
@@ -120,12 +117,12 @@ class Energy:
 
     def bind(self, elastic: nn.Module, example_input: Any) -> Measure:
         """Return the measure of one super-network: pairs (value, standard error) in mJ."""
-        given = example_input if self.input is None else self.input
-        inputs = batched(given, self.batch_size, who="Energy")
+        sample = example_input if self.input is None else self.input
+        inputs = batched(sample, self.batch_size, who="Energy")
         device, counter = usable_device(self.device), self.counter()
         largest = elastic_part(elastic).search_space().largest
 
-        def measured(subnets: list[Subnet]) -> list[tuple[float, float]]:
+        def energies(subnets: list[Subnet]) -> list[tuple[float, float]]:
             return [one(subnet) for subnet in subnets]
 
         def one(subnet: Subnet) -> tuple[float, float]:
@@ -145,8 +142,8 @@ class Energy:
         shapes = [[name, [*t.shape], str(t.dtype)] for name, t in tensors]
         how = [_PROTOCOL, self.batch_size, self.threads, float(self.window), self.windows]
         rest = digest([shapes, code_fingerprint(elastic), described(inputs), how])
-        told = f"{self.name}: {describe_device(self.device)}, {rest}"
-        return Measure(self.name, measured, "mJ", fingerprint=told)
+        fingerprint = f"{self.name}: {describe_device(self.device)}, {rest}"
+        return Measure(self.name, energies, "mJ", fingerprint=fingerprint)
 
 
 @torch.inference_mode()
@@ -197,7 +194,7 @@ class RaplCounter:
         root: The folder of `intel-rapl:0`, `intel-rapl:1` ... (AMD's have that name too).
 
     Raises:
-        ObjectiveError: There are none, or they cannot be read.
+        ObjectiveError: There are no counters, or they cannot be read.
     """
 
     def __init__(self, root: str | Path = RAPL) -> None:
@@ -225,11 +222,11 @@ class RaplCounter:
         self._total = 0
 
     def __call__(self) -> float:
-        """Return the millijoules since the counter was made."""
+        """Return the millijoules since the counter was constructed."""
         for i, (path, most) in enumerate(zip(self._files, self._ranges, strict=True)):
             now = _whole(path)
-            gained = now - self._last[i]
-            self._total += gained if gained >= 0 else gained + most
+            gain = now - self._last[i]
+            self._total += gain if gain >= 0 else gain + most
             self._last[i] = now
         return self._total / 1000
 
@@ -250,7 +247,7 @@ def _whole(path: Path) -> int:
 
 
 def nvml_counter(name: str) -> Counter:
-    """Return what reads the energy of a GPU since its driver was loaded, in mJ.
+    """Return a counter of the energy of a GPU since its driver was loaded, in mJ.
 
     Args:
         name: A CUDA device.
@@ -262,7 +259,7 @@ def nvml_counter(name: str) -> Counter:
         import pynvml
     except ImportError as error:
         msg = (
-            f"Energy: device={name!r} is asked through nvidia-ml-py, which is not installed: "
+            f"Energy: device={name!r} is read through nvidia-ml-py, which is not installed: "
             "pip install 'lightning-subnet[energy]'."
         )
         raise ObjectiveError(msg) from error
@@ -274,7 +271,7 @@ def nvml_counter(name: str) -> Counter:
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except Exception as error:
         msg = (
-            f"Energy: the GPU {name!r} tells no energy: {error!s:.100}.\n"
+            f"Energy: the energy of the GPU {name!r} cannot be read: {error!s:.100}.\n"
             "NVML counts it from Volta on, and not for a part of a GPU (MIG). Measure latency_ms."
         )
         raise ObjectiveError(msg) from error

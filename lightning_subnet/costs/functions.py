@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures of your own that look at the network of a subnet, from a decorated function."""
+"""Measures of networks from decorated functions: `network_measure`."""
 
 from __future__ import annotations
 
@@ -57,31 +57,31 @@ class OfNetworks:
 
         if self.exact:
             return remembered(self.name, value, self.unit)
-        worked = False
+        first = True
 
         def values(subnets: list[Subnet]) -> list[Any]:
-            nonlocal worked
+            nonlocal first
             try:
-                found = [value(subnet) for subnet in subnets]
+                numbers = [value(subnet) for subnet in subnets]
             except MeasurementError as error:
-                if not worked:
+                if first:
                     raise  # no subnet can be measured
                 raise RuntimeError(str(error)) from error  # this one cannot
-            worked = True
-            return found
+            first = False
+            return numbers
 
         return Measure(self.name, values, unit=self.unit, fingerprint=self.fingerprint)
 
 
-def _number(given: Any, *, pair: bool) -> Any:
+def _number(value: Any, *, pair: bool) -> Any:
     """Return a float, or a pair of them where a standard error may come along."""
-    if pair and isinstance(given, tuple) and len(given) == _PAIR:
-        return float(given[0]), float(given[1])
+    if pair and isinstance(value, tuple) and len(value) == _PAIR:
+        return float(value[0]), float(value[1])
     try:
-        return (float(given), 0.0) if pair else float(given)
+        return (float(value), 0.0) if pair else float(value)
     except (TypeError, ValueError):
         also = ", or a pair (value, standard error)" if pair else ""
-        msg = f"it returned {given!r:.60}; return one number{also}"
+        msg = f"it returned {value!r:.60}; return one number{also}"
         raise TypeError(msg) from None
 
 
@@ -97,19 +97,19 @@ def network_measure(
 
     The function is called as `fn(net, example_input)` with what `extract` returns, in eval mode,
     and one sample; it returns a number, or a pair (value, standard error). What it raises for the
-    first subnet ends the search, as no subnet works then; later it is a failure of that subnet.
-    Whether small or large values are wanted is said in `objectives=`.
+    first subnet ends the search, as no subnet works then; later it is a failure of that subnet. The
+    direction is given in `objectives=`.
 
     Args:
         name: Its name in objectives, constraints, histories and plots.
         unit: The unit, for axes and tables.
-        exact: Free of noise and cheap: each subnet is asked once, and never charged to the budget.
+        exact: Free of noise and cheap: each subnet is measured once, and not charged to the budget.
         input: The sample that the function gets. None: `fit` takes `example_input_array` or a
             validation sample.
         fingerprint: Names what the value depends on besides the subnet; see `Measure`.
 
     Raises:
-        ObjectiveError: No name, or nothing to call.
+        ObjectiveError: There is no name, or the decorated object cannot be called.
 
     Example:
         >>> import torch

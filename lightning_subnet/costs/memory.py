@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,7 +14,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_subnet._torch.contexts import random_state
+from lightning_subnet._checks import checked_int
+from lightning_subnet._torch.contexts import collection_paused, plain_attention, random_state
 from lightning_subnet._torch.device import usable_device
 from lightning_subnet._torch.inputs import arguments, batched, described
 from lightning_subnet.costs.counts import remembered
@@ -31,10 +29,10 @@ from lightning_subnet.study.measures import Measure
 class PeakMemory:
     """Megabytes (10^6 bytes) at the peak of one forward pass of the extracted subnet: exact.
 
-    Counted are the weights and buffers, the input, and the tensors that are alive at once, in
-    inference mode. A tensor lives from the operator that makes it to the moment when nothing holds
+    The weights and buffers, the input, and the tensors that are alive at once count, in inference
+    mode. A tensor lives from the operator that makes it to the moment when nothing holds
     it any more: the input of a residual block until the sum. Views and in-place results share the
-    memory of what they were made of and count once.
+    memory of their origin and count once.
 
     On a CPU these are the tensors that operators return, byte by byte: the same number on every
     machine, without the scratch memory that a kernel takes and gives back inside one operator. On
@@ -52,7 +50,8 @@ class PeakMemory:
         name: The measure's name.
 
     Raises:
-        ObjectiveError: An argument is out of range; on binding, no input or no such device.
+        ObjectiveError: An argument is out of range; on binding: there is no input, or no such
+            device.
         MeasurementError: The first subnet does not take the input.
 
     Example:
@@ -69,20 +68,17 @@ class PeakMemory:
     name: str = "peak_memory_mb"
 
     def __post_init__(self) -> None:
-        size = self.batch_size
-        if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
-            msg = f"PeakMemory: batch_size={size!r:.60} must be an integer of at least 1."
-            raise ObjectiveError(msg)
+        checked_int(self.batch_size, "PeakMemory: batch_size", error=ObjectiveError)
         if self.input is not None:
             batched(self.input, who="PeakMemory")
 
     def bind(self, elastic: nn.Module, example_input: Any) -> Measure:
         """Return the measure of one super-network, in 10^6 bytes."""
-        given = example_input if self.input is None else self.input
-        inputs = batched(given, self.batch_size, who="PeakMemory")
+        sample = example_input if self.input is None else self.input
+        inputs = batched(sample, self.batch_size, who="PeakMemory")
         device = usable_device(self.device)
         if device.type not in _PEAKS:
-            msg = f"PeakMemory: device={self.device!r} cannot be asked. Take 'cpu' or 'cuda'."
+            msg = f"PeakMemory: device={self.device!r} is not supported. Take 'cpu' or 'cuda'."
             raise ObjectiveError(msg)
 
         def peak_mb(subnet: Subnet) -> float:
@@ -113,26 +109,22 @@ def peak_bytes(net: nn.Module, inputs: tuple[Any, ...]) -> int:
     """
     weight = next(net.parameters(), None)
     device = torch.device("cpu") if weight is None else weight.device
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # nothing inside it is seen
-    try:
-        with torch.inference_mode(), _no_collection():
-            inputs, _ = arguments(net, inputs)
-            kept = _distinct([*net.parameters(), *net.buffers(), *tree_leaves(inputs)])
-            return _PEAKS[device.type](net, inputs, kept)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    # Nothing inside the fast path of attention is seen.
+    with plain_attention(), torch.inference_mode(), collection_paused():
+        inputs, _ = arguments(net, inputs)
+        storages = _storages_of([*net.parameters(), *net.buffers(), *tree_leaves(inputs)])
+        return _PEAKS[device.type](net, inputs, storages)
 
 
-def _on_cpu(net: nn.Module, inputs: tuple[Any, ...], kept: list[torch.UntypedStorage]) -> int:
-    _begun()
-    with _Living(kept) as living:
+def _on_cpu(net: nn.Module, inputs: tuple[Any, ...], storages: list[torch.UntypedStorage]) -> int:
+    _warm_up()
+    with _Living(storages) as living:
         net(*inputs)
     return int(living.peak)
 
 
-def _on_cuda(net: nn.Module, inputs: tuple[Any, ...], kept: list[torch.UntypedStorage]) -> int:
-    device = kept[0].device
+def _on_cuda(net: nn.Module, inputs: tuple[Any, ...], storages: list[torch.UntypedStorage]) -> int:
+    device = storages[0].device
     with torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled,
         benchmark=False,  # which would try kernels with other workspaces
@@ -146,30 +138,30 @@ def _on_cuda(net: nn.Module, inputs: tuple[Any, ...], kept: list[torch.UntypedSt
         net(*inputs)
         torch.cuda.synchronize(device)
         more: int = torch.cuda.max_memory_allocated(device) - before
-    return more + sum(storage.nbytes() for storage in kept)
+    return more + sum(storage.nbytes() for storage in storages)
 
 
 _PEAKS: dict[str, Callable[..., int]] = {"cpu": _on_cpu, "cuda": _on_cuda}
 
 
-def _distinct(items: Iterable[Any]) -> list[torch.UntypedStorage]:
-    """Return the storages of tensors, each once."""
+def _storages_of(items: Iterable[Any]) -> list[torch.UntypedStorage]:
+    """Return the storages of the tensors among some items, each once."""
     storages = (x.untyped_storage() for x in items if isinstance(x, torch.Tensor))
     return list({storage._cdata: storage for storage in storages}.values())
 
 
 class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch annotates it in part
-    """Counts the bytes of all storages that are alive, from the operators that return them.
+    """Count of the bytes of all storages that are alive, from the operators that return them.
 
     A weak reference to a storage dies with the storage itself, however many tensors view it
     (as in `torch.distributed._tools.mem_tracker`, which is for training).
     """
 
-    def __init__(self, kept: Iterable[torch.UntypedStorage]) -> None:
+    def __init__(self, storages: Iterable[torch.UntypedStorage]) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # as above
         self.now = self.peak = 0
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        for storage in kept:
+        for storage in storages:
             self._watch(storage)
 
     def _watch(self, storage: torch.UntypedStorage) -> None:
@@ -188,25 +180,13 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch annot
     ) -> Any:
         """Run an operator, and watch what it returns."""
         out = func(*args, **(kwargs or {}))
-        for storage in _distinct(tree_leaves(out)):
+        for storage in _storages_of(tree_leaves(out)):
             self._watch(storage)
         return out
 
 
 @cache
-def _begun() -> None:
+def _warm_up() -> None:
     """Dispatch one operator: the first one imports much of torch, and frames of it hold tensors."""
     with _Living([]):
         torch.zeros(1).relu()
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector still: when it runs is no property of a network."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()

@@ -27,8 +27,8 @@ class SynFlow:
     of ones, R is the sum of the outputs; the flow is the sum over all weights w of `|w dR/dw|`, in
     double precision. It grows by orders of magnitude from subnet to subnet, hence the logarithm,
     which keeps the order. It ranks subnets by how freely signals pass, not by what they have
-    learnt: a check by a validation of the front is in place. Of a network that cannot be sliced all
-    weights are in the copy, and those that rest have no gradient, so they add nothing.
+    learnt, so validate the front. Of a network that cannot be sliced all weights are in the copy,
+    and those that rest have no gradient, so they add nothing.
 
     Args:
         input: A tensor or a tuple of positional arguments; only the shapes of floating tensors
@@ -36,7 +36,7 @@ class SynFlow:
         name: The measure's name.
 
     Raises:
-        ObjectiveError: On binding, no tensor in the input.
+        ObjectiveError: On binding: there is no tensor in the input.
         MeasurementError: The largest subnet does not take the input, or its flow is 0 or infinite.
 
     Example:
@@ -58,33 +58,33 @@ class SynFlow:
 
     def bind(self, elastic: nn.Module, example_input: Any) -> Measure:
         """Return the measure of one super-network."""
-        given = example_input if self.input is None else self.input
-        inputs = given if isinstance(given, tuple) else (given,)
+        sample = example_input if self.input is None else self.input
+        inputs = sample if isinstance(sample, tuple) else (sample,)
         if not any(isinstance(x, torch.Tensor) for x in inputs):
-            msg = f"SynFlow: {given!r:.60} has no tensor. Give input= a tensor (1, ...)."
+            msg = f"SynFlow: {sample!r:.60} has no tensor. Give input= a tensor (1, ...)."
             raise ObjectiveError(msg)
-        known: dict[Subnet, float] = {}
+        flows: dict[Subnet, float] = {}
 
         def flow(subnets: list[Subnet]) -> list[float]:
             for subnet in subnets:
-                if subnet not in known:
+                if subnet not in flows:
                     try:
                         with random_state():  # the plain network is initialised first
-                            known[subnet] = log_flow(extract(elastic, subnet), inputs)
+                            flows[subnet] = log_flow(extract(elastic, subnet), inputs)
                     except Exception as error:
                         msg = f"SynFlow of {subnet!r:.100} failed: {error}"
                         # Where not even one worked, none does.
-                        raise (RuntimeError if known else MeasurementError)(msg) from error
-            return [known[subnet] for subnet in subnets]
+                        raise (RuntimeError if flows else MeasurementError)(msg) from error
+            return [flows[subnet] for subnet in subnets]
 
         return Measure(self.name, flow, exact=True)
 
 
 def log_flow(net: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """Return the logarithm of the synaptic flow of a network, whose weights are used up by it.
+    """Return the logarithm of the synaptic flow of a network, which is of no use afterwards.
 
     Args:
-        net: A network of its own; it is changed.
+        net: The network; it is changed.
         inputs: Positional arguments; floating tensors are replaced by ones, others kept.
 
     Raises:

@@ -171,10 +171,10 @@ def test_one_that_fails_is_its_own_failure_but_the_first_ends_it() -> None:
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
-        ({"batch_size": 0}, ("batch_size=0", "at least 1")),
+        ({"batch_size": 0}, ("batch_size=0", "from 1")),
         ({"batch_size": True}, ("batch_size=True",)),
         ({"batch_size": 1.5}, ("batch_size=1.5",)),
-        ({"input": [1]}, ("PeakMemory", "no batch")),
+        ({"input": [1]}, ("PeakMemory", "not a batch")),
     ],
 )
 def test_wrong_arguments(settings: dict[str, Any], parts: tuple[str, ...]) -> None:

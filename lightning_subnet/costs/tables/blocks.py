@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The blocks of extracted subnets: which there are, what makes two equal, and a bench for them.
+"""Blocks of extracted subnets: how they are found, when two are equal, and a bench for them.
 
 A block is a child of the network, or of the containers in it, that one forward pass calls.
 """
@@ -33,16 +33,16 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)
-class Called:
-    """A block as one subnet calls it.
+class Block:
+    """A block with its inputs in one subnet.
 
     Args:
-        module: What is called.
-        inputs: Its tensors, for one sample.
-        spec: What puts its arguments together.
+        module: The block itself.
+        inputs: The tensors of its call, for one sample.
+        spec: The structure of its arguments, to put them together from their leaves.
         grows: Which of the arguments' leaves are those inputs.
-        fixed: The other leaves: no tensors, or tensors that do not grow with the batch.
-        text: What it is, in words.
+        fixed: The other leaves: plain values, or tensors that do not grow with the batch.
+        text: The block and the shapes of its inputs, in words.
     """
 
     module: nn.Module
@@ -64,26 +64,26 @@ def blocks_of(net: nn.Module) -> list[tuple[str, nn.Module]]:
         >>> [path for path, _ in blocks_of(nn.ModuleDict({"body": net}))]
         ['body.0', 'body.1']
     """
-    found = _entered(net)
-    while len(found) == 1 and (inner := _entered(found[0][1])):
-        found = [(f"{found[0][0]}.{path}", block) for path, block in inner]
-    return found
+    blocks = _inside(net)
+    while len(blocks) == 1 and (inner := _inside(blocks[0][1])):
+        blocks = [(f"{blocks[0][0]}.{path}", block) for path, block in inner]
+    return blocks
 
 
-def _entered(net: nn.Module) -> list[tuple[str, nn.Module]]:
-    found: list[tuple[str, nn.Module]] = []
+def _inside(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    blocks: list[tuple[str, nn.Module]] = []
     for name, child in net.named_children():
         many = any(True for part in child.children() for _ in part.children())
         enter = isinstance(child, (nn.ModuleList, nn.ModuleDict)) or (
             isinstance(child, nn.Sequential) and many
         )
-        inner = _entered(child) if enter else []
-        found += [(f"{name}.{path}", block) for path, block in inner] or [(name, child)]
-    return found
+        inner = _inside(child) if enter else []
+        blocks += [(f"{name}.{path}", block) for path, block in inner] or [(name, child)]
+    return blocks
 
 
 class Tracer:
-    """Finds the blocks of subnets, and keeps one of each kind.
+    """The blocks of subnets, found by forward passes, and one of each kind.
 
     Args:
         elastic: The super-network, whose subnets `extract` slices.
@@ -101,30 +101,35 @@ class Tracer:
         self.elastic, self.choose = elastic, choose
         self.samples = [batched(sample, n, who="LatencyTable") for n in (1, 2)]
         self.kinds: dict[str, tuple[Subnet, str]] = {}
-        self._known: dict[bytes, dict[str, str]] = {}
+        self._keys: dict[bytes, dict[str, str]] = {}
         self.space = elastic_part(elastic).search_space()
-        self(self.space.largest)  # what cannot be traced shows now
+        self(self.space.largest)  # a network that cannot be traced shows now
 
     def __call__(self, subnet: Subnet) -> dict[str, str]:
         """Return the keys of a subnet's blocks by place: path, and count of its calls."""
         code = row_codes(self.space.indices([subnet]))[0]
-        if code not in self._known:
+        if code not in self._keys:
             calls = self._calls(subnet, self.samples[:1])
-            self._known[code] = {place: _key(call) for place, call in calls[0].items()}
-            for place, key in self._known[code].items():
+            self._keys[code] = {place: _key(call) for place, call in calls[0].items()}
+            for place, key in self._keys[code].items():
                 self.kinds.setdefault(key, (subnet, place))
-        return self._known[code]
+        return self._keys[code]
 
-    def blocks(self) -> dict[str, Called]:
-        """Return one block of each kind."""
-        found: dict[str, Called] = {}
+    @property
+    def n_traced(self) -> int:
+        """How many subnets were traced."""
+        return len(self._keys)
+
+    def blocks(self) -> dict[str, Block]:
+        """Return one block of each kind, by key."""
+        blocks: dict[str, Block] = {}
         for subnet in dict.fromkeys(subnet for subnet, _ in self.kinds.values()):
             one, two = self._calls(subnet, self.samples)
             at = {key: place for key, (first, place) in self.kinds.items() if first == subnet}
-            found |= {key: _called(one[place], two[place]) for key, place in at.items()}
-        return found
+            blocks |= {key: _block(one[place], two[place]) for key, place in at.items()}
+        return blocks
 
-    def _calls(self, subnet: Subnet, samples: Sequence[Any]) -> list[dict[str, _Call]]:
+    def _calls(self, subnet: Subnet, samples: Sequence[Any]) -> list[dict[str, _BlockCall]]:
         """Return the calls of blocks by place, for each sample."""
         with random_state():  # the plain network is initialised first
             net = extract(self.elastic, subnet)
@@ -135,16 +140,16 @@ class Tracer:
             )
             raise MeasurementError(msg)
         names = {module: name for name, module in net.named_modules()}
-        chosen = [m for _, m in blocks_of(net)] if self.choose is None else list(self.choose(net))
-        calls: list[dict[str, _Call]] = []
+        modules = [m for _, m in blocks_of(net)] if self.choose is None else [*self.choose(net)]
+        calls: list[dict[str, _BlockCall]] = []
 
         def remember(module: nn.Module, args: Any, kwargs: Any) -> None:
             path, times = names[module], 0
             while (place := f"{path}#{times}" if times else path) in calls[-1]:
                 times += 1
-            calls[-1][place] = _Call(module, *tree_flatten((args, kwargs)))
+            calls[-1][place] = _BlockCall(module, *tree_flatten((args, kwargs)))
 
-        hooks = [m.register_forward_pre_hook(remember, with_kwargs=True) for m in chosen]
+        hooks = [m.register_forward_pre_hook(remember, with_kwargs=True) for m in modules]
         try:
             with torch.inference_mode(), random_state():
                 for sample in samples:
@@ -152,20 +157,20 @@ class Tracer:
                     inputs, named = arguments(net, sample)
                     net(*inputs, **named)
         except Exception as error:
-            msg = f"{type(net).__name__} failed while its blocks were looked for: {error}."
+            msg = f"{type(net).__name__} failed while its blocks were traced: {error}."
             raise MeasurementError(f"{msg} Give one sample that forward() takes.") from error
         finally:
             for hook in hooks:
                 hook.remove()
         if not calls[0] or any(list(more) != list(calls[0]) for more in calls):
             msg = f"{type(net).__name__} calls none of its blocks, or others for a larger batch: "
-            raise MeasurementError(msg + f"{listed(names[m] for m in chosen)}. Give blocks=.")
+            raise MeasurementError(msg + f"{listed(names[m] for m in modules)}. Give blocks=.")
         return calls
 
 
 @dataclass(frozen=True)
-class _Call:
-    """A module with the leaves of its arguments and what puts them together."""
+class _BlockCall:
+    """A call of a module: the leaves of its arguments, and their structure."""
 
     module: nn.Module
     leaves: list[Any]
@@ -179,19 +184,24 @@ class _Call:
         return f"{name} on {shapes}"
 
 
-def _called(one: _Call, two: _Call) -> Called:
-    """Return a block whose inputs are what grows with the batch."""
+def _block(one: _BlockCall, two: _BlockCall) -> Block:
+    """Return a block whose inputs are the tensors that grow with the batch.
+
+    Args:
+        one: Its call with a batch of one sample.
+        two: That with two.
+    """
     grows = tuple(
         torch.is_tensor(x) and torch.is_tensor(y) and x.ndim > 0 and len(y) == 2 * len(x)
         for x, y in zip(one.leaves, two.leaves, strict=True)
     )
     inputs = tuple(x.clone() for x, on in zip(one.leaves, grows, strict=True) if on)
     fixed = tuple(None if on else x for x, on in zip(one.leaves, grows, strict=True))
-    return Called(one.module, inputs, one.spec, grows, fixed, one.text)
+    return Block(one.module, inputs, one.spec, grows, fixed, one.text)
 
 
-def _key(call: _Call) -> str:
-    """Return a hash of all that the work of a block depends on; weights and places do not count."""
+def _key(call: _BlockCall) -> str:
+    """Return a hash of all that the time of a block depends on, not of weights and places."""
     tensors = [*call.module.named_parameters(), *call.module.named_buffers()]
     settings = [
         [path, type(module).__qualname__, name, repr(value)]
@@ -211,15 +221,20 @@ def _is_plain(value: Any) -> bool:
 
 
 class Alone(nn.Module):
-    """A block that picks its inputs from those of all blocks."""
+    """A block that picks its inputs from those of all blocks.
 
-    def __init__(self, called: Called, first: int) -> None:
+    Args:
+        block: The block.
+        first: The place of its first input among those of all.
+    """
+
+    def __init__(self, block: Block, first: int) -> None:
         super().__init__()
-        self.module, self._called = called.module, called
-        self._at = range(first, first + len(called.inputs))
+        self.module, self._block = block.module, block
+        self._at = range(first, first + len(block.inputs))
         # Most blocks take one tensor, and unpacking costs as much as a small layer.
-        self._single = called.grows == (True,) and called.spec == tree_structure(((0,), {}))
-        for i, x in enumerate(called.fixed):
+        self._single = block.grows == (True,) and block.spec == tree_structure(((0,), {}))
+        for i, x in enumerate(block.fixed):
             if torch.is_tensor(x):  # goes where the weights go
                 self.register_buffer(f"fixed_{i}", x, persistent=False)
 
@@ -227,37 +242,37 @@ class Alone(nn.Module):
         """Apply the block to its part of the inputs."""
         if self._single:
             return self.module(inputs[self._at[0]])
-        own, called = iter([inputs[i] for i in self._at]), self._called
+        tensors, block = iter([inputs[i] for i in self._at]), self._block
         leaves = [
-            next(own) if on else getattr(self, f"fixed_{i}", x)
-            for i, (on, x) in enumerate(zip(called.grows, called.fixed, strict=True))
+            next(tensors) if on else getattr(self, f"fixed_{i}", x)
+            for i, (on, x) in enumerate(zip(block.grows, block.fixed, strict=True))
         ]
-        args, kwargs = tree_unflatten(leaves, called.spec)
+        args, kwargs = tree_unflatten(leaves, block.spec)
         return self.module(*args, **kwargs)
 
 
 class BlockBench(nn.Module):
     """All blocks as one super-network whose subnets they are, so that `Latency` can time them.
 
-    They take turns with the slowest, which is the largest subnet: something that takes about as
+    They take turns with the slowest, which is the largest subnet: a reference that takes about as
     long as they do is disturbed about as often.
 
     Args:
-        kinds: The blocks.
+        blocks: The blocks.
 
     Attributes:
         inputs: The inputs of all.
-        order: For each subnet the number of its block among the given ones.
+        order: For each subnet the position of its block in `blocks`.
     """
 
-    def __init__(self, kinds: Sequence[Called]) -> None:
+    def __init__(self, blocks: Sequence[Block]) -> None:
         super().__init__()
-        taken: list[torch.Tensor] = []
+        inputs: list[torch.Tensor] = []
         parts = []
-        for called in kinds:
-            parts.append(Alone(called, len(taken)))
-            taken += called.inputs
-        self.inputs = tuple(taken)
+        for block in blocks:
+            parts.append(Alone(block, len(inputs)))
+            inputs += block.inputs
+        self.inputs = tuple(inputs)
         self.parts = nn.ModuleList(parts)
         self.order = sorted(range(len(parts)), key=lambda i: _roughly(parts[i], self.inputs))
         self._space = SearchSpace(block=range(max(len(parts), 2)))

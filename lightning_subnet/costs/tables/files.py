@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Costs that are kept in files: of which device and network they are, and how well they agree."""
+"""Checks of costs that are stored in files: of their device, their space, and their agreement."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def device_of(measure: Any) -> str:
 
 
 def check_device(what: str, stored: str, allowed: str | None) -> None:
-    """Raise `MeasurementError` if costs of another device would be taken for those of this one.
+    """Raise a `MeasurementError` if costs are of another device than is allowed.
 
     Args:
         what: The costs, in words.
@@ -97,26 +97,26 @@ def check_device(what: str, stored: str, allowed: str | None) -> None:
         here = f"a machine without {kind}"
     if allowed is None and here == stored:
         return
-    wanted = f"device={allowed!r} was asked" if allowed is not None else f"this is {here}"
+    expected = f"device={allowed!r} was asked" if allowed is not None else f"this is {here}"
     msg = (
-        f"{what} was measured on {stored}; {wanted}.\n"
+        f"{what} was measured on {stored}; {expected}.\n"
         f"To search for that device, say so: load(path, device={ANY!r}), or a part of its name."
     )
     raise MeasurementError(msg)
 
 
 def check_space(what: str, stored: SearchSpace, now: SearchSpace) -> None:
-    """Raise `MeasurementError` if costs are of another space than the network's."""
+    """Raise a `MeasurementError` if costs are of another space than the network's."""
     if stored.choices == now.choices and stored.names == now.names:
         return
     before, after = (
         {"choices": space.to_json()["choices"], "order": list(space.names)}
         for space in (stored, now)
     )
-    found = list(differences(before, after))
-    more = f" ... ({len(found)} differences)" if len(found) > _SHOWN else ""
+    lines = list(differences(before, after))
+    more = f" ... ({len(lines)} differences)" if len(lines) > _SHOWN else ""
     msg = (
-        f"{what} is of another space: {'; '.join(found[:_SHOWN]):.280}{more}.\n"
+        f"{what} is of another space: {'; '.join(lines[:_SHOWN]):.280}{more}.\n"
         "Measure this network: build() or fit() with it."
     )
     raise MeasurementError(msg)

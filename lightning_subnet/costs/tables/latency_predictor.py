@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cost predicted from subnets on which it was measured, here or on a device elsewhere."""
+"""Costs predicted from subnets on which they were measured, here or on a device elsewhere."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from lightning_subnet._checks import checked_int
 from lightning_subnet._json import digest, read, unreadable, write
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet._torch.inputs import batched, described, sample_for
@@ -42,19 +43,19 @@ class LatencyPredictor:
     """A latency, or any other cost, predicted from subnets on which it was measured.
 
     `fit` measures them here; the constructor takes values from elsewhere, such as a phone. It is a
-    measure for `SubnetSearch(measures=[predictor])`: exact, as it says the same every time, so it
+    measure for `SubnetSearch(measures=[predictor])`: exact, as it gives the same every time, so it
     costs no budget; `report` says how true it is, and `result.remeasure` measures the front.
 
     Args:
         space: The space of the subnets.
         subnets: The n measured subnets, or their values, each once.
-        values: What was measured, (n,), in `unit`.
+        values: Their costs (n,), in `unit`.
         errors: Standard errors (n,).
         name: The measure's name.
         unit: Its unit.
         predictor: A name: one of `lightning_subnet.predictors.registry.names()`.
-        device: What it was measured on, in words.
-        conditions: What else the values depend on, for people who read the file.
+        device: The device that they were measured on, in words.
+        conditions: The other conditions of the measurement, for people who read the file.
         network: A hash of the network; None: any with this space.
 
     Attributes:
@@ -62,14 +63,14 @@ class LatencyPredictor:
         failed: How many subnets could not be measured.
 
     Raises:
-        ObjectiveError: Fewer than 8 subnets, a value that is no positive number, one subnet twice,
-            or an unknown predictor.
+        ObjectiveError: Fewer than 8 subnets, a value that is not a positive number, one subnet
+            twice, or an unknown predictor.
 
     Example:
         >>> from lightning_subnet import SearchSpace
         >>> space = SearchSpace(depth=[1, 2, 3, 4], width=[8, 16, 32])
-        >>> told = {s: 2.0 + s["depth"] * s["width"] / 8 for s in space}  # ms on a phone
-        >>> phone = LatencyPredictor(space, told, list(told.values()), device="phone",
+        >>> ms = {s: 2.0 + s["depth"] * s["width"] / 8 for s in space}  # on a phone
+        >>> phone = LatencyPredictor(space, ms, list(ms.values()), device="phone",
         ...                          predictor="ridge")
         >>> mean, std = phone.predict([space.largest], return_std=True)
         >>> bool(abs(mean[0] - 18) < 3), bool(std[0] > 0), phone.report.tau > 0.9
@@ -78,6 +79,8 @@ class LatencyPredictor:
     References:
         Wang et al., HAT: Hardware-Aware Transformers, ACL 2020, section 3.2 (latency predictor).
     """
+
+    needs_sample: ClassVar[bool] = False
 
     def __init__(  # noqa: PLR0913 - the parts of a file
         self,
@@ -99,8 +102,7 @@ class LatencyPredictor:
         self.values = np.asarray(values, dtype=float)
         n = len(self.subnets)
         self.errors = np.zeros(n) if errors is None else np.asarray(errors, dtype=float)
-        self.input: Any = None  # the search gives a sample, which is not needed
-        self._allowed: str | None = device  # what is given or measured here is meant
+        self._allowed: str | None = device  # values that were passed or measured here are meant
         _check(self.subnets, self.values, self.errors)
         _check_name(predictor)
         self.predictor = predictor
@@ -124,7 +126,7 @@ class LatencyPredictor:
 
         Args:
             model: The super-network.
-            latency: What to measure: `Latency(...)`, or another measure of networks.
+            latency: `Latency(...)`, or another measure of networks.
             n: How many subnets; a subnet that fails is left out.
             example_input: One sample; None: the `input` of the measure, or the model's
                 `example_input_array`.
@@ -136,16 +138,14 @@ class LatencyPredictor:
             ObjectiveError: A wrong argument.
         """
         if isinstance(latency, type) or not isinstance(latency, NetworkMeasure):
-            msg = f"{latency!r:.60} is no measure of networks. Write Latency(threads=1)."
+            msg = f"{latency!r:.60} is not a measure of networks. Write Latency(threads=1)."
             raise ObjectiveError(msg)
-        if not isinstance(n, int) or n < _FEWEST:
-            msg = f"n={n!r:.60} must be a whole number from {_FEWEST}: 25 to 200 are usual."
-            raise ObjectiveError(msg)
+        checked_int(n, "n", error=ObjectiveError, least=_FEWEST, hint="25 to 200 are usual.")
         _check_name(predictor)
         elastic: Any = elastic_part(model)
         sample = sample_for(model, example_input, latency)
         bound, space = latency.bind(elastic, sample), elastic.search_space()
-        X = _drawn(space, n, np.random.default_rng(seed))
+        X = _sample(space, n, np.random.default_rng(seed))
         values, errors, failures = bound.evaluate_each(space, X)
         for reason in failures.values():
             _log.warning("%s of a subnet failed and is left out: %s", latency.name, reason)
@@ -153,8 +153,8 @@ class LatencyPredictor:
         if ok.sum() < _FEWEST:
             msg = f"Only {ok.sum()} of {len(X)} subnets could be measured; {_FEWEST} are needed."
             raise MeasurementError(msg)
-        shown = described(batched(sample, who=cls.__name__))
-        made = cls(
+        input_text = described(batched(sample, who=cls.__name__))
+        result = cls(
             space,
             space.from_indices(X[ok]),
             values[ok],
@@ -163,11 +163,11 @@ class LatencyPredictor:
             unit=bound.unit,
             predictor=predictor,
             device=device_of(latency),
-            conditions=settings_of(latency) | {"input": shown},
+            conditions=settings_of(latency) | {"input": input_text},
             network=_network(elastic, space),
         )
-        made.failed = int((~ok).sum())
-        return made
+        result.failed = int((~ok).sum())
+        return result
 
     def predict(self, subnets: Iterable[Subnet], *, return_std: bool = False) -> Any:
         """Return the predicted cost (n,) of subnets, and if asked its standard deviation (n,)."""
@@ -195,17 +195,17 @@ class LatencyPredictor:
         check_device(f"The predictor of {self.name!r}", self.device, self._allowed)
         parts = [s.to_json() for s in self.subnets], self.values.tolist(), self.predictor
 
-        def predicted(X: Indices) -> Floats:
+        def predict(X: Indices) -> Floats:
             with one_thread():
                 return np.asarray(self._model.predict(features(self.space, X)))
 
         return Measure(
-            self.name, predicted, self.unit, exact=True, takes="indices",
+            self.name, predict, self.unit, exact=True, takes="indices",
             fingerprint=f"predictor of {self.name}: {digest(parts)}",
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
-        """Write what was measured as JSON; `load` reads it back and fits the same predictor."""
+        """Write the measured values as JSON; `load` reads them and fits the same predictor."""
         data = {
             "format": _FORMAT,
             "name": self.name,
@@ -223,7 +223,7 @@ class LatencyPredictor:
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | None = None) -> LatencyPredictor:
-        """Read what `save` wrote.
+        """Return the predictor in a file that `save` wrote.
 
         Args:
             path: The file.
@@ -231,21 +231,21 @@ class LatencyPredictor:
                 machine's only, which is checked where it is used.
 
         Raises:
-            StorageError: Not such a file.
+            StorageError: The file is not a predictor's.
             MeasurementError: It is of another device than `device`.
         """
         data = read(path, _FORMAT, cls.__name__)
         try:
             keys = ("name", "unit", "device", "conditions", "network", "predictor", "errors")
-            given = {key: data[key] for key in keys}
+            arguments = {key: data[key] for key in keys}
             space = SearchSpace.from_json(data["space"])
-            made = cls(space, data["subnets"], data["values"], **given)
+            predictor = cls(space, data["subnets"], data["values"], **arguments)
         except (ValueError, KeyError, TypeError) as error:
             raise unreadable(path, cls.__name__, error) from error
-        made._allowed = device
+        predictor._allowed = device
         if device is not None:
-            check_device(f"The predictor of {made.name!r}", made.device, device)
-        return made
+            check_device(f"The predictor of {predictor.name!r}", predictor.device, device)
+        return predictor
 
     def __repr__(self) -> str:
         return (
@@ -253,7 +253,7 @@ class LatencyPredictor:
         )
 
 
-def _drawn(space: SearchSpace, n: int, rng: np.random.Generator) -> Indices:
+def _sample(space: SearchSpace, n: int, rng: np.random.Generator) -> Indices:
     """Return the extremes and a sample without them, n rows or the whole space."""
     ends = space.indices(dict.fromkeys([space.largest, space.smallest]))
     X = space.sample_indices(min(n, space.size), rng)
@@ -271,7 +271,7 @@ def _network(elastic: Any, space: SearchSpace) -> str:
 
 def _check_name(predictor: Any) -> None:
     if not isinstance(predictor, str):
-        msg = f"predictor={predictor!r:.60} must be a name, so that it can be kept in a file."
+        msg = f"predictor={predictor!r:.60} must be a name, so that it can be written to a file."
         raise ObjectiveError(msg)
     if predictor not in names():
         make(predictor)  # raises, with the nearest name
@@ -287,7 +287,7 @@ def _check(subnets: Sequence[Subnet], values: Floats, errors: Floats) -> None:
         raise ObjectiveError(msg)
     if not (np.isfinite(values) & (values > 0)).all():
         at = int(np.flatnonzero(~(np.isfinite(values) & (values > 0)))[0])
-        msg = f"values[{at}] is {values[at]}: not a positive number. Leave out what failed."
+        msg = f"values[{at}] is {values[at]}: not a positive number. Leave out subnets that failed."
         raise ObjectiveError(msg)
     if len(set(subnets)) < n:
         twice = next(s for s in subnets if subnets.count(s) > 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latency of subnets as a sum over blocks, each of which was timed once."""
+"""Latency of subnets as a sum over their blocks, each of which was timed once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lightning_subnet.costs.tables.files import (
     device_of,
     settings_of,
 )
-from lightning_subnet.costs.tables.places import Place, layout, sampled
+from lightning_subnet.costs.tables.places import Place, layout, trace_sample
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.space.space import SearchSpace
@@ -39,7 +39,7 @@ _CLEAR, _AGAIN = 0.02, 2  # a block is timed again while its error is more than 
 
 @dataclass(frozen=True)
 class BlockTime:
-    """What one kind of block takes.
+    """The latency of one kind of block.
 
     Args:
         text: The block and the shapes of its inputs.
@@ -55,19 +55,19 @@ class BlockTime:
 class LatencyTable:
     """Milliseconds of a subnet, as `scale * (sum of its blocks' times) + constant`.
 
-    `build` times each different block once, in turns with the slowest, and fits scale and
-    constant to a few subnets timed as a whole: what the sum leaves out (what is between the blocks)
-    and what it counts too much (a block alone finds its weights in the caches). It is a measure for
-    `SubnetSearch(measures=[table])`: exact, as it says the same every time, so it costs no budget;
-    how true it is says `report`, and `result.remeasure(Latency(...))` on the front.
+    `build` times each different block once, in turns with the slowest, and fits scale and constant
+    to a few subnets timed as a whole, as the sum leaves out the work between the blocks, and a
+    block alone finds its weights in the caches. It is a measure for
+    `SubnetSearch(measures=[table])`: exact, as it gives the same every time, so it costs no budget;
+    `report` says how true it is, and `result.remeasure(Latency(...))` measures the front.
 
     Where the blocks depend on few choices each, as in this package's networks, thousands of subnets
     are looked up at once; else one subnet after the other is traced.
 
     Attributes:
-        blocks: What each kind of block takes, by key.
+        blocks: The latency of each kind of block, by key.
         report: How well it agrees with whole subnets that it was not fitted to.
-        device: What it was measured on.
+        device: The device that it was measured on, in words.
         space: The space of its subnets.
 
     Example:
@@ -109,7 +109,7 @@ class LatencyTable:
         self._sizes = [len(choice.values) for choice in space.choices.values()]
         self._tracer: Tracer | None = None
 
-    # Making
+    # Building
 
     @classmethod
     def build(
@@ -130,19 +130,19 @@ class LatencyTable:
             example_input: One sample; None: the `input` of `latency`, or the model's
                 `example_input_array`.
             latency: How to time; None: `Latency()`.
-            blocks: Called with an extracted network, returns the modules of it that are timed as
-                one each; None: children of the network and of the containers in it.
+            blocks: Called with an extracted network, returns its modules that are timed as one
+                each; None: children of the network and of the containers in it.
             calibrate: Whole subnets that scale and constant are fitted to; 0: they are 1 and 0.
             check: Other random subnets that it is compared with at once, for `report`.
-            seed: Of the subnets that are drawn.
+            seed: Of the random subnets.
 
         Raises:
             MeasurementError: The network cannot be sliced, or does not take the input.
-            ObjectiveError: No sample, or too few subnets to fit to.
+            ObjectiveError: There is no sample, or there are too few subnets to fit to.
         """
         latency = Latency() if latency is None else latency
         if not isinstance(latency, Latency):
-            msg = f"latency={latency!r:.60} is no Latency. Write latency=Latency(threads=1)."
+            msg = f"latency={latency!r:.60} is not a Latency. Write latency=Latency(threads=1)."
             raise ObjectiveError(msg)
         if 0 < calibrate < _FEWEST or calibrate < 0 or check < 0:
             msg = (
@@ -155,14 +155,14 @@ class LatencyTable:
         tracer = Tracer(elastic, sample, blocks)
         places = layout(tracer, rng=rng)
         if places is None:
-            sampled(tracer, rng=rng)
+            trace_sample(tracer, rng=rng)
         whole = latency.bind(elastic, sample)
         table = cls(
             name=latency.name,
             device=device,
             conditions=settings_of(latency) | {"input": described(sample)},
             space=tracer.space,
-            blocks=_timed(tracer, latency),
+            blocks=_time_blocks(tracer, latency),
             places=places,
             allowed=device,
         )
@@ -176,21 +176,21 @@ class LatencyTable:
     def _calibrate(self, whole: Measure, n: int, rng: np.random.Generator) -> None:
         """Fit scale and constant to subnets spread over the range of the sums."""
         space = self.space
-        drawn = [space.smallest, space.largest, *space.sample(min(_SPREAD, space.size), rng)]
+        subnets = [space.smallest, space.largest, *space.sample(min(_SPREAD, space.size), rng)]
         if self.places is None:
-            drawn = drawn[: 4 * n]  # each is traced
-        X = space.indices(drawn)
+            subnets = subnets[: 4 * n]  # each is traced
+        X = space.indices(subnets)
         sums = self._sums(X)
         at = np.argsort(sums)[np.linspace(0, len(sums) - 1, n).astype(int)]
-        measured = whole.evaluate(space, X[at])[0]
+        ms = whole.evaluate(space, X[at])[0]
         # Relative errors, as latencies span an order of magnitude.
-        design = np.stack([sums[at], np.ones(n)], axis=1) / measured[:, None]
+        design = np.stack([sums[at], np.ones(n)], axis=1) / ms[:, None]
         (scale, constant), *_ = np.linalg.lstsq(design, np.ones(n), rcond=None)
         if scale <= 0:  # the noise is larger than all differences
-            scale, constant = float(np.median(measured / sums[at])), 0.0
+            scale, constant = float(np.median(ms / sums[at])), 0.0
         self.scale, self.constant = float(scale), float(constant)
 
-    # Asking
+    # Predicting
 
     def predict(self, subnets: Iterable[Subnet]) -> Floats:
         """Return the latency (n,) of subnets, in ms.
@@ -198,9 +198,9 @@ class LatencyTable:
         Raises:
             MeasurementError: The subnets must be traced, and the table was loaded: bind it first.
         """
-        return self._predicted(self.space.indices(subnets))
+        return self._predict(self.space.indices(subnets))
 
-    def _predicted(self, X: Indices) -> Floats:
+    def _predict(self, X: Indices) -> Floats:
         return self.scale * self._sums(X) + self.constant
 
     def _sums(self, X: Indices) -> Floats:
@@ -210,11 +210,12 @@ class LatencyTable:
                 total += place.costs(X, self._sizes, self._ms)
             return total
         if self._tracer is None:
-            msg = "This table looks at networks: call table.bind(model, example_input) first."
+            msg = "This table traces networks: call table.bind(model, example_input) first."
             raise MeasurementError(msg)
-        return np.array([self._traced(subnet) for subnet in self.space.from_indices(X)])
+        return np.array([self._trace(subnet) for subnet in self.space.from_indices(X)])
 
-    def _traced(self, subnet: Subnet) -> float:
+    def _trace(self, subnet: Subnet) -> float:
+        """Return the sum of a subnet's blocks."""
         assert self._tracer is not None
         keys = self._tracer(subnet)
         if unknown := [place for place, key in keys.items() if key not in self._ms]:
@@ -236,7 +237,7 @@ class LatencyTable:
         for subnet in ends if self._tracer is None else ():
             try:
                 self._tracer = tracer
-                self._traced(subnet)
+                self._trace(subnet)
             except RuntimeError as error:
                 self._tracer = None
                 msg = (
@@ -247,26 +248,30 @@ class LatencyTable:
         if self.places is not None:
             return self.measure
 
-        def looked(subnets: list[Subnet]) -> list[float]:
+        def predict(subnets: list[Subnet]) -> list[float]:
             return [float(value) for value in self.predict(subnets)]
 
-        return Measure(self.name, looked, "ms", exact=True, fingerprint=self.fingerprint)
+        return Measure(self.name, predict, "ms", exact=True, fingerprint=self.fingerprint)
 
     @property
     def measure(self) -> Measure:
-        """The measure of value indices, which needs no network; of a table that is looked up."""
+        """The measure of value indices, which needs no network; of a table without tracing.
+
+        Raises:
+            MeasurementError: The subnets must be traced, or the table is of another device.
+        """
         check_device(f"The table of {self.name!r}", self.device, self._allowed)
         if self.places is None:
-            msg = "This table looks at networks, one by one: give it to a search in measures=."
+            msg = "This table traces networks, one by one: give it to a search in measures=."
             raise MeasurementError(msg)
         return Measure(
-            self.name, self._predicted, "ms", exact=True, takes="indices",
+            self.name, self._predict, "ms", exact=True, takes="indices",
             fingerprint=self.fingerprint,
         )  # fmt: skip
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that it predicts from."""
+        """A hash of all that its predictions depend on."""
         parts = [self._ms, self.scale, self.constant, self.device, self.space.fingerprint]
         return f"table of {self.name}: {digest(parts)}"
 
@@ -279,18 +284,18 @@ class LatencyTable:
         n: int = 20,
         seed: int = 1,
     ) -> Agreement:
-        """Time whole subnets, drawn at random, and return how well the table agrees with them.
+        """Time random whole subnets, and return how well the table agrees with them.
 
         Args:
             model: The super-network.
             example_input: As for `build`.
             latency: How to time; None: as the table's blocks, on `"cpu"`.
             n: How many.
-            seed: Of the draw.
+            seed: Of the random subnets.
         """
         if latency is None:
-            known = {k: v for k, v in self.conditions.items() if hasattr(Latency, k)}
-            latency = Latency(**{k: v for k, v in known.items() if k != "input"})
+            settings = {k: v for k, v in self.conditions.items() if hasattr(Latency, k)}
+            latency = Latency(**{k: v for k, v in settings.items() if k != "input"})
         elastic = _module(model)
         whole = latency.bind(elastic, sample_for(model, example_input, latency))
         self.bind(elastic, sample_for(model, example_input, latency))
@@ -298,9 +303,9 @@ class LatencyTable:
 
     def _agreement(self, whole: Measure, n: int, rng: np.random.Generator) -> Agreement:
         X = self.space.sample_indices(min(n, self.space.size), rng)
-        return Agreement.of(self._predicted(X), whole.evaluate(self.space, X)[0])
+        return Agreement.of(self._predict(X), whole.evaluate(self.space, X)[0])
 
-    # Keeping
+    # Files
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON; `load` reads it back."""
@@ -326,7 +331,7 @@ class LatencyTable:
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | None = None) -> LatencyTable:
-        """Read what `save` wrote.
+        """Return the table in a file that `save` wrote.
 
         Args:
             path: The file.
@@ -334,7 +339,7 @@ class LatencyTable:
                 of this machine's only, which is checked where the table is used.
 
         Raises:
-            StorageError: Not such a file.
+            StorageError: The file is not a table's.
             MeasurementError: The table is of another device than `device`.
         """
         data = read(path, _FORMAT, cls.__name__)
@@ -365,8 +370,8 @@ class LatencyTable:
         return table
 
     def __repr__(self) -> str:
-        told = f"{self.report}" if self.report else "not checked"
-        return f"<LatencyTable of {len(self.blocks)} blocks on {self.device}: {told}>"
+        report = f"{self.report}" if self.report else "not checked"
+        return f"<LatencyTable of {len(self.blocks)} blocks on {self.device}: {report}>"
 
 
 def _module(model: Any) -> nn.Module:
@@ -378,22 +383,22 @@ def _module(model: Any) -> nn.Module:
     return part
 
 
-def _timed(tracer: Tracer, latency: Latency) -> dict[str, BlockTime]:
-    """Return the times of all kinds of blocks."""
-    found = tracer.blocks()
+def _time_blocks(tracer: Tracer, latency: Latency) -> dict[str, BlockTime]:
+    """Return the times of all kinds of blocks, by key."""
+    blocks = tracer.blocks()
     with random_state():
-        bench = BlockBench(list(found.values()))
+        bench = BlockBench(list(blocks.values()))
     alone, space = replace(latency, input=None).bind(bench, bench.inputs), bench.search_space()
-    X = np.arange(len(found))[:, None]
+    X = np.arange(len(blocks))[:, None]
     values, errors = alone.evaluate(space, X)
-    for _ in range(_AGAIN):  # what the machine disturbed; each counts in thousands of subnets
+    for _ in range(_AGAIN):  # blocks that were disturbed; each counts in thousands of subnets
         rows = np.flatnonzero(errors > _CLEAR * values)
         if len(rows):
             new, error = alone.evaluate(space, X[rows])
             better = error < errors[rows]
             values[rows[better]], errors[rows[better]] = new[better], error[better]
-    keys = list(found)
+    keys = list(blocks)
     return {
-        keys[i]: BlockTime(found[keys[i]].text, float(value), float(error))
+        keys[i]: BlockTime(blocks[keys[i]].text, float(value), float(error))
         for i, value, error in zip(bench.order, values, errors, strict=True)
     }

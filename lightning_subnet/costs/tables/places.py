@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which block stands in which place of a subnet, looked up by choices for thousands of subnets."""
+"""Places of the blocks in a network, looked up by choices for thousands of subnets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_subnet._types import Floats, Indices
 from lightning_subnet.costs.tables.blocks import Tracer
 
 _MOST = 512  # combinations of the choices that one block depends on
-_CHECKED = 24  # random subnets on which the lookup is verified
+_VERIFIED = 24  # random subnets on which the lookup is verified
 _SAME_FOR, _MOST_TRACED = 30, 600  # without a lookup: until so many subnets show nothing new
 
 
@@ -29,13 +29,19 @@ class Place:
     at: tuple[int, ...]
     keys: Mapping[tuple[int, ...], str]
 
-    def costs(self, X: Indices, sizes: Sequence[int], known: Mapping[str, float]) -> Floats:
-        """Return the cost of the block in each row of X (n,); 0 where there is none."""
+    def costs(self, X: Indices, sizes: Sequence[int], ms: Mapping[str, float]) -> Floats:
+        """Return the cost of the block in each row of X (n,); 0 where there is none.
+
+        Args:
+            X: Value indices (n, n_choices).
+            sizes: How many values each choice has.
+            ms: The cost of each kind of block, by key.
+        """
         table = np.full([sizes[j] for j in self.at] or [1], np.nan)
         for combination, key in self.keys.items():
-            table[combination or 0] = known[key] if key else 0.0
-        looked: Floats = table[tuple(X[:, j] for j in self.at) or np.zeros(len(X), dtype=int)]
-        return looked
+            table[combination or 0] = ms[key] if key else 0.0
+        costs: Floats = table[tuple(X[:, j] for j in self.at) or np.zeros(len(X), dtype=int)]
+        return costs
 
 
 def layout(tracer: Tracer, *, rng: np.random.Generator) -> list[Place] | None:
@@ -46,7 +52,7 @@ def layout(tracer: Tracer, *, rng: np.random.Generator) -> list[Place] | None:
     on random subnets.
 
     Args:
-        tracer: Finds blocks; afterwards it knows one of each kind that the space has.
+        tracer: Traces subnets; afterwards it has one block of each kind in the space.
         rng: Draws subnets.
     """
     space = tracer.space
@@ -59,32 +65,35 @@ def layout(tracer: Tracer, *, rng: np.random.Generator) -> list[Place] | None:
             depends.setdefault(place, set())
         for near in space.neighbours(base):
             there = tracer(near)
-            changed = np.flatnonzero(space.indices([near])[0] != row)
-            live = space.active(row[None])[0][changed]
-            (j, *_) = changed[live] if live.any() else changed
+            positions = np.flatnonzero(space.indices([near])[0] != row)
+            live = space.active(row[None])[0][positions]
+            (j, *_) = positions[live] if live.any() else positions
             for place in {*before, *there}:
                 if before.get(place) != there.get(place):
                     depends.setdefault(place, set()).add(int(j))
     ats = {place: tuple(sorted(on)) for place, on in depends.items()}
     if any(np.prod([sizes[j] for j in at]) > _MOST for at in ats.values()):
         return None
-    keys = _looked_up(tracer, ats, sizes, [space.indices([base])[0] for base in bases])
+    keys = _keys_of(tracer, ats, sizes, [space.indices([base])[0] for base in bases])
     places = {place: Place(ats[place], table) for place, table in keys.items()}
-    for subnet in space.sample(min(_CHECKED, space.size), rng):
-        row, seen = space.indices([subnet])[0], tracer(subnet)
-        told = {p: q.keys.get(tuple(int(row[j]) for j in q.at), "?") for p, q in places.items()}
-        if {place: key for place, key in told.items() if key} != seen:
+    for subnet in space.sample(min(_VERIFIED, space.size), rng):
+        row, traced = space.indices([subnet])[0], tracer(subnet)
+        keys_of_row = {
+            name: place.keys.get(tuple(int(row[j]) for j in place.at), "?")
+            for name, place in places.items()
+        }
+        if {name: key for name, key in keys_of_row.items() if key} != traced:
             return None
     return list(places.values())
 
 
-def _looked_up(
+def _keys_of(
     tracer: Tracer,
     ats: Mapping[str, tuple[int, ...]],
     sizes: Sequence[int],
     bases: Sequence[Indices],
 ) -> dict[str, dict[tuple[int, ...], str]]:
-    """Return the keys of each place by combination, from as few subnets as a greedy cover takes."""
+    """Return the keys of each place by combination, from the few subnets of a greedy cover."""
     space = tracer.space
     waiting: dict[str, dict[tuple[int, ...], Indices]] = {}
     for place, at in ats.items():
@@ -110,20 +119,20 @@ def _looked_up(
                     row[list(ats[place])] = combination
                     fixed |= set(ats[place])
                     break
-        for tried in (space.canonical(row[None]), alone[None]):
-            seen = tracer(space.from_indices(tried)[0])
+        for attempt in (space.canonical(row[None]), alone[None]):
+            traced = tracer(space.from_indices(attempt)[0])
             for place, at in ats.items():
-                combination = tuple(int(tried[0, j]) for j in at)
-                keys[place][combination] = seen.get(place, "")
+                combination = tuple(int(attempt[0, j]) for j in at)
+                keys[place][combination] = traced.get(place, "")
                 waiting[place].pop(combination, None)
             if next(iter(waiting[first].values()), None) is not alone:
                 break
     return keys
 
 
-def sampled(tracer: Tracer, *, rng: np.random.Generator) -> int:
-    """Look at random subnets until they show no new block; return how many were looked at."""
-    space, same, looked = tracer.space, 0, 0
+def trace_sample(tracer: Tracer, *, rng: np.random.Generator) -> int:
+    """Trace random subnets until they show no new block; return how many were traced."""
+    space, same, n_traced = tracer.space, 0, 0
     for subnet in [
         space.largest,
         space.smallest,
@@ -131,8 +140,8 @@ def sampled(tracer: Tracer, *, rng: np.random.Generator) -> int:
     ]:
         before = len(tracer.kinds)
         tracer(subnet)
-        looked += 1
+        n_traced += 1
         same = 0 if len(tracer.kinds) > before else same + 1
         if same >= _SAME_FOR:
             break
-    return looked
+    return n_traced

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_subnet import Choice, SearchSpace, Subnet, SubnetMixin
 from lightning_subnet.costs.tables.blocks import BlockBench, Tracer, blocks_of
-from lightning_subnet.costs.tables.places import layout, sampled
+from lightning_subnet.costs.tables.places import layout, trace_sample
 from lightning_subnet.errors import MeasurementError
 from lightning_subnet.supernets import ElasticMobileNetV3
 from tests.networks import ElasticMlp
@@ -89,16 +89,16 @@ def test_settings_count_that_no_shape_tells() -> None:
 def test_blocks_run_alone_as_they_do_inside() -> None:
     net = Headed()
     tracer = Tracer(net, torch.rand(1, 5, 8))
-    called = tracer.blocks()
+    blocks = tracer.blocks()
     key = tracer(net.search_space().largest)["attend"]
-    (x,) = called[key].inputs
+    (x,) = blocks[key].inputs
     assert x.shape == (1, 5, 8), "the mask does not grow with the batch"
-    bench = BlockBench(list(called.values()))
-    place = bench.order.index(list(called).index(key))
+    bench = BlockBench(list(blocks.values()))
+    place = bench.order.index(list(blocks).index(key))
     alone = bench.extract(bench.search_space().subnet(block=place))
     mask = torch.ones(5, 5, dtype=torch.bool)
     with torch.inference_mode():
-        inside = called[key].module(x, mask=mask)
+        inside = blocks[key].module(x, mask=mask)
         assert torch.equal(alone(*bench.inputs), inside)
         three = [t.repeat_interleave(3, 0) for t in bench.inputs]
         torch.testing.assert_close(alone(*three)[2], inside[0])  # the batch decides how it adds up
@@ -114,22 +114,22 @@ def test_the_lookup_is_the_trace_for_every_subnet(changes: dict[str, Any]) -> No
     places = layout(tracer, rng=np.random.default_rng(0))
     assert places is not None
     weights = {
-        key: float(sum(p.numel() for p in called.module.parameters()))
-        for key, called in tracer.blocks().items()
+        key: float(sum(p.numel() for p in block.module.parameters()))
+        for key, block in tracer.blocks().items()
     }
     X = np.concatenate(list(space.index_blocks()))
     sizes = [len(choice.values) for choice in space.choices.values()]
     total = sum(place.costs(X, sizes, weights) for place in places)
     params = next(m for m in net.exact_measures() if m.name == "params")
     assert np.array_equal(total, params.evaluate(space, X)[0])
-    assert changes or len(tracer._known) < 0.25 * space.size
+    assert changes or tracer.n_traced < 0.25 * space.size
 
 
 def test_a_walk_through_samples_finds_the_blocks_too() -> None:
     net = ElasticMobileNetV3.tiny(n_classes=3, **{**SMALL, "kernels": (3,)})
     one, two = Tracer(net, IMAGE), Tracer(net, IMAGE)
     layout(one, rng=np.random.default_rng(0))
-    assert 30 < sampled(two, rng=np.random.default_rng(0)) <= net.search_space().size + 2
+    assert 30 < trace_sample(two, rng=np.random.default_rng(0)) <= net.search_space().size + 2
     assert set(two.kinds) == set(one.kinds)
 
 
@@ -165,7 +165,7 @@ def test_a_network_that_cannot_be_sliced_is_refused() -> None:
 
 def test_an_input_that_does_not_fit() -> None:
     net = ElasticMobileNetV3.tiny(n_classes=10)
-    with pytest.raises(MeasurementError, match="blocks were looked for"):
+    with pytest.raises(MeasurementError, match="blocks were traced"):
         Tracer(net, torch.zeros(1, 3, 8, 8))
     with pytest.raises(MeasurementError, match="calls none of its blocks"):
         Tracer(net, IMAGE, lambda plain: [])

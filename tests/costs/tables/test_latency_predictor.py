@@ -144,7 +144,7 @@ def test_subnets_that_fail_are_left_out() -> None:
 SPACE = tiny().search_space()
 TEN = SPACE.sample(10, rng=0)
 BAD: list[tuple[Callable[[], Any], tuple[str, ...]]] = [
-    (lambda: LatencyPredictor.fit(tiny(), Latency, example_input=IMAGE), ("no measure",)),  # type: ignore[arg-type] # the point
+    (lambda: LatencyPredictor.fit(tiny(), Latency, example_input=IMAGE), ("not a measure",)),  # type: ignore[arg-type] # the point
     (lambda: LatencyPredictor.fit(tiny(), weight, n=3, example_input=IMAGE), ("n=3", "8")),
     (lambda: LatencyPredictor.fit(tiny(), weight, predictor="rigde"), ("'ridge'",)),
     (lambda: LatencyPredictor.fit(torch.nn.Linear(1, 1), weight), ("no elastic part",)),

@@ -112,7 +112,7 @@ def test_a_network_without_a_lookup_is_traced() -> None:
     top = net.search_space().largest
     assert measure([top])[0] == pytest.approx(sum(
         table.blocks[key].ms for key in Tracer(net, x)(top).values()))  # fmt: skip
-    with pytest.raises(MeasurementError, match="looks at networks"):
+    with pytest.raises(MeasurementError, match="traces networks"):
         _ = table.measure
 
 
