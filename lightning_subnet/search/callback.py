@@ -11,6 +11,7 @@ import torch
 
 from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._torch.fingerprints import hashed
+from lightning_subnet.costs.resolve import measure_names
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import SearchError
 from lightning_subnet.results.result import SearchResult
@@ -126,7 +127,7 @@ class SubnetSearchCallback(Callback):
             return  # some modules leave the sanity check early
         if self._unchecked:
             self._unchecked = False
-            computed = {*(measure.name for measure in plan.measures), *TrainerEvaluator.built_in}
+            computed = {*(measure.name for measure in plan.measures), *measure_names()}
             if missing := [n for n in plan.names if n not in computed and n not in logged]:
                 msg = (
                     f"The search wants {missing[0]!r}, which {type(pl_module).__name__} does not "
