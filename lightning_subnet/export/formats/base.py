@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import nn
 
+from lightning_subnet._torch.contexts import plain_attention
 from lightning_subnet.errors import ExportError, FixedBatchError, SubnetError
 from lightning_subnet.export.call import Call, brief
 
@@ -141,7 +142,6 @@ def quiet(*loggers: str) -> Iterator[None]:
         *loggers: Loggers with levels of their own, beside the root and that of torch.
     """
     levels = {name: logging.getLogger(name).level for name in ("root", "torch", *loggers)}
-    fast = torch.backends.mha.get_fastpath_enabled()
     native: Any = torch._C
     printing = getattr(native, "_jit_onnx_log", None)
     silent = logging.NullHandler()  # without one, the root logger would get a lasting one
@@ -149,16 +149,15 @@ def quiet(*loggers: str) -> Iterator[None]:
     try:
         for name in levels:
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        torch.backends.mha.set_fastpath_enabled(False)  # no exporter knows its operators
         if printing is not None:  # the graph, on stdout; its switch is turned on by each export
             native._jit_onnx_log = lambda *_: None
-        with warnings.catch_warnings():
+        # No exporter knows the operators of attention's fast path.
+        with plain_attention(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         if printing is not None:
             native._jit_onnx_log = printing
-        torch.backends.mha.set_fastpath_enabled(fast)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         logging.getLogger().removeHandler(silent)
