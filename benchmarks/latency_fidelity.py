@@ -35,7 +35,7 @@ import torch
 from benchmarks.data import RESULTS
 from lightning_subnet import Latency, extract
 from lightning_subnet.costs import LatencyTable
-from lightning_subnet.costs.runtimes.base import RUNTIMES
+from lightning_subnet.costs.runtimes.registry import names
 from lightning_subnet.elasticity.protocol import activated
 from lightning_subnet.predictors.base import kendall_tau
 from lightning_subnet.predictors.masked_features import features
@@ -68,12 +68,12 @@ class Measured:
 
     def measure(self, start: int, stop: int, settings: Latency | None = None) -> np.ndarray:
         """Return values and errors (n, 2) of some of the subnets, by a measure of their own."""
-        measure: Any = (settings or self.settings).bind(self.net, IMAGE)
+        measure = (settings or self.settings).bind(self.net, IMAGE)
         measure([self.space.largest])  # the reference, once for all
         began = time.perf_counter()
         rows = np.array(measure(self.subnets[start:stop]))
         self.seconds.append((time.perf_counter() - began) / len(rows))
-        self.preparing += [timing.preparing for timing in measure.fn.timings.values()]
+        self.preparing += [timing.preparing for timing in measure.timings.values()]
         return rows
 
 
@@ -146,7 +146,7 @@ PARTS: dict[str, Callable[[Measured], Iterator[dict[str, Any]]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--runtimes", nargs="+", default=["eager", "onnxruntime", "openvino"], choices=RUNTIMES
+        "--runtimes", nargs="+", default=["eager", "onnxruntime", "openvino"], choices=names()
     )
     parser.add_argument("--subnets", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=4.0, help="as in Latency")

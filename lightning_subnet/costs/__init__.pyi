@@ -13,6 +13,7 @@ from .functions import (
 )
 from .latency.latency import (
     Latency as Latency,
+    LatencyMeasure as LatencyMeasure,
     Throughput as Throughput,
 )
 from .latency.timing import (
@@ -23,6 +24,11 @@ from .memory import (
 )
 from .proxies import (
     SynFlow as SynFlow,
+)
+from .runtimes.base import (
+    Conditions as Conditions,
+    ForwardPass as ForwardPass,
+    Runtime as Runtime,
 )
 from .tables.files import (
     Agreement as Agreement,
