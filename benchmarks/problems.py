@@ -215,7 +215,7 @@ def near_optimal(problem: SearchProblem, evaluations: int = NEAR_OPTIMAL) -> flo
     entry = known.get(problem.name, {"check": -1.0})
     if abs(entry["check"] - check) < SAME_TRUTH and entry["evaluations"] == evaluations:
         return float(entry["hypervolume"])
-    from lightning_subnet.strategies._toolkit.surrogates import evolve
+    from lightning_subnet.strategies._toolkit.breeding import evolve
     from lightning_subnet.study.problem import Problem
 
     population, rng = 200, np.random.default_rng(0)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only file that imports BoTorch and GPyTorch, inside its functions, and torch so far down.
 
-Acquisition functions are BoTorch's, on the posterior of the package's own Gaussian processes.
+Acquisition functions are BoTorch's. The Gaussian processes are not: BoTorch asks a model for its
+posterior, and gets that of `Gaussian`, which has a kernel for columns of numbers and indicators, is
+fitted without torch, and is the same as that of the predictor "gp".
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ _SHARE = {3: 4, 4: 8}  # of the samples that are taken, by number of objectives
 _UNCACHED = 4
 _CHUNK = 2_000_000  # numbers in one tensor of an acquisition function
 
-Outcome = Gaussian | int  # a process, or the column of a row that holds the value itself
+Outcome = Gaussian | int  # a process, or the column of a row that is the value itself
 Limit = tuple[int, float, float]  # outcome k is feasible where sign * (value - level) <= 0
 
 
@@ -31,17 +33,17 @@ class Acquisition:
     """Expected improvement of rows over a measured front, as BoTorch computes it.
 
     Outcomes are maximised. With two objectives or more it is qLogNoisyExpectedHypervolume-
-    Improvement, with one qLogNoisyExpectedImprovement; limits are outcome constraints. What was
-    measured and what is pending are both integrated over, by joint samples of the posterior.
+    Improvement, with one qLogNoisyExpectedImprovement; limits are outcome constraints. The values
+    of measured and of pending rows are integrated over, by joint samples of the posterior.
 
     Args:
-        outcomes: First the objectives, then what only limits speak of.
+        outcomes: First the objectives, then those that only limits refer to.
         limits: Outcome constraints.
         measured: The rows (n, d) measured so far. Those without a chance to be on the front are
             left out.
         pending: The rows (k, d) that are being measured.
         reference: The reference point (m,) of m objectives.
-        samples: How many samples of the posterior. Each has a front of its own, whose
+        samples: The number of samples of the posterior. Each has a front of its own, whose
             decomposition into boxes is slow beyond two objectives: with three a quarter is taken,
             with four an eighth.
         seed: Of the samples, which are quasi-random.
@@ -67,38 +69,38 @@ class Acquisition:
         self.limits, self.reference = limits, reference
         self.samples, self.seed = max(samples // _SHARE.get(len(reference), 1), 2), seed
         baseline = self._pruned(len(measured))
-        self._chosen = self._ids(pending)[:0]
+        self._choices = self._ids(pending)[:0]
         self.function = self._built(_joined(baseline, self._add(pending)))
 
     def choose(self, rows: Floats) -> None:
         """Take rows (k, d) as pending too."""
-        self._chosen = _joined(self._chosen, self._add(rows))
-        self.function.set_X_pending(self._chosen)
+        self._choices = _joined(self._choices, self._add(rows))
+        self.function.set_X_pending(self._choices)
 
     @property
     def work(self) -> int:
-        """How many numbers the largest tensor has for one row."""
+        """The numbers in the largest tensor for one row."""
         cells = getattr(self.function, "cell_lower_bounds", None)
         wide = 4 if cells is None else int(cells.shape[-2]) * len(self.reference)
-        if len(self._chosen) <= self._uncached:
-            wide <<= len(self._chosen)
-        joint = len(self.function.X_baseline) + len(self._chosen) + 1
+        if len(self._choices) <= self._uncached:
+            wide <<= len(self._choices)
+        joint = len(self.function.X_baseline) + len(self._choices) + 1
         return self.samples * max(wide, joint * len(self.model.outcomes))
 
     @property
     def _uncached(self) -> int:
-        """How many chosen rows count by inclusion and exclusion before boxes are made anew."""
+        """The most rows that count by inclusion and exclusion before boxes are made anew."""
         return _UNCACHED if len(self.reference) in _SHARE else 0
 
     def __call__(self, rows: Floats) -> Floats:
         """Return the logarithm of the expected improvement of each row (n, d) alone, (n,)."""
-        fixed = self.model.rows
+        rows_before = self.model.rows
         step = max(_CHUNK // self.work, 1)
         parts = []
         for at in range(0, len(rows), step):
             ids = self._add(rows[at : at + step])
             parts.append(self.function(ids[:, None]).numpy())
-            self.model.rows = fixed
+            self.model.rows = rows_before
         scores: Floats = np.concatenate([np.zeros(0), *parts])
         return np.where(np.isnan(scores), -np.inf, scores)
 
@@ -135,7 +137,7 @@ class Acquisition:
         from botorch.acquisition.multi_objective.utils import prune_inferior_points_multi_objective
         from botorch.acquisition.utils import prune_inferior_points
 
-        given: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "model": self.model,
             "X": torch.arange(n, dtype=torch.double)[:, None],
             "objective": self._objective(),
@@ -143,9 +145,9 @@ class Acquisition:
             "num_samples": _PRUNING,
         }
         if len(self.reference) == 1:
-            return prune_inferior_points(**given)
+            return prune_inferior_points(**arguments)
         reference = torch.from_numpy(self.reference)
-        return prune_inferior_points_multi_objective(ref_point=reference, **given)
+        return prune_inferior_points_multi_objective(ref_point=reference, **arguments)
 
     def _built(self, baseline: Any) -> Any:
         import torch
@@ -155,7 +157,7 @@ class Acquisition:
         )
         from botorch.sampling.normal import SobolQMCNormalSampler
 
-        given: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "model": self.model,
             "X_baseline": baseline,
             "sampler": SobolQMCNormalSampler(torch.Size([self.samples]), seed=self.seed),
@@ -165,9 +167,9 @@ class Acquisition:
             "cache_root": False,  # only BoTorch's own models have the cache
         }
         if len(self.reference) == 1:
-            return qLogNoisyExpectedImprovement(**given)
+            return qLogNoisyExpectedImprovement(**arguments)
         return qLogNoisyExpectedHypervolumeImprovement(
-            ref_point=torch.from_numpy(self.reference), max_iep=self._uncached, **given
+            ref_point=torch.from_numpy(self.reference), max_iep=self._uncached, **arguments
         )
 
 
@@ -183,7 +185,7 @@ def _first(Z: Any, X: Any = None) -> Any:
 
 @cache
 def _row_model() -> Any:
-    """Return the class of BoTorch model whose points are numbers of rows.
+    """Return a class of BoTorch models whose points are numbers of rows.
 
     All points of a batch but one are the measured front, so the posterior covariance of the
     distinct rows is computed once, and each batch takes its part of it.
@@ -226,15 +228,15 @@ def posterior_of(outcome: Outcome, rows: Floats) -> tuple[Floats, Floats]:
     if isinstance(outcome, int):
         return rows[:, outcome], _JITTER * np.eye(len(rows))
     a = outcome.blocks(rows[:, : len(outcome.centre)])
-    known = outcome.whitened(a)
+    whitened = outcome.whitened(a)
     jitter = _JITTER * max(float(outcome.prior_variance(a).mean()), 1.0)
     mean = outcome.prior(a, outcome.rows) @ outcome.dual
-    return mean, outcome.prior(a, a) - known.T @ known + jitter * np.eye(len(rows))
+    return mean, outcome.prior(a, a) - whitened.T @ whitened + jitter * np.eye(len(rows))
 
 
 @contextmanager
-def settled(seed: int) -> Iterator[None]:
-    """Run BoTorch on one thread, seeded, without gradients, and give everything back.
+def one_seed(seed: int) -> Iterator[None]:
+    """Run BoTorch on one thread, from a seed, without gradients, and put everything back.
 
     BoTorch 0.18 compiles a C++ kernel when its hypervolume improvement is first used: that takes
     half a minute, can wait for ever on the lock of a killed process, and rounds differently from
@@ -244,11 +246,11 @@ def settled(seed: int) -> Iterator[None]:
     from botorch.acquisition.multi_objective import logei
 
     off = {"_C": None, "_load_attempted": True}
-    kept = {name: getattr(logei, name) for name in off if hasattr(logei, name)}
+    before = {name: getattr(logei, name) for name in off if hasattr(logei, name)}
     threads = torch.get_num_threads()
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
-        for name, value in kept.items():
+        for name, value in before.items():
             stack.callback(setattr, logei, name, value)
             setattr(logei, name, off[name])
         stack.enter_context(one_thread())

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Additive: a Gaussian process of the effects of choices, on values that may saturate."""
+"""Additive: a Gaussian process of the effects of choices, on values that may saturate.
+
+It is not a kernel of `gaussian_process.Gaussian`: its weights are variance components, one for each
+set of effects and a dozen or more in all, which a few steps in closed form find, and its values are
+warped together with them.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +14,20 @@ from typing import ClassVar
 import numpy as np
 
 from lightning_subnet._types import Floats, Indices
-from lightning_subnet.predictors._sklearn import squared_distances
-from lightning_subnet.predictors.base import Predictor, spaced
+from lightning_subnet.predictors.base import Predictor, spaced_rows
+from lightning_subnet.predictors.kernel_regression import squared_distances
 from lightning_subnet.space.space import SearchSpace
 
 _SEARCH_ROWS = 120  # rows that weights and warp are chosen on: their cost grows with the cube
 _ROWS = 2000  # rows of the kernel matrix
 _STEPS = 6  # of the weights; five give what sixty give
-_PRIOR = 0.5  # pseudo-observations that hold a weight to its start
+_PRIOR = 0.5  # pseudo-observations that keep a weight near its start
 _NOISE, _LEAST_NOISE = 0.03, 1e-4
 _LENGTH = 0.3  # of the group: over it, effects of neighbouring positions are alike
 _LEVELS = 0.6  # correlation of the effects of two steps of one choice
 _MIXED, _RATE = 0.2, 1.5  # interactions: their share at the start, and the rate of their kernel
 _EDGES = (0.3, 1.0, 3.0)  # how far beyond the data a value may saturate, in standard deviations
-_FAR = 6.0  # standard deviations beyond which predictions are not followed
+_FAR = 6.0  # standard deviations beyond which predictions are cut off
 _VALUES = 50  # of a choice, that have effects of their own
 _OWN = 12  # so many choices that stand alone are a group each
 _TINY = 1e-9
@@ -69,7 +74,7 @@ class Effects:
         basis, rows, at = [], [], 0
         for j, (stem, choice) in enumerate(zip(stems, space.choices.values(), strict=True)):
             k = sizes[j]
-            bins = spaced(k, _VALUES)  # of so many values, neighbours share an effect
+            bins = spaced_rows(k, _VALUES)  # of so many values, neighbours share an effect
             # Many choices that stand alone share a group, too far from each other to be alike.
             position = j * 1e3 if stem in alone else stems[:j].count(stem) / stems.count(stem)
             for level in range(-1, len(bins)):
@@ -82,26 +87,25 @@ class Effects:
                 basis.append(column)
                 rows.append((groups.get(stem, -1), position, level, choice.ordered))
             at += k
-        group, position_, level_, ordered = (np.array(part) for part in zip(*rows, strict=True))
-        return cls(np.stack(basis, axis=1), group, position_, level_, ordered)
+        return cls(np.stack(basis, axis=1), *(np.array(part) for part in zip(*rows, strict=True)))
 
     def parts(self) -> list[Part]:
         """Return sets of effects, their covariance, and the weight that it has at the start."""
         parts = []
         for group in np.unique(self.group):
-            there = (self.group == group) & (self.level < 0)
-            at = np.flatnonzero((self.group == group) & ~there)
+            presence = (self.group == group) & (self.level < 0)
+            at = np.flatnonzero((self.group == group) & ~presence)
             if len(at):
-                level, where = self.level[at], self.position[at]
-                alike = np.where(level[:, None] == level, 1.0, _LEVELS * self.ordered[at])
-                alike *= self.ordered[at][:, None] == self.ordered[at]  # a step is like no value
-                apart = np.abs(where[:, None] - where)
-                parts.append((at, alike * np.exp(-apart / _LENGTH), 0.5))
-                parts.append((at, alike * (apart <= 1), 0.3))
+                level, position = self.level[at], self.position[at]
+                covariance = np.where(level[:, None] == level, 1.0, _LEVELS * self.ordered[at])
+                covariance *= self.ordered[at][:, None] == self.ordered[at]  # a step is no value
+                distance = np.abs(position[:, None] - position)
+                parts.append((at, covariance * np.exp(-distance / _LENGTH), 0.5))
+                parts.append((at, covariance * (distance <= 1), 0.3))
                 parts.append((at, np.eye(len(at)), 0.3))
-            at = np.flatnonzero(there)
-            apart = np.abs(self.position[at][:, None] - self.position[at])
-            parts.append((at, 0.7 * np.exp(-apart / _LENGTH) + 0.3 * np.eye(len(at)), 0.4))
+            at = np.flatnonzero(presence)
+            distance = np.abs(self.position[at][:, None] - self.position[at])
+            parts.append((at, 0.7 * np.exp(-distance / _LENGTH) + 0.3 * np.eye(len(at)), 0.4))
         return parts
 
 
@@ -194,25 +198,26 @@ class Additive(Predictor):
         return f"{type(self).__name__}(random_state={self.random_state!r})"
 
     def _fit(self, F: Floats, y: Floats) -> tuple[Floats, Floats]:
-        rows, few = spaced(len(y), _ROWS), spaced(len(y), _SEARCH_ROWS)
-        near = _EDGES[0] * y[few].std()
-        if y.max() >= y[few].max() + near or y.min() <= y[few].min() - near:
-            few = np.union1d(few, [y.argmin(), y.argmax()])  # an edge is beyond all values
-        self._kernel = _Kernel(self._of(F[rows]), self._parts(F.shape[1]))
+        rows, some = spaced_rows(len(y), _ROWS), spaced_rows(len(y), _SEARCH_ROWS)
+        margin = _EDGES[0] * y[some].std()
+        if y.max() >= y[some].max() + margin or y.min() <= y[some].min() - margin:
+            some = np.union1d(some, [y.argmin(), y.argmax()])  # an edge is beyond all values
+        self._kernel = _Kernel(self._effects_of(F[rows]), self._parts(F.shape[1]))
         small = self._kernel
-        if len(few) < len(rows):  # weights and warp are chosen on fewer rows
-            small = _Kernel(self._of(F[few]), small.parts)
-        self.warp, weights, noise = _likeliest(small, y[few])
+        if len(some) < len(rows):  # weights and warp are chosen on fewer rows
+            small = _Kernel(self._effects_of(F[some]), small.parts)
+        self.warp, weights, noise = _likeliest(small, y[some])
         self._kernel.weigh(weights)
         z = self.warp.straight(y[rows])
         gram = self._kernel.gram() + noise * np.eye(len(rows))
         self._noise, self._inverse = noise, np.linalg.inv(gram)
         self._dual = self._inverse @ z
-        sure = np.diag(self._inverse)
-        left_out = self.warp.back(z - self._dual / sure, 1 / np.sqrt(sure))
+        precision = np.diag(self._inverse)
+        left_out = self.warp.back(z - self._dual / precision, 1 / np.sqrt(precision))
         return self._unseen(F, rows, left_out)
 
-    def _of(self, F: Floats) -> Floats:
+    def _effects_of(self, F: Floats) -> Floats:
+        """Return the effects (n, t) that are in features (n, d)."""
         if self.effects is None:
             return F
         return np.asarray(F[:, : len(self.effects.basis)] @ self.effects.basis)
@@ -223,12 +228,12 @@ class Additive(Predictor):
         return [(np.arange(n_columns), np.eye(n_columns), 1.0)]
 
     def _predict(self, F: Floats, return_std: bool = True) -> tuple[Floats, Floats]:
-        rows = self._of(F)
+        rows = self._effects_of(F)
         mean = self._kernel.times(rows, self._dual)
         if not return_std:
             return self.warp.back(mean, mean)
-        cross, own = self._kernel.cross(rows)
-        variance = own + self._noise - ((cross @ self._inverse) * cross).sum(axis=1)
+        cross, prior = self._kernel.cross(rows)
+        variance = prior + self._noise - ((cross @ self._inverse) * cross).sum(axis=1)
         return self.warp.back(mean, np.sqrt(np.maximum(variance, self._noise)))
 
 
@@ -245,28 +250,28 @@ class _Kernel:
     def __init__(self, rows: Floats, parts: list[Part]) -> None:
         self.parts, self.centre = parts, rows.mean(axis=0)
         self.A = rows - self.centre
-        self.grams = [self.A[:, at] @ alike @ self.A[:, at].T for at, alike, _ in parts]
+        self.grams = [self.A[:, at] @ covariance @ self.A[:, at].T for at, covariance, _ in parts]
         level = np.array([gram.trace() for gram in self.grams]) / len(rows)
         start = np.array([weight for _, _, weight in parts]) * (level > _TINY)
         start /= max(float(start @ level), _TINY)
         scale = np.zeros(rows.shape[1])
-        for (at, alike, _), weight in zip(parts, start, strict=True):
-            scale[at] += weight * np.diag(alike)
+        for (at, covariance, _), weight in zip(parts, start, strict=True):
+            scale[at] += weight * np.diag(covariance)
         self.scale = np.sqrt(_RATE * scale)
         self.R = self.A * self.scale
-        near = self._near(self.R)
-        self.column, self.level = near.mean(axis=0), float(near.mean())
-        near = self._centred(near)
-        self.stretch = len(rows) / max(float(near.trace()), _TINY)
-        self.grams.append(near * self.stretch)
+        rbf = self._rbf(self.R)
+        self.column, self.level = rbf.mean(axis=0), float(rbf.mean())
+        rbf = self._less_mean(rbf)
+        self.stretch = len(rows) / max(float(rbf.trace()), _TINY)
+        self.grams.append(rbf * self.stretch)
         self.start = np.append(start, _MIXED)
 
     def weigh(self, weights: Floats) -> None:
         """Set the weights of the parts and of the interactions."""
         self.weights = weights
         self.covariance = np.zeros((len(self.scale),) * 2)
-        for (at, alike, _), weight in zip(self.parts, weights[:-1], strict=True):
-            self.covariance[np.ix_(at, at)] += weight * alike
+        for (at, covariance, _), weight in zip(self.parts, weights[:-1], strict=True):
+            self.covariance[np.ix_(at, at)] += weight * covariance
 
     def gram(self) -> Floats:
         """Return the kernel matrix of the rows (n, n), without noise."""
@@ -274,63 +279,64 @@ class _Kernel:
 
     def cross(self, others: Floats) -> tuple[Floats, Floats]:
         """Return the kernel of other rows with these (m, n), and of each with itself (m,)."""
-        moved = others - self.centre
-        near = self._near(moved * self.scale)
+        others = others - self.centre
+        rbf = self._rbf(others * self.scale)
         share = self.weights[-1] * self.stretch
-        linear = moved @ self.covariance
-        own = 1.0 + (linear * moved).sum(axis=1)
-        own += share * (1.0 - 2 * near.mean(axis=1) + self.level)
-        return np.asarray(1.0 + linear @ self.A.T + share * self._centred(near)), own
+        linear = others @ self.covariance
+        variance = 1.0 + (linear * others).sum(axis=1)
+        variance += share * (1.0 - 2 * rbf.mean(axis=1) + self.level)
+        return np.asarray(1.0 + linear @ self.A.T + share * self._less_mean(rbf)), variance
 
     def times(self, others: Floats, dual: Floats) -> Floats:
         """Return the kernel of other rows with these, times a vector (n,): (m,)."""
-        moved = others - self.centre
-        near = self._near(moved * self.scale)
+        others = others - self.centre
+        rbf = self._rbf(others * self.scale)
         total = float(dual.sum())
-        mixed = near @ dual - near.mean(axis=1) * total - self.column @ dual + self.level * total
-        linear = moved @ (self.covariance @ (self.A.T @ dual))
+        mixed = rbf @ dual - rbf.mean(axis=1) * total - self.column @ dual + self.level * total
+        linear = others @ (self.covariance @ (self.A.T @ dual))
         return np.asarray(total + linear + self.weights[-1] * self.stretch * mixed)
 
-    def _near(self, points: Floats) -> Floats:
+    def _rbf(self, points: Floats) -> Floats:
         return np.asarray(np.exp(-squared_distances(points, self.R)))
 
-    def _centred(self, near: Floats) -> Floats:
-        return np.asarray(near - near.mean(axis=1)[:, None] - self.column + self.level)
+    def _less_mean(self, rbf: Floats) -> Floats:
+        """Return the RBF kernel (m, n) of effects from which those of the mean row are taken."""
+        return np.asarray(rbf - rbf.mean(axis=1)[:, None] - self.column + self.level)
 
 
 def _likeliest(kernel: _Kernel, y: Floats) -> tuple[Warp, Floats, float]:
     """Return warp, weights and noise of the greatest posterior density."""
     n = len(y)
     flat = np.stack(kernel.grams).reshape(len(kernel.grams), -1)
-    start, used = kernel.start, kernel.start > 0
-    safe = np.where(used, start, 1.0)
+    start, varies = kernel.start, kernel.start > 0
+    prior = np.where(varies, start, 1.0)
     warps = [Warp(0, 0.0, float(y.mean()), float(y.std()))]
     warps += [Warp.to(y, side, beyond) for side in (1, -1) for beyond in _EDGES]
     if y.min() > 0:
         warps.append(Warp.to(y, -1, float(y.min() / y.std())))  # its edge is 0: the logarithm
-    found = []
+    fits = []
     for warp in warps:
         z = warp.straight(y)
         weights, noise = start.copy(), _NOISE
         for _ in range(_STEPS):
             inverse = np.linalg.inv(_matrix(flat, weights, noise, n))
             dual = inverse @ z
-            held = np.where(used, weights, 1.0)
-            # Each weight moves by the root of what it explains over what it costs.
-            explains = flat @ np.outer(dual, dual).ravel() + _PRIOR * safe / held**2
-            costs = flat @ inverse.ravel() + _PRIOR / held
+            positive = np.where(varies, weights, 1.0)
+            # Each weight moves by the root of the variance it explains over its cost.
+            explains = flat @ np.outer(dual, dual).ravel() + _PRIOR * prior / positive**2
+            costs = flat @ inverse.ravel() + _PRIOR / positive
             weights = weights * np.sqrt(np.maximum(explains, 0.0) / np.maximum(costs, _TINY))
             more = (dual @ dual + _PRIOR * _NOISE / noise**2) / (inverse.trace() + _PRIOR / noise)
             noise = max(float(noise * np.sqrt(more)), _LEAST_NOISE)
         gram = _matrix(flat, weights, noise, n)
-        held = np.where(used, weights, 1.0)
+        positive = np.where(varies, weights, 1.0)
         density = warp.log_slope(y) - 0.5 * float(
             np.linalg.slogdet(gram)[1]
             + z @ np.linalg.solve(gram, z)
-            + _PRIOR * (np.log(held) + safe / held)[used].sum()
+            + _PRIOR * (np.log(positive) + prior / positive)[varies].sum()
         )
-        found.append((density, warp, weights, noise))
-    _, warp, weights, noise = max(found, key=lambda one: one[0])
+        fits.append((density, warp, weights, noise))
+    _, warp, weights, noise = max(fits, key=lambda fit: fit[0])
     return warp, weights, noise
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The automatic choice among predictors."""
+"""Auto: a choice among predictors by rank correlation, or a mixture of those that are as good."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 from lightning_subnet._types import Floats
 from lightning_subnet.predictors.additive import Additive, Effects
-from lightning_subnet.predictors.base import Predictor, Ridge, fold_of, kendall_tau, spaced
+from lightning_subnet.predictors.base import Predictor, Ridge, fold_of, kendall_tau, spaced_rows
 from lightning_subnet.predictors.registry import make
 from lightning_subnet.space.space import SearchSpace
 
-_DRAWS, _DRAWN_ROWS = 256, 500  # of the Bayesian bootstrap; of more rows, so many in even steps
+_DRAWS, _DRAW_ROWS = 256, 500  # of the Bayesian bootstrap; of more rows, so many in even steps
 _LEAST_SHARE = 0.05  # of the draws; what has less does not predict
 _FIRST, _GROWTH = 25, 4  # from 25 rows on, choices are made four times per doubling
 
@@ -34,7 +34,7 @@ class Auto(Predictor):
         random_state: The seed of folds, draws and trees.
 
     Attributes:
-        chosen: The names of what predicts.
+        chosen: The names of the candidates that predict.
         weights: The weight of each of them; they add up to 1.
         scores: Kendall's tau by candidate: mean over folds and standard deviation.
 
@@ -76,35 +76,36 @@ class Auto(Predictor):
         if at < n:
             for member in self._members:
                 member.fit(F, y)
-        means, stds = zip(*(member._left_out for member in self._members), strict=True)
-        return _together(means, stds, self.weights)
+        means = [member.out_of_fold for member in self._members]
+        stds = [member.out_of_fold_std for member in self._members]
+        return _mixture(means, stds, self.weights)
 
     def _decide(self, F: Floats, y: Floats) -> None:
         folds = fold_of(len(y), self.random_state)
-        fitted: dict[str, Predictor] = {}
+        members: dict[str, Predictor] = {}
         self.scores = {}
         for candidate in self.candidates:
             if candidate == "additive":
-                made: Predictor = Additive(self.effects, random_state=self.random_state)
+                predictor: Predictor = Additive(self.effects, random_state=self.random_state)
             else:
-                made = make(candidate, random_state=self.random_state)
-            if len(y) < made.minimum or (made.fit(F, y).used != made.name):
+                predictor = make(candidate, random_state=self.random_state)
+            if len(y) < predictor.minimum or (predictor.fit(F, y).used != predictor.name):
                 continue
-            tau = kendall_tau(made.out_of_fold, y, folds)
-            self.scores[made.name] = (float(tau.mean()), float(tau.std()))
-            fitted[made.name] = made
-        if not fitted:
+            tau = kendall_tau(predictor.out_of_fold, y, folds)
+            self.scores[predictor.name] = (float(tau.mean()), float(tau.std()))
+            members[predictor.name] = predictor
+        if not members:
             msg = f"none of its candidates {list(self.candidates)!r:.120} could be fitted"
             raise ValueError(msg)
-        shares = self._shares([made.out_of_fold for made in fitted.values()], y)
-        used = np.flatnonzero(shares >= min(_LEAST_SHARE, shares.max()))
-        self.chosen = tuple(list(fitted)[i] for i in used)
-        self.weights = tuple((shares[used] / shares[used].sum()).tolist())
-        self._members = [fitted[name] for name in self.chosen]
+        shares = self._shares([member.out_of_fold for member in members.values()], y)
+        at = np.flatnonzero(shares >= min(_LEAST_SHARE, shares.max()))
+        self.chosen = tuple(list(members)[i] for i in at)
+        self.weights = tuple((shares[at] / shares[at].sum()).tolist())
+        self._members = [members[name] for name in self.chosen]
 
     def _shares(self, predictions: Sequence[Floats], y: Floats) -> Floats:
-        """Return in which part of the draws each of the predictions (n,) orders y (n,) best."""
-        rows = spaced(len(y), _DRAWN_ROWS)
+        """Return the part of the draws in which each of the predictions (n,) orders y (n,) best."""
+        rows = spaced_rows(len(y), _DRAW_ROWS)
         rng = np.random.default_rng(self.random_state)
         weights = rng.dirichlet(np.ones(len(rows)), _DRAWS)
         above = np.sign(y[rows][:, None] - y[rows])
@@ -120,10 +121,10 @@ class Auto(Predictor):
             mean = np.average(alone, axis=0, weights=self.weights)
             return mean, mean
         means, stds = zip(*(member.predict(F, True) for member in self._members), strict=True)
-        return _together(means, stds, self.weights)
+        return _mixture(means, stds, self.weights)
 
 
-def _together(
+def _mixture(
     means: Sequence[Floats], stds: Sequence[Floats], weights: Sequence[float]
 ) -> tuple[Floats, Floats]:
     """Return mean and standard deviation of a mixture."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all predictors share (checks, fallbacks, calibration), and those of closed form."""
+"""The contract of a predictor, and the predictors of closed form; `Ridge` stands in for others."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from lightning_subnet._messages import warn
 from lightning_subnet._types import Floats, Indices
 from lightning_subnet.errors import PredictorError, PredictorWarning
 from lightning_subnet.predictors import _sklearn
-from lightning_subnet.predictors._sklearn import KernelRegression, Scale, Setting
+from lightning_subnet.predictors.kernel_regression import KernelRegression, Scale, Setting
 from lightning_subnet.space.space import SearchSpace
 
 Pairs = tuple[tuple[float, float], ...]
 
+SEARCH_ROWS = 400  # rows that settings are chosen on: their cost grows with the cube
+KERNEL_ROWS = 2000  # rows of a kernel matrix
 _FOLDS = 5
 _TAU_ROWS = 1500  # rows whose pairs are compared
-_COVERED = 0.683  # of errors within one standard deviation
+_COVERAGE = 0.683  # of errors within one standard deviation
 _BLOCK = 4096  # rows predicted at a time
-_SEARCH_ROWS = 400  # rows that settings are chosen on: their cost grows with the cube
-_KERNEL_ROWS = 2000  # rows of a kernel matrix
 _LOG_RATIO = 1.2  # below it a logarithm is a straight line
-_told: set[tuple[str, str]] = set()
+
+warned_causes: set[tuple[str, str]] = set()
+"""The causes that this process has warned of."""
 
 
 def warn_once(message: str, *, cause: tuple[str, str]) -> None:
@@ -34,10 +36,11 @@ def warn_once(message: str, *, cause: tuple[str, str]) -> None:
 
     Args:
         message: What happened, in full.
-        cause: Whose it is, and its kind: without numbers, which differ from time to time.
+        cause: The name of what failed, and the kind of failure, without numbers, which differ from
+            time to time.
     """
-    if cause not in _told:
-        _told.add(cause)
+    if cause not in warned_causes:
+        warned_causes.add(cause)
         warn(message, PredictorWarning)
 
 
@@ -54,8 +57,8 @@ def kendall_tau(a: Floats, b: Floats, folds: Indices | None = None) -> Floats:
     """
     if folds is None:
         folds = np.zeros(len(a), dtype=np.int64)
-    few = spaced(len(a), _TAU_ROWS)
-    a, b, folds = a[few], b[few], folds[few]
+    some = spaced_rows(len(a), _TAU_ROWS)
+    a, b, folds = a[some], b[some], folds[some]
     one = np.sign(a[:, None] - a).astype(np.float32)
     two = np.sign(b[:, None] - b).astype(np.float32)
     rows = np.stack([(one * two).sum(1), np.abs(one).sum(1), np.abs(two).sum(1)]).astype(float)
@@ -72,8 +75,12 @@ def fold_of(n: int, random_state: int) -> Indices:
     return folds
 
 
-def checked(F: npt.ArrayLike) -> Floats:
-    """Return features as a finite matrix (n, d), or raise `PredictorError`."""
+def checked_features(F: npt.ArrayLike) -> Floats:
+    """Return features as a matrix (n, d) of finite numbers.
+
+    Raises:
+        PredictorError: It is not a matrix, or a number is NaN or infinite.
+    """
     F = np.asarray(F, dtype=float)
     if F.ndim != 2:  # noqa: PLR2004 - a matrix
         msg = f"F has shape {F.shape}; it is a matrix (n, d): features(space, X)."
@@ -85,29 +92,62 @@ def checked(F: npt.ArrayLike) -> Floats:
     return F
 
 
-def spaced(n: int, at_most: int) -> Indices:
-    """Return all rows, or so many evenly spaced ones with the first and the last."""
+def spaced_rows(n: int, at_most: int) -> Indices:
+    """Return the numbers of n rows, or of `at_most` in even steps with the first and the last.
+
+    Example:
+        >>> spaced_rows(9, 3).tolist()
+        [0, 4, 8]
+    """
     return np.arange(n) if n <= at_most else np.linspace(0, n - 1, at_most).astype(np.int64)
 
 
 class Predictor:
-    """What all predictors share: checks, the fallback, the scale of targets, calibration.
+    """Predicts values from features, and how far they may be off; this class predicts the mean.
 
-    This class itself predicts the mean. A subclass implements `_fit(F, y)`, which returns mean and
-    standard deviation of each row under a model that did not see it, and `_predict(F)`.
+    What predictors share is here: the checks of data, a simpler predictor in place of one that
+    cannot learn, and the calibration of uncertainty. A subclass sets `name` and `minimum`; its
+    constructor takes settings and `random_state`, and keeps each under its own name (see
+    `get_params`). It implements two methods, and `for_space` if it can use what a space knows:
+
+    - `_fit(F, y)` learns from features (n, d) and values (n,), and returns mean and standard
+      deviation of each row, (n,) and (n,), by a model that did not see it: NaN where all did.
+    - `_predict(F, return_std=True)` returns mean and standard deviation, (n,) and (n,); the second
+      is not looked at without `return_std`.
+
+    What these raise, or a NaN, has the predictor replaced, with a warning.
 
     Args:
         random_state: The seed of folds and trees.
 
     Attributes:
+        name: The name in messages and reports.
+        minimum: The fewest rows that it learns from.
         out_of_fold: Predictions of each training row by models that did not see it, (n,).
+        out_of_fold_std: Their standard deviations (n,).
         used: The name of what predicts: another one if this predictor was replaced.
+
+    Example:
+        >>> class Median(Predictor):
+        ...     name = "median"
+        ...     minimum = 2
+        ...
+        ...     def _fit(self, F, y):
+        ...         self.median = np.median(y)
+        ...         rows = range(len(y))
+        ...         return np.array([np.median(np.delete(y, i)) for i in rows]), np.ones(len(y))
+        ...
+        ...     def _predict(self, F, return_std=True):
+        ...         return np.full(len(F), self.median), np.ones(len(F))
+        >>> Median().fit(np.eye(3), [1.0, 2.0, 9.0]).predict(np.eye(3), return_std=True)
+        (array([2., 2., 2.]), array([7.5, 7.5, 7.5]))
     """
 
     name: ClassVar[str] = "mean"
     minimum: ClassVar[int] = 1
     _estimator_type = "regressor"
     out_of_fold: Floats
+    out_of_fold_std: Floats
     used: str
 
     def __init__(self, *, random_state: int = 0) -> None:
@@ -115,7 +155,7 @@ class Predictor:
 
     @classmethod
     def for_space(cls, space: SearchSpace, *, random_state: int = 0) -> Predictor:
-        """Return a predictor of the features of a space, which may tell it which are alike."""
+        """Return a predictor of the features of a space, which may say which of them are alike."""
         return cls(random_state=random_state)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -144,7 +184,7 @@ class Predictor:
         Raises:
             PredictorError: No rows, shapes that do not fit, or a value that is NaN or infinite.
         """
-        F, y = checked(F), np.asarray(y, dtype=float)
+        F, y = checked_features(F), np.asarray(y, dtype=float)
         if y.shape != F.shape[:1] or not len(y):
             msg = f"y has shape {y.shape}; it is one value for each of the {len(F)} rows of F."
             raise PredictorError(msg)
@@ -179,7 +219,7 @@ class Predictor:
         ridge = type(self) is not Ridge and len(y) >= Ridge.minimum and np.ptp(y) > 0
         stand_in = (Ridge if ridge else Predictor)(random_state=self.random_state).fit(F, y)
         self._stand_in, self.used = stand_in, stand_in.used
-        self.out_of_fold = stand_in.out_of_fold
+        self.out_of_fold, self.out_of_fold_std = stand_in.out_of_fold, stand_in.out_of_fold_std
         warn_once(
             f"The predictor {self.name!r} {reason:.200}; {self.used!r} takes its place.",
             cause=(self.name, reason.partition(":")[0]),
@@ -188,14 +228,14 @@ class Predictor:
     def _calibrate(self, F: Floats, y: Floats) -> None:
         """Fit, and stretch the uncertainty until it covers 68 % of the errors on unseen rows."""
         mean, std = self._fit(F, y)
-        seen = ~np.isfinite(mean)
-        self.out_of_fold = np.where(seen, y.mean(), mean)
-        std = np.where(seen, y.std(), std)
-        self._least = 1e-6 * max(float(np.abs(y).mean()), float(y.std()), 1e-12)
-        ratio = np.sort((np.abs(y - mean) / np.maximum(std, self._least))[~seen])
-        at = min(int(np.ceil((len(ratio) + 1) * _COVERED)), len(ratio)) - 1
+        known = np.isfinite(mean)
+        self.out_of_fold = np.where(known, mean, y.mean())
+        std = np.where(known, std, y.std())
+        self._least_std = 1e-6 * max(float(np.abs(y).mean()), float(y.std()), 1e-12)
+        ratio = np.sort((np.abs(y - mean) / np.maximum(std, self._least_std))[known])
+        at = min(int(np.ceil((len(ratio) + 1) * _COVERAGE)), len(ratio)) - 1
         self._stretch = float(ratio[at]) if len(ratio) and ratio[at] > 0 else 1.0
-        self._left_out = self.out_of_fold, np.maximum(std * self._stretch, self._least)
+        self.out_of_fold_std = np.maximum(std * self._stretch, self._least_std)
         if not np.isfinite(np.concatenate(self._predict(F[:50]))).all():
             msg = "it predicts NaN or infinity"
             raise FloatingPointError(msg)
@@ -206,8 +246,8 @@ class Predictor:
         """Return mean and standard deviation of all rows of F (n, d), for `_fit` to return.
 
         Args:
-            F: All rows that were given.
-            rows: Those that the model was fitted on.
+            F: All rows of the fit.
+            rows: The numbers of those that the model was fitted on.
             left_out: Mean and standard deviation of these, each by a model without it.
         """
         if len(rows) == len(F):
@@ -222,7 +262,7 @@ class Predictor:
         Raises:
             PredictorError: Not fitted, or F has other columns than those of `fit`, or a NaN.
         """
-        F = checked(F)
+        F = checked_features(F)
         if F.shape[1] != getattr(self, "n_features_in_", -1):
             fitted = f"on {self.n_features_in_}" if hasattr(self, "n_features_in_") else "yet: fit"
             msg = f"F has {F.shape[1]} columns; the predictor {self.name!r} is not fitted {fitted}."
@@ -238,7 +278,7 @@ class Predictor:
         if not return_std:
             return mean
         std = np.concatenate([part[1] for part in parts]) if parts else np.zeros(0)
-        return mean, np.maximum(std * self._stretch, self._least)
+        return mean, np.maximum(std * self._stretch, self._least_std)
 
     def _pieces(self, F: Floats, return_std: bool) -> list[tuple[Floats, Floats]]:
         parts = [self._predict(F[i : i + _BLOCK], return_std) for i in range(0, len(F), _BLOCK)]
@@ -283,8 +323,8 @@ class Ridge(Predictor):
         self.alpha = alpha
 
     def _fit(self, F: Floats, y: Floats) -> tuple[Floats, Floats]:
-        few, rows = spaced(len(y), _SEARCH_ROWS), spaced(len(y), _KERNEL_ROWS)
-        self.setting = self._search(F[few], y[few])
+        some, rows = spaced_rows(len(y), SEARCH_ROWS), spaced_rows(len(y), KERNEL_ROWS)
+        self.setting = self._search(F[some], y[some])
         self._scale = Scale(y[rows], log=self.setting.log)
         z = self._scale.z
         self._model = self._solve(F[rows], z)
@@ -311,9 +351,9 @@ class Ridge(Predictor):
             taus = [kendall_tau(model.leave_one_out()[2], y)[0] for model in (value, log)]
             best = replace(best, log=bool(taus[1] > taus[0]))
         z = Scale(y, log=best.log).z
-        best = _least(F, z, [replace(best, share=s, power=p) for s, p in self._designs])
+        best = _best(F, z, [replace(best, share=s, power=p) for s, p in self._designs])
         if self._mixes:
-            best = _least(F, z, [replace(best, mix=mix, rate=rate) for mix, rate in self._mixes])
+            best = _best(F, z, [replace(best, mix=mix, rate=rate) for mix, rate in self._mixes])
         return best
 
     def _predict(self, F: Floats, return_std: bool = True) -> tuple[Floats, Floats]:
@@ -329,13 +369,13 @@ class Ridge(Predictor):
         return np.asarray(self._scale.std * model.weight * (model.A.T @ model.dual))
 
 
-def _least(F: Floats, z: Floats, settings: list[Setting]) -> Setting:
+def _best(F: Floats, z: Floats, settings: list[Setting]) -> Setting:
     """Return the setting with the least leave-one-out error, with its best penalty."""
-    tried = []
+    pairs = []
     for setting in settings:
         error, alpha, _ = KernelRegression(F, z, setting).leave_one_out()
-        tried.append((error, replace(setting, alpha=alpha)))
-    return min(tried, key=lambda pair: pair[0])[1]
+        pairs.append((error, replace(setting, alpha=alpha)))
+    return min(pairs, key=lambda pair: pair[0])[1]
 
 
 class SVR(Ridge):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gaussian process regression on features of subnets, in closed form, and the predictor "gp"."""
+"""GP: a Gaussian process on features of subnets, in closed form."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 
 from lightning_subnet._types import Floats
-from lightning_subnet.predictors._sklearn import Scale, Setting, squared_distances, weights
-from lightning_subnet.predictors.base import _KERNEL_ROWS, _SEARCH_ROWS, Predictor, spaced
+from lightning_subnet.predictors.base import KERNEL_ROWS, SEARCH_ROWS, Predictor, spaced_rows
+from lightning_subnet.predictors.kernel_regression import (
+    Scale,
+    Setting,
+    squared_distances,
+    weights,
+)
 
-MOST_ROWS = _KERNEL_ROWS
 _ITERATIONS = 30
 _WEIGHTS = Setting(share=0.15, power=1.0)
 
@@ -22,7 +26,7 @@ _WEIGHTS = Setting(share=0.15, power=1.0)
 class Kernel:
     """Hyperparameters: variances of the parts, length scales, and the variance of the noise.
 
-    Distances are scaled so that two drawn rows are 1 apart in the root mean square.
+    Distances are scaled so that two random rows are 1 apart in the root mean square.
 
     Args:
         linear: Variance of the linear part, on all columns.
@@ -49,6 +53,10 @@ _LIMITS = np.log(
 )  # of each
 
 
+# Why none of the others serves here: scikit-learn's kernels see all columns, and its processes have
+# neither priors nor left-out predictions; GPyTorch needs torch, which predictors do without; and
+# `Additive` warps the values, so that its posterior is not Gaussian in the units of the measure, as
+# the expected improvement of "bayesian" takes it to be.
 class Gaussian:
     """Gaussian process regression on a linear, an RBF and a Hamming kernel, in closed form.
 
@@ -76,17 +84,17 @@ class Gaussian:
         indicator = ((F == 0) | (F == 1)).all(axis=0)
         spread = weight * F.std(axis=0)
 
-        def apart(of: Any) -> Floats:
+        def unit_distance(columns: Any) -> Floats:
             """Return weights such that the mean squared distance of two rows is 1."""
-            total = 2 * float((spread[of] ** 2).sum())
-            return np.asarray(weight[of] / np.sqrt(total) if total > 0 else weight[of])
+            total = 2 * float((spread[columns] ** 2).sum())
+            return np.asarray(weight[columns] / np.sqrt(total) if total > 0 else weight[columns])
 
         self.weight = weight
         self.columns = [np.flatnonzero((weight > 0) & kind) for kind in (~indicator, indicator)]
-        self.scales = [apart(of) for of in self.columns]
+        self.scales = [unit_distance(columns) for columns in self.columns]
         if kernel is None:
-            few = spaced(len(z), _SEARCH_ROWS)
-            kernel = self._likeliest(F[few], z[few])
+            some = spaced_rows(len(z), SEARCH_ROWS)
+            kernel = self._likeliest(F[some], z[some])
         self.kernel = kernel
         self.rows = self.blocks(F)
         self.z = z
@@ -95,18 +103,19 @@ class Gaussian:
 
     def blocks(self, F: Floats) -> tuple[Floats, ...]:
         """Return features (n, d) as the columns of the linear, RBF and Hamming part."""
-        centred = F - self.centre
+        F = F - self.centre
         parts = zip(self.columns, self.scales, strict=True)
-        return (centred * self.weight, *(centred[:, of] * scale for of, scale in parts))
+        return (F * self.weight, *(F[:, columns] * scale for columns, scale in parts))
 
     def prior(self, a: tuple[Floats, ...], b: tuple[Floats, ...]) -> Floats:
         """Return the kernel between the blocks of n and of k rows, (n, k), without noise."""
         k = self.kernel
-        near = []
+        similarity = []
         for i, length in self._lengths():
             products = a[i] @ b[i].T  # to the last bit symmetric where a is b
-            near.append(np.exp(-squared_distances(a[i], b[i], products) / (2 * length**2)))
-        parts = (variance * part for variance, part in zip((k.rbf, k.hamming), near, strict=True))
+            similarity.append(np.exp(-squared_distances(a[i], b[i], products) / (2 * length**2)))
+        pairs = zip((k.rbf, k.hamming), similarity, strict=True)
+        parts = (variance * part for variance, part in pairs)
         return np.asarray(k.linear * (a[0] @ b[0].T) + sum(parts))
 
     def prior_variance(self, a: tuple[Floats, ...]) -> Floats:
@@ -152,7 +161,7 @@ class Gaussian:
 
         linear, *others = (block @ block.T for block in self.blocks(F))
         squares = [np.maximum(_squares(gram), 0.0) for gram in others]
-        present = [bool(len(of)) for of in self.columns]
+        present = [bool(len(columns)) for columns in self.columns]
         free = np.flatnonzero([True, present[0], present[0], present[1], present[1], True])
         theta = _PRIOR.copy()
 
@@ -163,7 +172,7 @@ class Gaussian:
             value -= 0.5 * float((off[free] ** 2).sum())
             return -value, -(slope - off / _PRIOR_STD)[free]
 
-        found = minimize(
+        optimum = minimize(
             loss,
             _PRIOR[free],
             jac=True,
@@ -171,15 +180,16 @@ class Gaussian:
             bounds=_LIMITS[free],
             options={"maxiter": _ITERATIONS},
         )
-        theta[free] = found.x
+        theta[free] = optimum.x
         # A part without columns is a constant, which the data cannot tell from the mean.
         off = np.array([1, present[0], 1, present[1], 1, 1], dtype=float)
         return Kernel(*(np.exp(theta) * off).tolist())
 
 
 def _squares(gram: Floats) -> Floats:
-    own = np.diag(gram)
-    return np.asarray(own[:, None] + own - 2 * gram)
+    """Return the squared distances (n, n) between rows, from their products (n, n)."""
+    squares = np.diag(gram)
+    return np.asarray(squares[:, None] + squares - 2 * gram)
 
 
 def _log_density(
@@ -218,7 +228,7 @@ class GP(Predictor):
     likelihood, under weak priors; predictions of left-out rows are in closed form.
 
     Args:
-        random_state: Taken as all predictors do; nothing here is random.
+        random_state: Not used; all predictors have it.
 
     References:
         Rasmussen and Williams, Gaussian Processes for Machine Learning (2006).
@@ -235,7 +245,7 @@ class GP(Predictor):
     minimum = 8
 
     def _fit(self, F: Floats, y: Floats) -> tuple[Floats, Floats]:
-        rows = spaced(len(y), MOST_ROWS)
+        rows = spaced_rows(len(y), KERNEL_ROWS)
         self._scale = Scale(y[rows])
         self._model = Gaussian(F[rows], self._scale.z)
         return self._unseen(F, rows, self._scale.back(*self._model.leave_one_out()))

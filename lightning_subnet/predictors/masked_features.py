@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What predictors see of a subnet."""
+"""Features of subnets for predictors, 0 where a choice does not exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def features(space: SearchSpace, X: Indices) -> Floats:
     """Return the masked features (n, d) of canonical index rows X (n, n_choices).
 
     The columns are the one-hot columns of `space.encode`; each choice's value relative to its
-    greatest one (its position, if its values are no numbers, or nothing if they have no order);
+    greatest one (its position, if its values are not numbers, or nothing if they have no order);
     and the mean over each numbered group such as `ks.0, ks.1`. A choice that does not exist is 0.
 
     Example:
@@ -27,8 +27,8 @@ def features(space: SearchSpace, X: Indices) -> Floats:
     for j, choice in enumerate(space.choices.values()):
         values = np.arange(1.0, len(choice.values) + 1)
         if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in choice.values):
-            given = np.array(choice.values, dtype=float)
-            values = given if np.abs(given).max() > 0 else values
+            numeric = np.array(choice.values, dtype=float)
+            values = numeric if np.abs(numeric).max() > 0 else values
         numbers[:, j] = (values / np.abs(values).max())[X[:, j]]
     numbers *= mask & ordered
     groups: dict[str, list[int]] = {}

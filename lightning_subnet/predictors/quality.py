@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well the measures of a history can be predicted."""
+"""Quality of predictions: how well the measures of a history can be predicted from it."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 def report(space: SearchSpace, history: History, names: Sequence[str]) -> pd.DataFrame:
-    """Return how well the measures of a history can be predicted, one row per measure.
+    """Return the quality of predictions of the measures of a history, one row per measure.
 
     Args:
         space: The space of the subnets.
-        history: What was measured; failed evaluations are left out.
+        history: The evaluations; failed ones are left out.
         names: The names of the measures.
 
     Returns:
-        `predictor`, what `Auto` chose; `tau`, Kendall's tau on left-out folds, and its standard
+        `predictor`, the choice of `Auto`; `tau`, Kendall's tau on left-out folds, and its standard
         deviation `spread`; `mape`, the mean absolute error in % of the value; and `n`.
     """
     import pandas as pd
@@ -50,8 +50,8 @@ def report(space: SearchSpace, history: History, names: Sequence[str]) -> pd.Dat
             if auto.used != Predictor.name:
                 tau = kendall_tau(auto.out_of_fold, y, fold_of(len(y), auto.random_state))
                 row |= {"tau": float(tau.mean()), "spread": float(tau.std())}
-            if (some := y != 0).any():
-                error = np.abs((auto.out_of_fold - y)[some] / y[some])
+            if (nonzero := y != 0).any():
+                error = np.abs((auto.out_of_fold - y)[nonzero] / y[nonzero])
                 row["mape"] = 100 * float(error.mean())
         rows.append({**row, "n": int(known.sum())})
     index = pd.Index(list(names), name="measure")
@@ -63,8 +63,8 @@ def expensive_report(name: str, problem: Problem | None, history: History | None
 
     Args:
         name: The study's name.
-        problem: What is searched; None where that is not known yet.
-        history: What was measured.
+        problem: The problem of the search; None before it is known.
+        history: The evaluations so far.
 
     Raises:
         SearchError: Nothing was measured yet, or all measures are exact.
@@ -75,8 +75,9 @@ def expensive_report(name: str, problem: Problem | None, history: History | None
             "from. Run the search first: fit(model, datamodule), run(evaluator) or ask and tell."
         )
         raise SearchError(msg)
-    if not (wanted := [measure for measure in problem.names if measure not in problem.exact]):
+    measures = [measure for measure in problem.names if measure not in problem.exact]
+    if not measures:
         msg = f"All measures of study {name!r} are exact ({', '.join(problem.exact)}): none is "
         raise SearchError(msg + "predicted.")
     with _sklearn.one_thread():
-        return report(problem.space, history, wanted)
+        return report(problem.space, history, measures)

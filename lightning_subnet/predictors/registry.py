@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predictors by name; a new one is a file beside this and a line in the table."""
+"""Predictors by name; a new one is a file beside this one and a line in the table."""
 
 from __future__ import annotations
 

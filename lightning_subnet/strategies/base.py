@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from lightning_subnet._checks import checked_int
 from lightning_subnet._types import Indices
 from lightning_subnet.errors import SpaceExhausted, StrategyError
 from lightning_subnet.space.choices import plain
@@ -21,10 +22,11 @@ from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
 
 Draw = Callable[[int, np.random.Generator], Indices]
+"""A source of proposals: called as `draw(k, rng)`, returns about k rows of value indices."""
 
 _TRIES = 20
-_WIDEST = 4096  # new subnets at a time: small spaces are gone through whole
-_TRIES_TRACED = 3  # where an exact measure takes milliseconds a subnet
+_MOST_ROWS = 4096  # new subnets at a time: small spaces are gone through whole
+_TRACED_TRIES = 3  # where an exact measure takes milliseconds a subnet
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ class Strategy(ABC):
 
         Args:
             problem: Space, objectives, constraints and exact measures.
-            history: What was measured; failed evaluations are in it too.
-            n: How many are wanted.
+            history: The evaluations so far; failed ones are in it too.
+            n: The most subnets to return.
             rng: The only source of randomness.
             pending: Subnets that are being measured.
 
@@ -107,64 +109,69 @@ class Strategy(ABC):
         return f"{type(self).__name__}({settings})"
 
 
-def positive(**settings: int) -> None:
-    """Raise `StrategyError` for a setting that is not a positive whole number."""
+def check_positive(**settings: int) -> None:
+    """Raise `StrategyError` for a setting that is not a whole number from 1."""
     for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-            msg = f"{name}={value!r} of the strategy must be a positive whole number."
-            raise StrategyError(msg)
+        checked_int(value, name, error=StrategyError)
 
 
-def probability(**settings: float | None) -> None:
+def check_probability(**settings: float | None) -> None:
     """Raise `StrategyError` for a setting that is neither None nor a number from 0 to 1."""
     for name, value in settings.items():
         if value is not None and not (isinstance(value, numbers.Real) and 0 <= value <= 1):
-            msg = f"{name}={value!r} of the strategy is a probability: a number from 0 to 1."
+            msg = f"{name}={value!r:.60} must be a probability, a number from 0 to 1."
             raise StrategyError(msg)
 
 
-def taken_codes(history: History, pending: Sequence[Subnet]) -> set[bytes]:
-    """Return the codes of what is measured or pending, which no strategy proposes again."""
+def known_codes(history: History, pending: Sequence[Subnet]) -> set[bytes]:
+    """Return the codes of the measured and the pending rows, which no strategy proposes again."""
     return history.codes | set(row_codes(history.space.indices(pending)))
 
 
-def new_rows(X: Indices, history: History, pending: Sequence[Subnet]) -> npt.NDArray[np.bool_]:
-    """Return which canonical rows are neither measured nor pending, (n,)."""
-    taken = taken_codes(history, pending)
-    return np.array([code not in taken for code in row_codes(X)], dtype=bool)
+def are_new(X: Indices, history: History, pending: Sequence[Subnet]) -> npt.NDArray[np.bool_]:
+    """Return whether each canonical row of X is neither measured nor pending, (n,)."""
+    known = known_codes(history, pending)
+    return np.array([code not in known for code in row_codes(X)], dtype=bool)
 
 
 def checked_proposals(
     strategy: Strategy,
-    proposed: Any,
+    proposals: Any,
     problem: Problem,
     history: History,
     pending: Sequence[Subnet],
 ) -> list[Subnet]:
-    """Hold what a strategy (perhaps the user's own) has proposed to its contract.
+    """Return the proposals of a strategy, perhaps the user's own, that keep its contract.
+
+    Args:
+        strategy: The strategy, for the message.
+        proposals: The return value of `propose`.
+        problem: The problem of the search.
+        history: The evaluations so far.
+        pending: Subnets that are being measured.
 
     Raises:
-        StrategyError: None, or something that is no subnet of the space, or not new.
+        StrategyError: There is no proposal, or one is not a subnet of the space, or not new.
     """
-    proposals = list(proposed) if isinstance(proposed, Iterable) else [proposed]
-    if strange := [item for item in proposals if item not in problem.space]:
+    subnets = list(proposals) if isinstance(proposals, Iterable) else [proposals]
+    if strange := [item for item in subnets if item not in problem.space]:
         msg = (
-            f"{strategy!r} proposed {strange[0]!r:.80}, which is no subnet of the space. "
+            f"{strategy!r} proposed {strange[0]!r:.80}, which is not a subnet of the space. "
             "A strategy returns a list of subnets: space.from_indices, space.subnet or "
-            "strategies.base.fill make them."
+            "strategies.fill make them."
         )
         raise StrategyError(msg)
-    codes = set(row_codes(problem.space.indices(proposals)))
-    taken = taken_codes(history, pending)
-    if not codes or len(codes) < len(proposals) or taken & codes:
+    codes = set(row_codes(problem.space.indices(subnets)))
+    known = known_codes(history, pending)
+    if not codes or len(codes) < len(subnets) or known & codes:
         msg = (
-            f"{strategy!r} proposed {len(proposals)} subnets, {len(codes - taken)} of "
+            f"{strategy!r} proposed {len(subnets)} subnets, {len(codes - known)} of "
             "them new. A strategy returns one or more distinct subnets that are not in history "
-            "or pending, or raises SpaceExhausted: strategies.base.fill does that for any "
+            "or pending, or raises SpaceExhausted: strategies.fill does that for any "
             "source of proposals."
         )
         raise StrategyError(msg)
-    return proposals
+    return subnets
 
 
 def fill(
@@ -183,19 +190,26 @@ def fill(
     number of tries the rest is drawn uniformly from what is left.
 
     Args:
-        problem: What is searched.
-        history: What was measured.
-        pending: What is being measured.
-        n: How many are wanted.
+        problem: The problem of the search.
+        history: The evaluations so far.
+        pending: Subnets that are being measured.
+        n: The most subnets to return.
         rng: The source of randomness.
-        draw: Called as `draw(k, rng)`; returns about k proposals as value indices.
+        draw: Called as `draw(k, rng)`; returns about k proposals as value indices (k, n_choices).
 
     Raises:
         SpaceExhausted: Every subnet is measured or pending.
+
+    Example:
+        >>> from lightning_subnet import History, Objective, SearchSpace
+        >>> problem = Problem(SearchSpace(depth=[2, 3, 4]), (Objective("error", "min"),))
+        >>> rng, history = np.random.default_rng(0), History(problem.space)
+        >>> fill(problem, history, [], 2, rng, lambda k, rng: np.array([[2], [2], [1]]))
+        [Subnet(depth=4), Subnet(depth=3)]
     """
     space = problem.space
-    taken = taken_codes(history, pending)
-    left = space.size - len(taken)
+    known = known_codes(history, pending)
+    left = space.size - len(known)
     if left < 1:
         msg = f"All {space.size} subnets of the space are measured or pending."
         raise SpaceExhausted(msg)
@@ -204,37 +218,37 @@ def fill(
     spare: list[tuple[float, int, Indices]] = []
 
     def sort_in(X: Indices) -> None:
-        X = space.nearest(space.canonical(X), taken)
-        fresh = []
+        X = space.nearest(space.canonical(X), known)
+        new = []
         for code, row in zip(row_codes(X), X, strict=True):
-            if code not in taken:
-                taken.add(code)
-                fresh.append(row)
-        if not fresh:
+            if code not in known:
+                known.add(code)
+                new.append(row)
+        if not new:
             return
-        for missed, row in zip(problem.exact_violation(np.stack(fresh)), fresh, strict=True):
-            if missed > 0:
-                spare.append((float(missed), len(spare), row))
+        for violation, row in zip(problem.exact_violation(np.stack(new)), new, strict=True):
+            if violation > 0:
+                spare.append((float(violation), len(spare), row))
             else:
                 chosen.append(row)
 
     traced = any(not problem.exact[c.name].vectorised for c in problem.exact_constraints)
-    tries = _TRIES_TRACED if traced else _TRIES
+    tries = _TRACED_TRIES if traced else _TRIES
     for _ in range(tries):
         if len(chosen) < n:
             sort_in(draw(n - len(chosen), rng))
     for attempt in range(tries):
         if len(chosen) < n and len(chosen) + len(spare) < left:
             # Enough draws to expect so many new ones, more each time: feasible ones may be rare.
-            wanted = min((n - len(chosen)) << attempt, _WIDEST)
-            k = wanted * space.size // (space.size - len(taken)) + 1
+            rows = min((n - len(chosen)) << attempt, _MOST_ROWS)
+            k = rows * space.size // (space.size - len(known)) + 1
             sort_in(space.sample_indices(min(space.size, k), rng))
     if len(chosen) + len(spare) < n:  # so many distinct draws hold enough new ones for certain
-        sort_in(space.sample_indices(min(space.size, n + len(taken)), rng))
+        sort_in(space.sample_indices(min(space.size, n + len(known)), rng))
     chosen += [row for _, _, row in sorted(spare)[: max(n - len(chosen), 0)]]
     return space.from_indices(np.stack(chosen[:n]))
 
 
-def uniform(problem: Problem) -> Draw:
-    """Return a source of uniform draws from the problem's space."""
+def uniform_draws(problem: Problem) -> Draw:
+    """Return a source of subnets that are drawn uniformly from the problem's space."""
     return lambda k, rng: problem.space.sample_indices(min(k, problem.space.size), rng)

@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from lightning_subnet._types import Floats, Indices
 from lightning_subnet.errors import StrategyError
 from lightning_subnet.predictors import _gpytorch as _gp
-from lightning_subnet.predictors._sklearn import Scale
-from lightning_subnet.predictors.base import spaced, warn_once
-from lightning_subnet.predictors.gaussian_process import MOST_ROWS, Gaussian
+from lightning_subnet.predictors.base import KERNEL_ROWS, spaced_rows, warn_once
+from lightning_subnet.predictors.gaussian_process import Gaussian
+from lightning_subnet.predictors.kernel_regression import Scale
 from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.space.members import row_codes
 from lightning_subnet.space.subnet import Subnet
@@ -20,9 +21,10 @@ from lightning_subnet.strategies._toolkit.sampling import (
     by_choice,
     first_batch,
     in_order,
-    neighbours,
+    neighbour_rows,
 )
-from lightning_subnet.strategies.base import Opening, Strategy, fill, positive, taken_codes
+from lightning_subnet.strategies._toolkit.surrogates import is_vectorised
+from lightning_subnet.strategies.base import Opening, Strategy, check_positive, fill, known_codes
 from lightning_subnet.study import pareto
 from lightning_subnet.study.history import History
 from lightning_subnet.study.objectives import violation
@@ -33,11 +35,11 @@ _MARGIN = 0.1  # of the reference point, in spans of what was measured
 _LEADERS = 30  # measured subnets whose neighbours are looked at
 _FEWEST_LEADERS = 5
 _BEAM = 2  # subnets whose neighbours are looked at in a round of the climb
-_DRAWN = 4  # as many random subnets, and as many children of leaders, for each that is scored
+_DRAWS = 4  # random subnets, and as many children of leaders, for each subnet that is scored
 _MIX = 0.5
 _FENCE = 1.5  # interquartile ranges
 _AGAIN = 4  # a quarter is scored again for the next subnet of the batch
-_BOLD = 2.0  # standard deviations of optimism of what is scored at all
+_BOLD = 2.0  # standard deviations of optimism in the order by which subnets are scored
 _WORK = 40_000_000  # numbers that one choice of a subnet may cost, where there are many objectives
 _FEWEST = 32
 
@@ -60,18 +62,18 @@ class Bayesian(Strategy):
     Predicted objectives count for no worse than 1.5 interquartile ranges below the lower quartile.
 
     Args:
-        batch_size: How many are chosen a generation. If more are asked for, the others are those
+        batch_size: How many are chosen a generation. If more are wanted, the others are those
             that scored next best.
         first: How many are in the design.
-        samples: Of the posterior, quasi-random; a power of two is best. With three objectives a
-            quarter of them is taken, with four an eighth.
+        samples: How many samples of the posterior, quasi-random; a power of two is best. With
+            three objectives a quarter of them is taken, with four an eighth.
         scored: How many subnets are scored before the climb; fewer where four objectives make
             that slow.
-        rounds: Of the climb.
+        rounds: How many rounds the climb has.
 
     Raises:
-        StrategyError: A setting that is not a positive whole number; in `propose`, more than four
-            objectives.
+        StrategyError: A setting is not a whole number from 1; in `propose`, there are more than
+            four objectives.
 
     References:
         Daulton, Balandat and Bakshy, NeurIPS 2021, arXiv:2105.08195 (qNEHVI); Ament et al.,
@@ -93,7 +95,9 @@ class Bayesian(Strategy):
         scored: int = 500,
         rounds: int = 4,
     ) -> None:
-        positive(batch_size=batch_size, first=first, samples=samples, scored=scored, rounds=rounds)
+        check_positive(
+            batch_size=batch_size, first=first, samples=samples, scored=scored, rounds=rounds
+        )
         self.batch_size = batch_size
         self.first = first
         self.samples = samples
@@ -116,16 +120,16 @@ class Bayesian(Strategy):
         """Return the batch; see `Strategy.propose`."""
         if (m := len(problem.objectives)) > _MOST_OBJECTIVES:
             msg = (
-                f"The strategy 'bayesian' was given {m} objectives; its hypervolumes take too long "
+                f"The strategy 'bayesian' has {m} objectives; its hypervolumes take too long "
                 f"beyond {_MOST_OBJECTIVES}.\nTurn some into constraints, or use 'u-nsga3'."
             )
             raise StrategyError(msg)
         if len(history) + len(pending) < self.first or history.ok.sum() <= 1:
             return first_batch(problem, history, n, rng, pending)
-        chosen = self._chosen(problem, history, n, rng, pending)
-        return fill(problem, history, pending, n, rng, in_order(problem, chosen))
+        batch = self._batch(problem, history, n, rng, pending)
+        return fill(problem, history, pending, n, rng, in_order(problem, batch))
 
-    def _chosen(
+    def _batch(
         self,
         problem: Problem,
         history: History,
@@ -135,60 +139,57 @@ class Bayesian(Strategy):
     ) -> Indices:
         """Return up to n rows, the first `batch_size` of them one given the other."""
         space = problem.space
-        waiting = space.indices(pending)
         models = Models(problem, history)
-        climb = Climb(models, taken_codes(history, pending))
-        climb.look_at(self._around(problem, history, models, rng))
+        climb = Climb(models, known_codes(history, pending))
+        climb.add(self._start(problem, models, rng))
         if not climb.size:
             return climb.X
         seed = int(rng.integers(2**31))
-        with _gp.settled(seed):
+        with _gp.one_seed(seed):
             acquisition = _gp.Acquisition(
                 models.outcomes,
                 models.limits,
                 models.rows(models.X),
-                models.rows(waiting),
+                models.rows(space.indices(pending)),
                 models.reference,
                 samples=self.samples,
                 seed=seed,
             )
-            chosen = np.zeros((0, len(space.names)), dtype=np.int64)
-            while climb.size and len(chosen) < min(n, self.batch_size):
-                if len(chosen):
-                    acquisition.choose(models.rows(chosen[-1:]))
-                most = self.scored if not len(chosen) else self.scored // _AGAIN
+            batch = np.zeros((0, len(space.names)), dtype=np.int64)
+            while climb.size and len(batch) < min(n, self.batch_size):
+                if len(batch):
+                    acquisition.choose(models.rows(batch[-1:]))
+                most = self.scored if not len(batch) else self.scored // _AGAIN
                 climb.keep(max(min(most, _WORK // acquisition.work), _FEWEST))
                 climb.run(acquisition, self.rounds)
-                chosen = np.concatenate([chosen, climb.take()])
-        return np.concatenate([chosen, climb.X[: n - len(chosen)]])
+                batch = np.concatenate([batch, climb.pop()])
+        return np.concatenate([batch, climb.X[: n - len(batch)]])
 
-    def _around(
-        self, problem: Problem, history: History, models: Models, rng: np.random.Generator
-    ) -> Indices:
+    def _start(self, problem: Problem, models: Models, rng: np.random.Generator) -> Indices:
         """Return rows to begin with: all of a small space, else leaders' neighbours and random."""
         space = problem.space
         if space.size <= self.scored:
             return np.concatenate(list(space.index_blocks()))
         leaders = models.leaders()
-        fresh = by_choice(problem)(_DRAWN * self.scored, rng)
-        near = [neighbours(space, space.from_indices(leaders)), fresh]
+        random = by_choice(problem)(_DRAWS * self.scored, rng)
+        rows = [neighbour_rows(space, space.from_indices(leaders)), random]
         if not space.is_pool:  # where children are rarely members
-            one, two = (leaders[rng.integers(len(leaders), size=len(fresh))] for _ in range(2))
-            children = np.where(rng.random(fresh.shape) < _MIX, one, two)
-            changed = rng.random(fresh.shape) < 1 / len(space.names)
-            near.append(space.canonical(np.where(changed, fresh, children)))
-        return np.concatenate(near)
+            one, two = (leaders[rng.integers(len(leaders), size=len(random))] for _ in range(2))
+            children = np.where(rng.random(random.shape) < _MIX, one, two)
+            mutate = rng.random(random.shape) < 1 / len(space.names)
+            rows.append(space.canonical(np.where(mutate, random, children)))
+        return np.concatenate(rows)
 
 
 class Models:
-    """What each measure of a problem is taken to be, in units of its spread, to be maximised.
+    """A model of each measure of a problem, in units of its spread, to be maximised.
 
     Args:
-        problem: What is searched.
-        history: What was measured: two successes or more.
+        problem: The problem of the search.
+        history: The evaluations, two successes or more.
 
     Attributes:
-        outcomes: Objectives, then measures that only constraints speak of.
+        outcomes: Objectives, then measures that only constraints refer to.
         limits: Constraints on outcomes.
         reference: The reference point (m,).
         X: The rows of the successes.
@@ -197,29 +198,30 @@ class Models:
     def __init__(self, problem: Problem, history: History) -> None:
         self.problem = problem
         objectives = [(o.name, -1.0 if o.direction == "min" else 1.0) for o in problem.objectives]
-        bounds = [c for c in problem.bounds(history) if not self._computed(c.name)]
+        bounds = [c for c in problem.bounds(history) if not is_vectorised(problem, c.name)]
         m = len(objectives)
         only = dict.fromkeys(c.name for c in bounds if c.name not in dict(objectives))
         self._measures = objectives + [(name, 1.0) for name in only]
-        self._hard = [c for c in problem.exact_constraints if self._computed(c.name)]
-        F, missed = problem.scores(history)
-        good = history.ok & np.isfinite(F).all(axis=1)
-        self.X, self._F, self._missed = history.indices[good], F[good], missed[good]
+        self._hard = [c for c in problem.exact_constraints if is_vectorised(problem, c.name)]
+        F, violations = problem.scores(history)
+        finite = history.ok & np.isfinite(F).all(axis=1)
+        self.X, self._F, self._violations = history.indices[finite], F[finite], violations[finite]
         self._features = features(problem.space, self.X)
         self._scales: list[Scale] = []
         self.outcomes: list[_gp.Outcome] = []
         self._exact: list[tuple[int, str]] = []  # outcome and measure; "" is a constant
         values = []
         for k, (name, sign) in enumerate(self._measures):
-            y = history.column(name)[good]
+            y = history.column(name)[finite]
             known = np.isfinite(y)
-            if k < m and not self._computed(name) and all(c.name != name for c in bounds):
-                y = sign * _fenced(sign * y, known)
+            predicted = not is_vectorised(problem, name)
+            if k < m and predicted and all(c.name != name for c in bounds):
+                y = sign * _fence(sign * y, known)
             scale = Scale(y[known] if known.any() else np.zeros(1))
             self._scales.append(scale)
             values.append(sign * (y - scale.mean) / scale.std)
             self.outcomes.append(self._outcome(k, name, known, sign * scale.z[: known.sum()]))
-        feasible = self._missed <= 0
+        feasible = self._violations <= 0
         within = feasible if feasible.any() else ~feasible
         Z = np.stack(values[:m], axis=1)[within]
         span = np.ptp(Z, axis=0)
@@ -232,13 +234,11 @@ class Models:
             level = sign * (bound.bound - scale.mean) / scale.std
             self.limits.append((k, sign if bound.upper else -sign, level))
 
-    def _computed(self, name: str) -> bool:
-        return name in self.problem.exact and self.problem.exact[name].vectorised
-
-    def _outcome(self, k: int, name: str, known: np.ndarray, z: Floats) -> _gp.Outcome:
+    def _outcome(self, k: int, name: str, known: npt.NDArray[np.bool_], z: Floats) -> _gp.Outcome:
         """Return a process, or the place of the values themselves behind the features."""
-        if not self._computed(name) and len(z) > 1 and np.ptp(z) > 0:
-            rows = spaced(len(z), MOST_ROWS)
+        exact = is_vectorised(self.problem, name)
+        if not exact and len(z) > 1 and np.ptp(z) > 0:
+            rows = spaced_rows(len(z), KERNEL_ROWS)
             try:
                 return Gaussian(self._features[known][rows], z[rows])
             except (np.linalg.LinAlgError, ValueError) as error:
@@ -246,11 +246,11 @@ class Models:
                     f"The Gaussian process of {name!r} failed ({error!s:.100}): its mean is used.",
                     cause=(f"process of {name}", type(error).__name__),
                 )
-        self._exact.append((k, name if self._computed(name) else ""))
+        self._exact.append((k, name if exact else ""))
         return int(self._features.shape[1]) + len(self._exact) - 1
 
     def rows(self, X: Indices) -> Floats:
-        """Return the features of rows (n, n_choices) and behind them what is computed, (n, d)."""
+        """Return the features of rows (n, n_choices), and behind them the exact values, (n, d)."""
         return np.column_stack([features(self.problem.space, X), *self._values(X)])
 
     def _values(self, X: Indices) -> Iterable[Floats]:
@@ -259,38 +259,38 @@ class Models:
             y = self.problem.exact_values(name, X) if name else np.full(len(X), scale.mean)
             yield sign * (y - scale.mean) / scale.std
 
-    def allowed(self, X: Indices, rows: Floats) -> np.ndarray:
-        """Return which rows satisfy the exact constraints and have all exact measures, (n,)."""
+    def are_allowed(self, X: Indices, rows: Floats) -> npt.NDArray[np.bool_]:
+        """Return whether rows keep the exact constraints and have all exact measures, (n,)."""
         columns = {c.name: self.problem.exact_values(c.name, X) for c in self._hard}
         return np.isfinite(rows).all(axis=1) & (violation(self._hard, columns, len(X)) <= 0)
 
     def promise(self, rows: Floats) -> Indices:
         """Return the order of rows (n, d) by optimistic predictions, the best first."""
-        high, missed = np.zeros((len(rows), len(self.outcomes))), np.zeros(len(rows))
-        std = np.zeros_like(high)
+        mean, violations = np.zeros((len(rows), len(self.outcomes))), np.zeros(len(rows))
+        std = np.zeros_like(mean)
         for k, outcome in enumerate(self.outcomes):
             if isinstance(outcome, int):
-                high[:, k] = rows[:, outcome]
+                mean[:, k] = rows[:, outcome]
             else:
-                high[:, k], std[:, k] = outcome.predict(rows[:, : self._features.shape[1]])
+                mean[:, k], std[:, k] = outcome.predict(rows[:, : self._features.shape[1]])
         for k, sign, level in self.limits:
-            missed += np.maximum(sign * (high[:, k] - level) - _BOLD * std[:, k], 0.0)
-        optimistic = (high + _BOLD * std)[:, : len(self.reference)]
+            violations += np.maximum(sign * (mean[:, k] - level) - _BOLD * std[:, k], 0.0)
+        optimistic = (mean + _BOLD * std)[:, : len(self.reference)]
         ranks = pareto.nondominated_ranks(optimistic, maximise=True)
-        order: Indices = np.lexsort((ranks, missed))
+        order: Indices = np.lexsort((ranks, violations))
         return order
 
     def leaders(self) -> Indices:
         """Return the rows of the measured front, or of the best successes if it is small."""
         ranks = pareto.nondominated_ranks(self._F)
-        order = np.lexsort((self._F[:, 0], ranks, self._missed))
-        front = int(((self._missed <= 0) & (ranks == 0)).sum())
+        order = np.lexsort((self._F[:, 0], ranks, self._violations))
+        front = int(((self._violations <= 0) & (ranks == 0)).sum())
         order = order[: max(front, _FEWEST_LEADERS)]
-        return self.X[order[spaced(len(order), _LEADERS)]]
+        return self.X[order[spaced_rows(len(order), _LEADERS)]]
 
 
-def _fenced(y: Floats, known: np.ndarray) -> Floats:
-    """Return values (n,), those below the lower fence raised to it: one awful subnet is no scale.
+def _fence(y: Floats, known: npt.NDArray[np.bool_]) -> Floats:
+    """Return values (n,), those below the lower fence raised to it: one bad subnet sets no scale.
 
     References:
         Tukey, Exploratory Data Analysis (1977), section 2D.
@@ -306,61 +306,61 @@ class Climb:
 
     Args:
         models: The models of the measures.
-        taken: Codes of the rows that are measured or pending.
+        known: The codes of the measured and the pending rows.
     """
 
-    def __init__(self, models: Models, taken: set[bytes]) -> None:
+    def __init__(self, models: Models, known: set[bytes]) -> None:
         self._models = models
-        self._known = set(taken)
+        self._known = set(known)
         self.X = models.X[:0]
-        self._scored = False
+        self._has_scores = False
         self._rows = models.rows(self.X)
 
     @property
     def size(self) -> int:
-        """How many rows are under consideration."""
+        """The number of rows under consideration."""
         return len(self.X)
 
-    def look_at(self, X: Indices) -> int:
+    def add(self, X: Indices) -> int:
         """Add the new and allowed ones of canonical rows, behind the others; return how many."""
-        fresh = []
+        others = []
         for code, row in zip(row_codes(X), X, strict=True):
             if code not in self._known:
                 self._known.add(code)
-                fresh.append(row)
-        if not fresh:
+                others.append(row)
+        if not others:
             return 0
-        new = np.stack(fresh)
+        new = np.stack(others)
         rows = self._models.rows(new)
-        allowed = self._models.allowed(new, rows)
+        allowed = self._models.are_allowed(new, rows)
         self.X = np.concatenate([self.X, new[allowed]])
         self._rows = np.concatenate([self._rows, rows[allowed]])
         return int(allowed.sum())
 
     def keep(self, most: int) -> None:
-        """Keep so many rows: those that scored best, or promise most where none was scored."""
-        if self.size > most and not self._scored:
+        """Keep `most` rows: those that scored best, or promise most where none has a score."""
+        if self.size > most and not self._has_scores:
             self._order(np.sort(self._models.promise(self._rows)[:most]))
         self._order(np.arange(min(self.size, most)))
 
     def run(self, acquisition: _gp.Acquisition, rounds: int) -> None:
         """Score all rows, climb over neighbours for some rounds, and order all by their score."""
         values = acquisition(self._rows)
-        expanded: set[bytes] = set()
+        centres: set[bytes] = set()
         for _ in range(rounds):
             best = np.argsort(-values, kind="stable")[:_BEAM]
             codes = zip(row_codes(self.X[best]), best, strict=True)
-            starts = [i for code, i in codes if code not in expanded]
+            starts = [i for code, i in codes if code not in centres]
             if not starts:
                 break
-            expanded |= set(row_codes(self.X[starts]))
+            centres |= set(row_codes(self.X[starts]))
             space = self._models.problem.space
-            if added := self.look_at(neighbours(space, space.from_indices(self.X[starts]))):
-                values = np.concatenate([values, acquisition(self._rows[-added:])])
+            if more := self.add(neighbour_rows(space, space.from_indices(self.X[starts]))):
+                values = np.concatenate([values, acquisition(self._rows[-more:])])
         self._order(np.argsort(-values, kind="stable"))
-        self._scored = True
+        self._has_scores = True
 
-    def take(self) -> Indices:
+    def pop(self) -> Indices:
         """Return the first row (1, n_choices), which leaves."""
         first, self.X, self._rows = self.X[:1], self.X[1:], self._rows[1:]
         return first

@@ -10,7 +10,13 @@ import numpy as np
 from lightning_subnet._types import Indices
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.strategies._toolkit.sampling import by_choice
-from lightning_subnet.strategies.base import Opening, Strategy, fill, positive, probability
+from lightning_subnet.strategies.base import (
+    Opening,
+    Strategy,
+    check_positive,
+    check_probability,
+    fill,
+)
 from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
 
@@ -22,8 +28,8 @@ class NSGA2(Strategy):
 
     The parents are the survivors of the whole history, so evaluations that were attached, resumed
     or made by another strategy count. Constraints rank before objectives; failed evaluations
-    are no parents. Until `population` subnets are measured, proposals are random, each choice drawn
-    by itself.
+    are not parents. Until `population` subnets are measured, proposals are random, each choice
+    drawn by itself.
 
     Args:
         population: How many survive, and how many are proposed a generation.
@@ -44,8 +50,8 @@ class NSGA2(Strategy):
     def __init__(
         self, *, population: int = 50, crossover: float = 0.9, mutation: float | None = None
     ) -> None:
-        positive(population=population)
-        probability(crossover=crossover, mutation=mutation)
+        check_positive(population=population)
+        check_probability(crossover=crossover, mutation=mutation)
         self.population = population
         self.crossover = crossover
         self.mutation = mutation
@@ -65,9 +71,9 @@ class NSGA2(Strategy):
         pending: Sequence[Subnet] = (),
     ) -> list[Subnet]:
         """Return n offspring of the history's survivors; see `Strategy.propose`."""
-        F, missed = problem.scores(history)
-        good = np.isfinite(missed)
-        if len(history) < self.population or good.sum() < _PARENTS:
+        F, violations = problem.scores(history)
+        finite = np.isfinite(violations)
+        if len(history) < self.population or finite.sum() < _PARENTS:
             return fill(problem, history, pending, n, rng, by_choice(problem))
         from lightning_subnet.strategies._toolkit._pymoo import Breeder
 
@@ -79,7 +85,7 @@ class NSGA2(Strategy):
             mutation=self.mutation,
             rng=rng,
         )
-        breeder.select(history.indices[good], F[good], missed[good])
+        breeder.select(history.indices[finite], F[finite], violations[finite])
 
         def draw(k: int, _: np.random.Generator) -> Indices:
             return breeder.offspring(k)

@@ -8,26 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from lightning_subnet._types import Indices
+from lightning_subnet._types import Floats, Indices
 from lightning_subnet.predictors._sklearn import one_thread
 from lightning_subnet.space.subnet import Subnet
-from lightning_subnet.strategies._toolkit.breeding import ranked
+from lightning_subnet.strategies._toolkit.predicting import LongSearch
 from lightning_subnet.strategies._toolkit.published import study_rng
+from lightning_subnet.strategies._toolkit.ranking import front_ranks
 from lightning_subnet.strategies._toolkit.sampling import by_choice, in_order
-from lightning_subnet.strategies._toolkit.surrogates import PredictingStrategy, Surrogates, evolve
-from lightning_subnet.strategies.base import Opening, fill, new_rows, positive, probability
+from lightning_subnet.strategies.base import Opening, are_new, check_positive, fill
 from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
 
 
-class FullSearch(PredictingStrategy):
+class FullSearch(LongSearch):
     """The paper's full search on predictions: sample, train once, search long, validate the front.
 
     First `samples` random subnets are measured. One predictor per objective is fitted on them, and
     only on them; a long NSGA-II searches on the predictors, once in a study. Then its predicted
     front is measured in batches, in random order, and after it the next front of all that the
-    search has looked at, until the budget ends. What is measured in these batches teaches nothing:
-    this is what `"linas"` adds. The paper's other full search, evolution on validations, is
+    search has looked at, until the budget ends. These batches teach the predictors nothing, which
+    is what `"linas"` adds. The paper's other full search, evolution on validations, is
     `"nsga2"`.
 
     The paper states the quality of its predictors at 1000 samples; take as many where the budget
@@ -44,7 +44,7 @@ class FullSearch(PredictingStrategy):
         exact: Compute exact measures in the search instead of predicting them.
 
     Raises:
-        StrategyError: A size that is no positive whole number, or an unknown predictor.
+        StrategyError: A size is not a whole number from 1, or the predictor is unknown.
 
     References:
         Cummings et al., A Hardware-Aware System for Accelerating Deep Neural Network Optimization,
@@ -75,21 +75,18 @@ class FullSearch(PredictingStrategy):
         mutation: float = 0.02,
         exact: bool = False,
     ) -> None:
-        positive(
-            samples=samples,
-            batch_size=batch_size,
-            inner_population=inner_population,
-            predictions=predictions,
-        )
-        probability(crossover=crossover, mutation=mutation)
-        super().__init__(predictor, published=())
+        check_positive(samples=samples, batch_size=batch_size, inner_population=inner_population)
         self.samples = samples
         self.batch_size = batch_size
         self.inner_population = inner_population
-        self.predictions = predictions
-        self.crossover = crossover
-        self.mutation = mutation
-        self.exact = exact
+        super().__init__(
+            predictions=predictions,
+            predictor=predictor,
+            crossover=crossover,
+            mutation=mutation,
+            exact=exact,
+            published=(),
+        )
 
     @property
     def opening(self) -> Opening:
@@ -109,29 +106,19 @@ class FullSearch(PredictingStrategy):
         if len(history) < self.samples or samples.ok.sum() <= 1:
             return fill(problem, history, pending, n, rng, by_choice(problem))
         with one_thread():
-            seen, ranks, missed = self._searched(problem, history, samples)
-        new = new_rows(seen, history, pending)
-        seen, ranks, missed = seen[new], ranks[new], missed[new]
-        order = np.lexsort((rng.random(len(seen)), ranks, missed))
-        return fill(problem, history, pending, n, rng, in_order(problem, seen[order]))
+            rows, ranks, violations = self._predicted_fronts(problem, history, samples)
+        new = are_new(rows, history, pending)
+        rows, ranks, violations = rows[new], ranks[new], violations[new]
+        order = np.lexsort((rng.random(len(rows)), ranks, violations))
+        return fill(problem, history, pending, n, rng, in_order(problem, rows[order]))
 
-    def _searched(
+    def _predicted_fronts(
         self, problem: Problem, history: History, samples: History
-    ) -> tuple[Indices, Indices, np.ndarray]:
+    ) -> tuple[Indices, Indices, Floats]:
         """Return all rows of the search on predictions, their predicted fronts and violations."""
         rng = study_rng(history)  # the same search in every generation
-        score = Surrogates(problem, samples, self._predictor, exact=self.exact)
-        _, seen = evolve(
-            problem,
-            score,
-            by_choice(problem)(self.inner_population, rng),
-            population=self.inner_population,
-            generations=max(self.predictions // self.inner_population - 1, 0),
-            crossover=self.crossover,
-            mutation=self.mutation,
-            rng=rng,
-        )
-        return seen, *ranked(*score(seen))
+        score, _, rows = self._search(problem, samples, self.inner_population, rng)
+        return rows, *front_ranks(*score(rows))
 
 
 def _samples(problem: Problem, history: History, n: int) -> History:

@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lightning_subnet._types import Floats, Indices
 from lightning_subnet.predictors._sklearn import one_thread
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.strategies._toolkit.breeding import breed
+from lightning_subnet.strategies._toolkit.predicting import SmallBatches
 from lightning_subnet.strategies._toolkit.sampling import (
     by_choice,
     first_batch,
     in_order,
-    neighbours,
+    neighbour_rows,
 )
-from lightning_subnet.strategies._toolkit.surrogates import PredictingStrategy, Surrogates
-from lightning_subnet.strategies.base import Opening, fill, new_rows, positive
+from lightning_subnet.strategies._toolkit.surrogates import Surrogates
+from lightning_subnet.strategies.base import are_new, fill
 from lightning_subnet.study import pareto
 from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
@@ -33,8 +35,8 @@ _WHOLE = 20_000  # subnets of a space that is predicted whole
 _MOST = 150  # of them, those whose gain in hypervolume is computed
 
 
-class Hybrid(PredictingStrategy):
-    """Predictors of everything measured, an inner evolution from the front, greedy hypervolume.
+class Hybrid(SmallBatches):
+    """Hybrid: predictors of all measurements, an evolution on them, greedy hypervolume.
 
     The first subnets are a design in which every choice has each of its values as often. Then, each
     generation, predictors are fitted; exact measures are computed. An inner evolution starts from
@@ -67,22 +69,13 @@ class Hybrid(PredictingStrategy):
         generations: int = 10,
         predictor: Any = "additive",
     ) -> None:
-        positive(
+        super().__init__(
             batch_size=batch_size,
             first=first,
             inner_population=inner_population,
             generations=generations,
+            predictor=predictor,
         )
-        super().__init__(predictor)
-        self.batch_size = batch_size
-        self.first = first
-        self.inner_population = inner_population
-        self.generations = generations
-
-    @property
-    def opening(self) -> Opening:
-        """The design."""
-        return Opening(self.first, "first")
 
     def propose(
         self,
@@ -97,26 +90,26 @@ class Hybrid(PredictingStrategy):
             return first_batch(problem, history, n, rng, pending)
         with one_thread():
             score = Surrogates(problem, history, self._predictor)
-            pool = self._found(problem, history, score, rng)
-            pool = pool[new_rows(pool, history, pending)]
+            pool = self._pool(problem, history, score, rng)
+            pool = pool[are_new(pool, history, pending)]
             if len(pool):
-                pool = self._chosen(problem, history, score, pool, n, pending)
+                pool = self._batch(problem, history, score, pool, n, pending)
         return fill(problem, history, pending, n, rng, in_order(problem, pool))
 
-    def _found(
+    def _pool(
         self, problem: Problem, history: History, score: Surrogates, rng: np.random.Generator
     ) -> Indices:
-        """Return the best rows that an inner evolution has seen, or all of a small space."""
+        """Return the best rows of an inner evolution, or all of a small space."""
         space = problem.space
         if space.size <= _WHOLE:
             return np.concatenate(list(space.index_blocks()))
         front = [e.subnet for e in problem.front(history)]
-        around = neighbours(space, front[:_FRONT])
-        fresh = by_choice(problem)(self.inner_population, rng)
+        around = neighbour_rows(space, front[:_FRONT])
+        random = by_choice(problem)(self.inner_population, rng)
         return breed(
             problem,
             score,
-            np.concatenate([space.indices(front), around, fresh]),
+            np.concatenate([space.indices(front), around, random]),
             parents=self.inner_population,
             children=_CHILDREN * self.inner_population,
             generations=self.generations,
@@ -124,7 +117,7 @@ class Hybrid(PredictingStrategy):
             rng=rng,
         )
 
-    def _chosen(
+    def _batch(
         self,
         problem: Problem,
         history: History,
@@ -134,18 +127,18 @@ class Hybrid(PredictingStrategy):
         pending: Sequence[Subnet],
     ) -> Indices:
         """Return up to n rows that add hypervolume to the measured front, by prediction."""
-        mean, std, missed = score.with_std(X)
+        mean, std, violations = score.with_std(X)
         bold = mean - std
-        feasible = missed <= 0
+        feasible = violations <= 0
         if not feasible.any():
-            return X[np.argsort(missed, kind="stable")[:n]]
+            return X[np.argsort(violations, kind="stable")[:n]]
         X, mean, bold = X[feasible], mean[feasible], bold[feasible]
-        F, broken = problem.scores(history)
-        F = F[(broken <= 0) & np.isfinite(F).all(axis=1)]
+        F, violations = problem.scores(history)
+        F = F[(violations <= 0) & np.isfinite(F).all(axis=1)]
         if pending:
             F = np.concatenate([F, score(problem.space.indices(pending))[0]])
-        useful = _useful(mean) | _useful(bold)
-        X, mean, bold = X[useful], mean[useful], bold[useful]
+        promising = _on_first_fronts(mean) | _on_first_fronts(bold)
+        X, mean, bold = X[promising], mean[promising], bold[promising]
         everything = np.concatenate([F, mean])
         low, high = everything.min(axis=0), everything.max(axis=0)
         span = np.where(high > low, high - low, 1.0)
@@ -156,60 +149,59 @@ def _greedy(front: Floats, mean: Floats, bold: Floats, n: int) -> list[int]:
     """Return up to n rows, each of which adds the most hypervolume to a front and those before.
 
     Args:
-        front: What was measured (k, m), scaled.
+        front: The objectives of measured rows (k, m), scaled.
         mean: Predictions (rows, m).
         bold: Optimistic ones, by which some are chosen.
-        n: How many.
+        n: The number of rows.
     """
     reference = np.full(front.shape[1], 1 + _MARGIN)
     front = front[pareto.nondominated(front)] if len(front) else front
     # What a row adds only shrinks as others join, so old gains are bounds: few are computed anew.
     bounds = {False: _gains(front, mean, reference), True: _gains(front, bold, reference)}
     left = np.ones(len(mean), dtype=bool)
-    picked: list[int] = []
-    while len(picked) < n and left.any():
-        is_bold = len(picked) % _BOLD == _BOLD - 1
-        by, bound = (bold if is_bold else mean), bounds[is_bold]
-        known = np.zeros(len(mean), dtype=bool)
+    batch: list[int] = []
+    while len(batch) < n and left.any():
+        is_bold = len(batch) % _BOLD == _BOLD - 1
+        points, bound = (bold if is_bold else mean), bounds[is_bold]
+        current = np.zeros(len(mean), dtype=bool)  # whose bound is the gain itself
         while True:
             best = int(np.argmax(np.where(left, bound, -np.inf)))
-            if known[best] or not picked:
+            if current[best] or not batch:
                 break
-            bound[best] = _gains(front, by[best : best + 1], reference)[0]
-            known[best] = True
-        if bound[best] <= 0:  # nothing promises more: what is nearest to the front
+            bound[best] = _gains(front, points[best : best + 1], reference)[0]
+            current[best] = True
+        if bound[best] <= 0:  # nothing promises more: the row nearest to the front
             rows = np.flatnonzero(left)
-            best = int(rows[np.argmin(_distance(front, by[rows]))])
-        picked.append(best)
+            best = int(rows[np.argmin(_distance(front, points[rows]))])
+        batch.append(best)
         left[best] = False
         front = np.vstack([front, mean[best]])
         front = front[pareto.nondominated(front)]
-    return picked
+    return batch
 
 
-def _useful(F: Floats) -> np.ndarray:
-    """Return which rows stand on the first fronts, `_MOST` of them at most."""
+def _on_first_fronts(F: Floats) -> npt.NDArray[np.bool_]:
+    """Return whether each row stands on the first fronts (n,), `_MOST` of them at most."""
     ranks = pareto.nondominated_ranks(F)
-    order = np.argsort(ranks, kind="stable")[:_MOST]
-    useful = np.zeros(len(F), dtype=bool)
-    useful[order] = True
-    return useful
+    mask = np.zeros(len(F), dtype=bool)
+    mask[np.argsort(ranks, kind="stable")[:_MOST]] = True
+    return mask
 
 
 def _gains(front: Floats, points: Floats, reference: Floats) -> Floats:
-    """Return how much hypervolume each point (n, m) adds to a front by itself."""
+    """Return the hypervolume that each point (n, m) adds to a front by itself (n,)."""
     base = pareto.hypervolume(front, reference) if len(front) else 0.0
     gains = np.zeros(len(points))
-    open_ = (points < reference).all(axis=1)
+    gaining = (points < reference).all(axis=1)
     for point in front:
-        open_ &= (points < point).any(axis=1)
-    for i in np.flatnonzero(open_):
+        gaining &= (points < point).any(axis=1)
+    for i in np.flatnonzero(gaining):
         gains[i] = pareto.hypervolume(np.vstack([front, points[i]]), reference) - base
     return gains
 
 
 def _distance(front: Floats, points: Floats) -> Floats:
-    """Return how far each point must improve to be on the front (n,)."""
+    """Return the improvement of all objectives that brings each point to the front (n,)."""
     if not len(front):
         return np.zeros(len(points))
     excess = (points[:, None] - front[None]).max(axis=2)

@@ -11,21 +11,21 @@ import numpy as np
 from lightning_subnet._types import Indices
 from lightning_subnet.predictors._sklearn import one_thread
 from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.strategies._toolkit.predicting import LongSearch
 from lightning_subnet.strategies._toolkit.sampling import by_choice
-from lightning_subnet.strategies._toolkit.surrogates import PredictingStrategy, Surrogates, evolve
-from lightning_subnet.strategies.base import Opening, fill, positive, probability
+from lightning_subnet.strategies.base import Opening, check_positive, fill
 from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
 
 
-class LINAS(PredictingStrategy):
+class LINAS(LongSearch):
     """Lightweight iterative neural architecture search, as published.
 
     The first population is drawn at random; a warm start is a part of it, or all. Then, each
     generation, one predictor per objective is fitted on everything measured, a long NSGA-II
     searches on the predictions, and its final population is measured. Predicted are all objectives,
-    also those that could be computed (`exact=False`); what differs from the released code is what
-    the contract of a strategy asks: inactive choices are masked, and no subnet is proposed twice.
+    also those that could be computed (`exact=False`). The contract of a strategy makes for what
+    differs from the released code: inactive choices are masked, and no subnet is proposed twice.
 
     Args:
         population: Of the inner search, and the batch that is measured.
@@ -56,14 +56,15 @@ class LINAS(PredictingStrategy):
         mutation: float = 0.02,
         exact: bool = False,
     ) -> None:
-        positive(population=population, predictions=predictions)
-        probability(crossover=crossover, mutation=mutation)
-        super().__init__(predictor)
+        check_positive(population=population)
         self.population = population
-        self.predictions = predictions
-        self.crossover = crossover
-        self.mutation = mutation
-        self.exact = exact
+        super().__init__(
+            predictions=predictions,
+            predictor=predictor,
+            crossover=crossover,
+            mutation=mutation,
+            exact=exact,
+        )
         self.batch_size = population
 
     @property
@@ -81,21 +82,12 @@ class LINAS(PredictingStrategy):
     ) -> list[Subnet]:
         """Return the final population of a search on predictions; see `Strategy.propose`."""
         if len(history) < self.population or history.ok.sum() <= 1:
-            there = len(history) + len(pending)
-            if 0 < there < self.population:  # a warm start: what is missing of a population
-                n = min(n, self.population - there)
+            done = len(history) + len(pending)
+            if 0 < done < self.population:  # a warm start: the rest of a population
+                n = min(n, self.population - done)
             return fill(problem, history, pending, n, rng, by_choice(problem))
         with one_thread():
-            breeder, _ = evolve(
-                problem,
-                Surrogates(problem, history, self._predictor, exact=self.exact),
-                by_choice(problem)(self.population, rng),
-                population=self.population,
-                generations=max(self.predictions // self.population - 1, 0),
-                crossover=self.crossover,
-                mutation=self.mutation,
-                rng=rng,
-            )
+            _, breeder, _ = self._search(problem, history, self.population, rng)
         final = [breeder.survivors()]
 
         def draw(k: int, _: np.random.Generator) -> Indices:

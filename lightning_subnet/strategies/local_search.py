@@ -8,25 +8,25 @@ from itertools import chain, zip_longest
 
 import numpy as np
 
-from lightning_subnet._types import Indices
+from lightning_subnet._types import Floats, Indices
 from lightning_subnet.space.members import row_codes
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
-from lightning_subnet.strategies._toolkit.breeding import ranked
-from lightning_subnet.strategies._toolkit.sampling import in_order, neighbours
-from lightning_subnet.strategies.base import Strategy, fill, positive, taken_codes
+from lightning_subnet.strategies._toolkit.ranking import front_ranks
+from lightning_subnet.strategies._toolkit.sampling import in_order, neighbour_rows
+from lightning_subnet.strategies.base import Strategy, check_positive, fill, known_codes
 from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
 
 
 class LocalSearch(Strategy):
-    """Measure subnets that differ in one choice from the best so far, those not visited yet.
+    """Measure subnets that differ in one choice from the best so far, and are new.
 
     The first batch is drawn at random. Then the neighbours of the front are measured: its members
     take turns in random order, each with a random one of its new neighbours. When all neighbours
     of the front are measured, the search starts again from a random batch, with a front of its own;
     the runs are read off the history. Failed evaluations are on no front; while nothing is
-    feasible, what violates the constraints least takes the place of the front.
+    feasible, the subnets that violate the constraints least take the place of the front.
 
     With one objective this is hill climbing with restarts. The smaller the batch, the sooner a
     better neighbour is climbed from: `batch_size=1` is the published variant that moves at the
@@ -52,7 +52,7 @@ class LocalSearch(Strategy):
     name = "local-search"
 
     def __init__(self, *, batch_size: int = 10) -> None:
-        positive(batch_size=batch_size)
+        check_positive(batch_size=batch_size)
         self.batch_size = batch_size
 
     def propose(
@@ -66,29 +66,29 @@ class LocalSearch(Strategy):
         """Return new neighbours of the front of the current run; see `Strategy.propose`."""
         rows = problem.space.indices([])
         if len(history):
-            taken = taken_codes(history, pending)
+            known = known_codes(history, pending)
             near = _Neighbours(problem.space)
             front = rng.permutation(_front_of_run(problem, history, near))
-            around = [rng.permutation(near.new(history[int(i)].subnet, taken)) for i in front]
+            around = [rng.permutation(near.new(history[int(i)].subnet, known)) for i in front]
             turns = [row for row in chain(*zip_longest(*around)) if row is not None]
             rows = np.stack(turns) if turns else rows
         return fill(problem, history, pending, n, rng, in_order(problem, rows))
 
 
 class _Neighbours:
-    """The neighbours of subnets, each found once."""
+    """The neighbours of subnets, looked up once for each."""
 
     def __init__(self, space: SearchSpace) -> None:
         self._space = space
-        self._found: dict[Subnet, tuple[Indices, list[bytes]]] = {}
+        self._rows: dict[Subnet, tuple[Indices, list[bytes]]] = {}
 
-    def new(self, subnet: Subnet, taken: set[bytes]) -> Indices:
-        """Return the neighbours of a subnet that are not taken (n, n_choices)."""
-        if subnet not in self._found:
-            X = neighbours(self._space, [subnet])
-            self._found[subnet] = X, row_codes(X)
-        X, codes = self._found[subnet]
-        return X[[code not in taken for code in codes]]
+    def new(self, subnet: Subnet, known: set[bytes]) -> Indices:
+        """Return the neighbours of a subnet whose codes are not known (n, n_choices)."""
+        if subnet not in self._rows:
+            X = neighbour_rows(self._space, [subnet])
+            self._rows[subnet] = X, row_codes(X)
+        X, codes = self._rows[subnet]
+        return X[[code not in known for code in codes]]
 
 
 def _front_of_run(problem: Problem, history: History, near: _Neighbours) -> Indices:
@@ -96,29 +96,29 @@ def _front_of_run(problem: Problem, history: History, near: _Neighbours) -> Indi
 
     A run ends with the generation that has measured the last new neighbour of its front.
     """
-    F, missed = problem.scores(history)
+    F, violations = problem.scores(history)
     codes = row_codes(history.indices)
     begin, front = 0, np.zeros(0, dtype=np.int64)
-    taken: set[bytes] = set()
+    known: set[bytes] = set()
     for end in _ends_of_generations(history):
         rows = np.concatenate([front, np.arange(begin, end)])
-        front = rows[_best(F[rows], missed[rows])]
-        taken.update(codes[begin:end])
+        front = rows[_best(F[rows], violations[rows])]
+        known.update(codes[begin:end])
         begin = end
-        if not any(len(near.new(history[int(i)].subnet, taken)) for i in front):
+        if not any(len(near.new(history[int(i)].subnet, known)) for i in front):
             front = front[:0]
     return front
 
 
 def _ends_of_generations(history: History) -> Iterator[int]:
-    """Yield where each generation ends in the history."""
+    """Yield the number of evaluations at the end of each generation."""
     at = [evaluation.generation for evaluation in history]
     yield from (i for i in range(1, len(at)) if at[i] != at[i - 1])
     yield len(at)
 
 
-def _best(F: np.ndarray, missed: np.ndarray) -> Indices:
-    """Return the feasible front, or what is nearest to feasible; nothing where all failed."""
-    ranks, missed = ranked(F, missed)
-    least = missed.min()
-    return np.flatnonzero((missed == least) & (ranks == 0) & np.isfinite(missed))
+def _best(F: Floats, violations: Floats) -> Indices:
+    """Return the rows of the feasible front, or those nearest to feasible; none if all failed."""
+    ranks, violations = front_ranks(F, violations)
+    least = violations.min()
+    return np.flatnonzero((violations == least) & (ranks == 0) & np.isfinite(violations))

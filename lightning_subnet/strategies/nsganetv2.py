@@ -10,22 +10,25 @@ import numpy as np
 
 from lightning_subnet._types import Floats, Indices
 from lightning_subnet.predictors import _sklearn
-from lightning_subnet.predictors._sklearn import Scale, one_thread
+from lightning_subnet.predictors._sklearn import one_thread
 from lightning_subnet.predictors.base import Predictor, kendall_tau
+from lightning_subnet.predictors.kernel_regression import Scale
 from lightning_subnet.space.members import distinct_rows
 from lightning_subnet.space.subnet import Subnet
-from lightning_subnet.strategies._toolkit.breeding import best_first
+from lightning_subnet.strategies._toolkit.breeding import evolve
+from lightning_subnet.strategies._toolkit.predicting import SmallBatches
 from lightning_subnet.strategies._toolkit.published import (
     CubicRBF,
     PositionSurrogates,
     cost_of,
-    fitted,
+    fit,
     model_of,
     surrogates,
 )
+from lightning_subnet.strategies._toolkit.ranking import best_first
 from lightning_subnet.strategies._toolkit.sampling import by_choice, in_order
-from lightning_subnet.strategies._toolkit.surrogates import PredictingStrategy, Surrogates, evolve
-from lightning_subnet.strategies.base import Opening, fill, new_rows, positive, probability
+from lightning_subnet.strategies._toolkit.surrogates import Surrogates
+from lightning_subnet.strategies.base import are_new, check_probability, fill
 from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
 
@@ -38,7 +41,7 @@ class Switching(Predictor):
     """The one of several models with the best rank correlation on left-out folds, chosen anew.
 
     Args:
-        models: Names for `baseline.model_of`.
+        models: Names, as `published.model_of` takes them.
         random_state: The seed of folds, trees and weights.
 
     Attributes:
@@ -65,7 +68,7 @@ class Switching(Predictor):
         left_out: dict[str, Floats] = {}
         for name in self.models:
             try:
-                whole[name] = fitted(model_of(name, self.random_state), F, z)
+                whole[name] = fit(model_of(name, self.random_state), F, z)
                 left_out[name] = _left_out(whole[name], F, z, folds)
             except (ValueError, np.linalg.LinAlgError):
                 continue  # it cannot be fitted on these rows; the others compete without it
@@ -79,25 +82,25 @@ class Switching(Predictor):
         return self._scale.back(left_out[self.chosen], np.ones(len(y)))
 
     def _predict(self, F: Floats, return_std: bool = True) -> tuple[Floats, Floats]:
-        mean = np.asarray(self._model.predict(_sklearn.single(self._model, F)), dtype=float)
+        mean = np.asarray(self._model.predict(_sklearn.inputs_of(self._model, F)), dtype=float)
         return self._scale.back(mean, np.ones(len(F)))
 
 
 def _left_out(model: Any, F: Floats, z: Floats, folds: Sequence[Indices]) -> Floats:
     """Return predictions of each row (n,) by a model of the same settings without its fold."""
-    told = np.zeros(len(z))
+    predictions = np.zeros(len(z))
     for out in folds:
         rest = np.setdiff1d(np.arange(len(z)), out)
-        again = CubicRBF() if isinstance(model, CubicRBF) else _sklearn.settled(model)
-        again = fitted(again, F[rest], z[rest])
-        told[out] = again.predict(_sklearn.single(again, F[out]))
-    if not np.isfinite(told).all():
+        twin = CubicRBF() if isinstance(model, CubicRBF) else _sklearn.copy_with_kernel(model)
+        twin = fit(twin, F[rest], z[rest])
+        predictions[out] = twin.predict(_sklearn.inputs_of(twin, F[out]))
+    if not np.isfinite(predictions).all():
         msg = "it predicts NaN or infinity"
         raise ValueError(msg)
-    return told
+    return predictions
 
 
-class NSGANetV2(PredictingStrategy):
+class NSGANetV2(SmallBatches):
     """NSGANetV2: search on the surrogate that ranks best now, measure where the front has gaps.
 
     The first subnets are the smallest, the largest and random ones. Then, each generation, four
@@ -110,8 +113,8 @@ class NSGANetV2(PredictingStrategy):
 
     What differs from the released code: the network has one layer of 100; the trees are 100, with
     half of the columns for each split; the Gaussian process has one length scale, settled before
-    the folds; crossover is uniform and mutation draws any value; the subset is found by exchange,
-    not by a genetic algorithm; failed evaluations teach nothing; and the network takes part, which
+    the folds; crossover is uniform and mutation draws any value; exchanges find the subset,
+    not a genetic algorithm; failed evaluations teach nothing; and the network takes part, which
     the release leaves out of its list.
 
     Args:
@@ -125,7 +128,7 @@ class NSGANetV2(PredictingStrategy):
         mutation: Probability per choice of a new random value; None is 1 / number of choices.
 
     Raises:
-        StrategyError: A size that is no positive whole number, or an unknown predictor.
+        StrategyError: A size is not a whole number from 1, or the predictor is unknown.
 
     References:
         Lu et al., NSGANetV2: Evolutionary Multi-Objective Surrogate-Assisted Neural Architecture
@@ -156,25 +159,17 @@ class NSGANetV2(PredictingStrategy):
         crossover: float = 0.9,
         mutation: float | None = None,
     ) -> None:
-        positive(
+        check_probability(crossover=crossover, mutation=mutation)
+        super().__init__(
             batch_size=batch_size,
             first=first,
             inner_population=inner_population,
             generations=generations,
+            predictor=predictor,
+            published=(Switching.name, *_PUBLISHED),
         )
-        probability(crossover=crossover, mutation=mutation)
-        super().__init__(predictor, published=(Switching.name, *_PUBLISHED))
-        self.batch_size = batch_size
-        self.first = first
-        self.inner_population = inner_population
-        self.generations = generations
         self.crossover = crossover
         self.mutation = mutation
-
-    @property
-    def opening(self) -> Opening:
-        """The smallest, the largest and random subnets."""
-        return Opening(self.first, "first")
 
     def propose(
         self,
@@ -194,7 +189,7 @@ class NSGANetV2(PredictingStrategy):
             score = self._score(problem, history, rng)
             front = space.indices([e.subnet for e in problem.front(history)])
             start = front
-            if len(front) <= 1:  # nobody to mix with
+            if len(front) <= 1:  # there is no mate
                 more = by_choice(problem)(self.inner_population, rng)
                 start = np.concatenate([front, more])
             breeder, _ = evolve(
@@ -208,9 +203,9 @@ class NSGANetV2(PredictingStrategy):
                 rng=rng,
             )
             rows = breeder.survivors()
-            rows = rows[new_rows(rows, history, pending)]
+            rows = rows[are_new(rows, history, pending)]
             if len(rows):
-                rows = self._chosen(problem, score, rows, front, n)
+                rows = self._in_order(problem, score, rows, front, n)
         first = [rows]
 
         def draw(k: int, _: np.random.Generator) -> Indices:
@@ -225,34 +220,33 @@ class NSGANetV2(PredictingStrategy):
         return surrogates(problem, history, self._predictor, _PUBLISHED, rng)
 
     @staticmethod
-    def _chosen(
+    def _in_order(
         problem: Problem, score: Surrogates, rows: Indices, front: Indices, n: int
     ) -> Indices:
-        """Return rows with those that fill the gaps first, then the best predicted."""
-        F, missed = score(rows)
-        order = best_first(F, missed)
-        rows, F, missed = rows[order], F[order], missed[order]
+        """Return rows in order: first those that fill the gaps, then the best predicted."""
+        F, violations = score(rows)
+        order = best_first(F, violations)
+        rows, F, violations = rows[order], F[order], violations[order]
         if F.shape[1] == 1 or not len(front):
             return rows
         cost = cost_of(problem)
-        feasible = int((missed <= 0).sum())  # they come first
-        known = score(front)[0][:, cost]
-        picked = evenly(known, F[:feasible, cost], n)
-        rest = np.setdiff1d(np.arange(len(rows)), picked)
-        chosen: Indices = rows[np.concatenate([picked, rest])]
-        return chosen
+        feasible = int((violations <= 0).sum())  # they come first
+        subset = even_subset(score(front)[0][:, cost], F[:feasible, cost], n)
+        rest = np.setdiff1d(np.arange(len(rows)), subset)
+        ordered: Indices = rows[np.concatenate([subset, rest])]
+        return ordered
 
 
-def evenly(known: Floats, costs: Floats, n: int) -> Indices:
-    """Return which n of the costs leave them, with the known ones, most evenly spaced.
+def even_subset(front: Floats, costs: Floats, n: int) -> Indices:
+    """Return n of the costs that leave them, with those of the front, most evenly spaced.
 
-    Sought is the least standard deviation of the gaps: first one cost after the other, then by
-    exchanging one for another while that helps.
+    The least standard deviation of the gaps is sought: first by adding one cost after the other,
+    then by exchanging one for another while that helps.
 
     Args:
-        known: The costs of the measured front (k,).
-        costs: What to choose from (m,).
-        n: How many; all, where m is no more.
+        front: The costs of the measured front (k,).
+        costs: The costs to choose from (m,).
+        n: The size of the subset; all costs, where m is no more.
 
     Returns:
         Indices into `costs`.
@@ -261,27 +255,27 @@ def evenly(known: Floats, costs: Floats, n: int) -> Indices:
         Lu et al., arXiv:2007.10396, algorithm 1, line 11 (subset selection).
 
     Example:
-        >>> evenly(np.array([0.0, 4.0]), np.array([3.9, 1.0, 3.0, 2.0, 0.1]), 3).tolist()
+        >>> even_subset(np.array([0.0, 4.0]), np.array([3.9, 1.0, 3.0, 2.0, 0.1]), 3).tolist()
         [1, 2, 3]
     """
     if len(costs) <= n:
         return np.arange(len(costs))
 
-    def uneven(chosen: list[int]) -> float:
-        return float(np.diff(np.sort(np.concatenate([known, costs[chosen]]))).std())
+    def unevenness(subset: list[int]) -> float:
+        return float(np.diff(np.sort(np.concatenate([front, costs[subset]]))).std())
 
-    picked: list[int] = []
+    subset: list[int] = []
     for _ in range(n):
-        others = [i for i in range(len(costs)) if i not in picked]
-        picked.append(min(others, key=lambda i: uneven([*picked, i])))
+        others = [i for i in range(len(costs)) if i not in subset]
+        subset.append(min(others, key=lambda i: unevenness([*subset, i])))
     for _ in range(_PASSES):
-        best = uneven(picked)
+        best = unevenness(subset)
         before = best
         for at in range(n):
             for i in range(len(costs)):
-                changed = [*picked[:at], i, *picked[at + 1 :]]
-                if i not in picked and uneven(changed) < best - 1e-12:
-                    picked, best = changed, uneven(changed)
+                other = [*subset[:at], i, *subset[at + 1 :]]
+                if i not in subset and unevenness(other) < best - 1e-12:
+                    subset, best = other, unevenness(other)
         if best == before:
             break
-    return np.array(sorted(picked))
+    return np.array(sorted(subset))

@@ -11,12 +11,12 @@ from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._types import Indices
 from lightning_subnet.errors import StrategyError
 from lightning_subnet.space.subnet import Subnet
-from lightning_subnet.strategies.base import Draw, Strategy, fill, positive, uniform
+from lightning_subnet.strategies.base import Draw, Strategy, check_positive, fill, uniform_draws
 from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
 
 _OVERSAMPLING = 50
-_OVERSAMPLING_TRACED = 4  # where the measure takes milliseconds a subnet
+_TRACED_OVERSAMPLING = 4  # where the measure takes milliseconds a subnet
 
 
 class RandomSearch(Strategy):
@@ -40,7 +40,7 @@ class RandomSearch(Strategy):
     name = "random"
 
     def __init__(self, *, stratify_by: str | None = None, batch_size: int = 50) -> None:
-        positive(batch_size=batch_size)
+        check_positive(batch_size=batch_size)
         self.stratify_by = stratify_by
         self.batch_size = batch_size
 
@@ -53,19 +53,19 @@ class RandomSearch(Strategy):
         pending: Sequence[Subnet] = (),
     ) -> list[Subnet]:
         """Return n subnets drawn at random; see `Strategy.propose`."""
-        source = uniform(problem) if self.stratify_by is None else self._stratified(problem)
+        source = uniform_draws(problem) if self.stratify_by is None else self._stratified(problem)
         return fill(problem, history, pending, n, rng, source)
 
     def _stratified(self, problem: Problem) -> Draw:
         assert self.stratify_by is not None
         if self.stratify_by not in problem.exact:
             msg = (
-                f"stratify_by={self.stratify_by!r} is no exact measure of this search."
+                f"stratify_by={self.stratify_by!r} is not an exact measure of this search."
                 f"{did_you_mean(self.stratify_by, problem.exact)} It has {listed(problem.exact)}."
             )
             raise StrategyError(msg)
         cost = problem.exact[self.stratify_by]
-        times = _OVERSAMPLING if cost.vectorised else _OVERSAMPLING_TRACED
+        times = _OVERSAMPLING if cost.vectorised else _TRACED_OVERSAMPLING
 
         def draw(k: int, rng: np.random.Generator) -> Indices:
             X = problem.space.sample_indices(min(k * times, problem.space.size), rng)
@@ -76,7 +76,7 @@ class RandomSearch(Strategy):
             edges = np.linspace(values.min(), values.max(), k + 1)
             stratum = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, k - 1)
             _, first = np.unique(stratum, return_index=True)  # X is in random order already
-            drawn: Indices = X[rng.permutation(first)]
-            return drawn
+            rows: Indices = X[rng.permutation(first)]
+            return rows
 
         return draw

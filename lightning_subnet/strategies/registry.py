@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strategies by name; a new one is a file beside this and a line in the table."""
+"""Strategies by name; a new one is a file beside this one and a line in the table."""
 
 from __future__ import annotations
 

@@ -14,11 +14,11 @@ from lightning_subnet.errors import StrategyError
 from lightning_subnet.predictors._sklearn import one_thread
 from lightning_subnet.space.members import distinct_rows
 from lightning_subnet.space.subnet import Subnet
-from lightning_subnet.strategies._toolkit.breeding import best_first
+from lightning_subnet.strategies._toolkit.predicting import PredictingStrategy
 from lightning_subnet.strategies._toolkit.published import cost_of, study_rng, surrogates
+from lightning_subnet.strategies._toolkit.ranking import best_first
 from lightning_subnet.strategies._toolkit.sampling import by_choice, in_order
-from lightning_subnet.strategies._toolkit.surrogates import PredictingStrategy
-from lightning_subnet.strategies.base import Opening, fill, new_rows, positive
+from lightning_subnet.strategies.base import Opening, are_new, check_positive, fill
 from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
 
@@ -27,7 +27,7 @@ _PUBLISHED = ("boosting", "mlp", "forest")
 
 
 class WeakNAS(PredictingStrategy):
-    """WeakNAS: measure some of what a weak predictor thinks best of a pool, and learn from it.
+    """WeakNAS: measure some of those that a weak predictor thinks best of a pool, and learn.
 
     The pool is drawn at random once, each choice by itself, the first batch from it. Then, each
     round, a predictor is fitted on everything measured and ranks the whole pool; the batch is drawn
@@ -62,7 +62,7 @@ class WeakNAS(PredictingStrategy):
         bands: How many bands of cost.
 
     Raises:
-        StrategyError: An unknown predictor or reading, or sizes that do not fit each other.
+        StrategyError: The predictor or reading is unknown, or sizes do not fit each other.
 
     References:
         Wu et al., Stronger NAS with Weaker Predictors, NeurIPS 2021, arXiv:2102.10490, and its
@@ -92,7 +92,7 @@ class WeakNAS(PredictingStrategy):
         bands: int = 5,
     ) -> None:
         first = batch_size if first is None else first
-        positive(batch_size=batch_size, first=first, pool=pool, top=top, bands=bands)
+        check_positive(batch_size=batch_size, first=first, pool=pool, top=top, bands=bands)
         if reading not in _READINGS:
             msg = (
                 f"reading={reading!r} of the strategy is unknown.{did_you_mean(reading, _READINGS)}"
@@ -101,9 +101,9 @@ class WeakNAS(PredictingStrategy):
             raise StrategyError(msg)
         share = top // bands if reading == "bands" else top
         if share < batch_size:
-            what = f" of {bands} bands, {share} in each," if reading == "bands" else ""
+            parts = f" of {bands} bands, {share} in each," if reading == "bands" else ""
             msg = (
-                f"top={top}{what} is less than batch_size={batch_size}. "
+                f"top={top}{parts} is less than batch_size={batch_size}. "
                 "Give a larger top or a smaller batch_size."
             )
             raise StrategyError(msg)
@@ -137,7 +137,7 @@ class WeakNAS(PredictingStrategy):
             return fill(problem, history, pending, n, rng, by_choice(problem))
         with one_thread():
             ranking, top = self._ranking(problem, history, done, rng)
-        new = new_rows(ranking, history, pending)
+        new = are_new(ranking, history, pending)
         inside, rest = ranking[:top][new[:top]], ranking[top:][new[top:]]
         if len(inside) > n:
             inside = rng.permutation(inside)
@@ -146,19 +146,19 @@ class WeakNAS(PredictingStrategy):
     def _ranking(
         self, problem: Problem, history: History, done: int, rng: np.random.Generator
     ) -> tuple[Indices, int]:
-        """Return the pool with what was measured, best first, and how many are its top."""
-        rows = np.vstack([history.indices, self._drawn(problem, history)])
+        """Return the pool and the measured rows, best first, and the number of those at the top."""
+        rows = np.vstack([history.indices, self._pool(problem, history)])
         rows = rows[distinct_rows(rows)]
-        F, missed = surrogates(problem, history, self._predictor, _PUBLISHED, rng)(rows)
+        F, violations = surrogates(problem, history, self._predictor, _PUBLISHED, rng)(rows)
         if self.reading == "front" or F.shape[1] == 1:
-            return rows[best_first(F, missed)], self.top
+            return rows[best_first(F, violations)], self.top
         cost = cost_of(problem)
         turn = (done - self.first) // self.batch_size % self.bands
         band = np.array_split(np.argsort(F[:, cost], kind="stable"), self.bands)[turn]
         F = np.delete(F, cost, axis=1)
-        return rows[band[best_first(F[band], missed[band])]], self.top // self.bands
+        return rows[band[best_first(F[band], violations[band])]], self.top // self.bands
 
-    def _drawn(self, problem: Problem, history: History) -> Indices:
+    def _pool(self, problem: Problem, history: History) -> Indices:
         """Return the pool but for the first batch: that was drawn before, in the same way."""
         size = problem.space.size
         if size <= self.pool:

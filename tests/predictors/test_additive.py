@@ -84,7 +84,7 @@ class ByHand(Kernel):
 
 
 def regressor(predictor: Additive) -> GaussianProcessRegressor:
-    kernel = ByHand(predictor._kernel, predictor._of)
+    kernel = ByHand(predictor._kernel, predictor._effects_of)
     return GaussianProcessRegressor(kernel, alpha=predictor._noise, optimizer=None)
 
 
@@ -121,7 +121,7 @@ def test_left_out_is_what_leaving_out_gives_at_the_same_weights(bent: bool) -> N
     z = predictor.warp.straight(y)
     mean, std = predictor._fit(F, y)
     np.testing.assert_array_equal(predictor.out_of_fold, mean)
-    gram = ByHand(predictor._kernel, predictor._of)(F)
+    gram = ByHand(predictor._kernel, predictor._effects_of)(F)
     for i in range(len(y)):
         rest = np.delete(np.arange(len(y)), i)
         noisy = gram[np.ix_(rest, rest)] + predictor._noise * np.eye(len(rest))
@@ -439,7 +439,7 @@ def test_one_value_far_from_all_others_is_within_the_edge(bent: bool, outlier: i
     space = grid(6, 4)
     X = space.sample_indices(200, 0)
     y = X.sum(axis=1) / 6.0 if not bent else 1 - np.exp(-outlier * X.sum(axis=1) / 6.0)
-    skipped = np.setdiff1d(np.arange(200), _additive.spaced(200, _additive._SEARCH_ROWS))[5]
+    skipped = np.setdiff1d(np.arange(200), _additive.spaced_rows(200, _additive._SEARCH_ROWS))[5]
     y[skipped] = y.mean() + outlier * 50 * y.std()
     flat = np.zeros(200)
     flat[skipped] = outlier  # the rows that weights are chosen on are all equal
@@ -467,7 +467,7 @@ def test_thousands_of_rows_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert sorted(made)[0] <= 122
     assert max(made) == 2000, "the time grows with the cube"
     assert predictor.out_of_fold.shape == (2500,)
-    used = _additive.spaced(2500, 2000)
+    used = _additive.spaced_rows(2500, 2000)
     others = np.setdiff1d(np.arange(2500), used)
     np.testing.assert_allclose(predictor.out_of_fold[others], predictor.predict(F[others]))
     assert not np.allclose(predictor.out_of_fold[used], predictor.predict(F[used]))

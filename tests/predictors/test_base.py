@@ -40,10 +40,10 @@ from tests.problems import (
 
 
 @pytest.fixture(autouse=True)
-def _forget_what_was_told() -> Iterator[None]:
-    _predictor._told.clear()
+def _forget_warnings() -> Iterator[None]:
+    _predictor.warned_causes.clear()
     yield
-    _predictor._told.clear()
+    _predictor.warned_causes.clear()
 
 
 def sample(n: int = 60, d: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -29,9 +29,9 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct
 
 from lightning_subnet import Choice, SearchSpace
 from lightning_subnet.errors import PredictorWarning
-from lightning_subnet.predictors import _gpytorch as _gp, _sklearn, gaussian_process as _gaussian
-from lightning_subnet.predictors._sklearn import Setting
+from lightning_subnet.predictors import _gpytorch as _gp, gaussian_process as _gaussian
 from lightning_subnet.predictors.gaussian_process import GP, Gaussian, Kernel
+from lightning_subnet.predictors.kernel_regression import Setting, squared_distances
 from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.predictors.registry import make
 from tests.predictors.test_base import hat
@@ -120,7 +120,7 @@ def test_the_posterior_is_that_of_scikit_learn() -> None:
     np.testing.assert_allclose(joint_mean, mean, atol=1e-8)
     np.testing.assert_allclose(joint, cov, atol=1e-6)
     gram = gp.rows[0] @ gp.rows[0].T
-    squares = [_sklearn.squared_distances(rows, rows) for rows in gp.rows[1:]]
+    squares = [squared_distances(rows, rows) for rows in gp.rows[1:]]
     value, _ = _gaussian._log_density(np.log(astuple(KERNEL)), gram, squares, z, [True, True])
     constant = -0.5 * len(z) * np.log(2 * np.pi)
     assert value + constant == pytest.approx(theirs.log_marginal_likelihood_value_)
@@ -148,7 +148,7 @@ def test_the_slope_of_the_likelihood_and_its_maximum() -> None:
     F, z, _ = sample()
     gp = Gaussian(F, z)
     gram = gp.rows[0] @ gp.rows[0].T
-    squares = [_sklearn.squared_distances(rows, rows) for rows in gp.rows[1:]]
+    squares = [squared_distances(rows, rows) for rows in gp.rows[1:]]
 
     def density(theta: np.ndarray) -> tuple[float, np.ndarray]:
         return _gaussian._log_density(theta, gram, squares, z, [True, True])
@@ -246,7 +246,7 @@ def oracle(
 def test_the_improvement_is_that_of_botorch(m: int, limits: tuple[_gp.Limit, ...]) -> None:
     gps, F, unseen, reference = two()
     given = {"limits": limits, "reference": reference[:m]}
-    with _gp.settled(3):
+    with _gp.one_seed(3):
         ours = _gp.Acquisition(gps, measured=F, pending=F[:0], **given, **SETTINGS)
         baseline = seen_rows(ours)
         assert 1 <= len(baseline) <= len(F)
@@ -262,7 +262,7 @@ def test_the_improvement_is_that_of_botorch(m: int, limits: tuple[_gp.Limit, ...
 def test_what_is_pending_counts_as_what_is_chosen_does() -> None:
     gps, F, unseen, reference = two()
     given = {"limits": (), "measured": F, "reference": reference, "samples": 512, "seed": 1}
-    with _gp.settled(3):
+    with _gp.one_seed(3):
         waits = _gp.Acquisition(gps, pending=unseen[:2], **given)
         chosen = _gp.Acquisition(gps, pending=F[:0], **given)
         before = np.exp(chosen(unseen[2:]))
@@ -279,7 +279,7 @@ def test_many_objectives_count_the_chosen_by_inclusion_and_exclusion(m: int) -> 
     gps += [Gaussian(F, np.roll(gps[0].z, k)) for k in range(1, m - 1)]
     reference = np.array([gp.z.min() - 0.3 for gp in gps])
     given = {"limits": (), "reference": reference}
-    with _gp.settled(3):
+    with _gp.one_seed(3):
         ours = _gp.Acquisition(gps, measured=F, pending=F[:0], **given, samples=24, seed=11)
         baseline = seen_rows(ours)
         for row in unseen[:2]:
@@ -301,7 +301,7 @@ def test_a_value_that_is_computed_is_known() -> None:
     more = np.column_stack([unseen, unseen.sum(axis=1) - 5])
     outcomes: list[_gp.Outcome] = [gps[0], rows.shape[1] - 1]
     floor = np.array([reference[0], rows[:, -1].min() - 0.3])
-    with _gp.settled(0):
+    with _gp.one_seed(0):
         values = _gp.Acquisition(outcomes, (), rows, rows[:0], floor, **SETTINGS)(more)
     better = more[:, -1] > rows[:, -1].max()
     assert better.any()
@@ -313,7 +313,7 @@ def test_the_surroundings_of_botorch_are_given_back() -> None:
     torch.manual_seed(5)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     before = logei._C, logei._load_attempted
-    with _gp.settled(3):
+    with _gp.one_seed(3):
         _gp.Acquisition(gps, (), F, F[:0], reference, **SETTINGS)(unseen)
         assert torch.get_num_threads() == 1
     assert torch.equal(torch.get_rng_state(), state)
@@ -347,12 +347,12 @@ def test_real_latencies_rank(device: str, peer: float) -> None:
 
 
 def test_thousands_of_rows_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_gaussian, "MOST_ROWS", 60)
+    monkeypatch.setattr(_gaussian, "KERNEL_ROWS", 60)
     F, z, _ = sample(200)
     fitted = GP().fit(F, z)
     assert len(fitted._model.z) == 60
     assert fitted.out_of_fold.shape == (200,)
-    used = _gaussian.spaced(200, 60)
+    used = _gaussian.spaced_rows(200, 60)
     others = np.setdiff1d(np.arange(200), used)
     np.testing.assert_allclose(fitted.out_of_fold[others], fitted.predict(F[others]))
     assert not np.allclose(fitted.out_of_fold[used], fitted.predict(F[used]))

@@ -14,7 +14,7 @@ from lightning_subnet import Choice, History, SearchSpace, SubnetSearch
 from lightning_subnet.errors import SearchError, StudyMismatchError, SubnetError
 from lightning_subnet.search.warm_start import projected, thinned_front, uncrowded
 from lightning_subnet.strategies import LINAS, NSGA2, Hybrid
-from lightning_subnet.strategies.base import fill, uniform
+from lightning_subnet.strategies.base import fill, uniform_draws
 from lightning_subnet.study.storage import Storage
 from tests.problems import Counting, assert_clear, conditional, grid, history_of, record, search_of
 
@@ -162,7 +162,9 @@ def test_strategies_learn_from_a_warm_start_at_once(strategy: Any, storage: Stor
     proposed = [e.subnet for e in history if e.generation == 1]
     known = History(history.space, history[:9])
     problem = search.result().problem
-    drawn = fill(problem, known, (), len(proposed), np.random.default_rng([0, 1]), uniform(problem))
+    drawn = fill(
+        problem, known, (), len(proposed), np.random.default_rng([0, 1]), uniform_draws(problem)
+    )
     assert len(proposed) >= 4
     assert not set(proposed) <= set(drawn)
     again = strategy.propose(problem, known, strategy.batch_size, np.random.default_rng([0, 1]))

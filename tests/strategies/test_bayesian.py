@@ -99,7 +99,7 @@ def test_the_climb_finds_what_a_full_enumeration_finds(
     )
     models = Models(problem, history)
     everything = [s for s in space if s not in history and s not in waiting]
-    with _gp.settled(0):
+    with _gp.one_seed(0):
         score = oracle(
             models.outcomes,
             models.rows(models.X),
@@ -313,7 +313,7 @@ def test_measured_constraints_are_respected() -> None:
 
 @pytest.fixture
 def _forget_what_was_told() -> None:
-    _predictor._told.clear()
+    _predictor.warned_causes.clear()
 
 
 @pytest.mark.parametrize("constant", [("f0",), ("f1",), ("f0", "f1")])

@@ -270,9 +270,9 @@ Refused = Callable[..., Strategy]
 @pytest.mark.parametrize(
     ("setting", "value", "expected"),
     [
-        ("population", 0, "positive whole number"),
-        ("population", 2.5, "positive whole number"),
-        ("population", "20", "positive whole number"),
+        ("population", 0, "whole number from 1"),
+        ("population", 2.5, "whole number from 1"),
+        ("population", "20", "whole number from 1"),
         ("crossover", 7, "from 0 to 1"),
         ("crossover", -0.1, "from 0 to 1"),
         ("mutation", float("nan"), "from 0 to 1"),

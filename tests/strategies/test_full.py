@@ -54,7 +54,7 @@ def test_batches_walk_through_one_predicted_front() -> None:
     problem = Problem(grid(8, 4), (Objective("f0", "min"), Objective("f1", "min")))
     history = history_of(problem, problem.space.sample(40, rng=0))
     strategy = FullSearch(**SMALL | {"samples": 40, "predictions": 1000})
-    seen, ranks, missed = strategy._searched(problem, history, history)
+    seen, ranks, missed = strategy._predicted_fronts(problem, history, history)
     assert (missed <= 0).all()
     front = set(problem.space.from_indices(seen[ranks == 0])) - {e.subnet for e in history}
     at_once = propose(strategy, Situation(problem, history, len(front)), seed=1)
@@ -101,7 +101,7 @@ def test_it_is_ahead_of_random_where_predictors_know_the_problem() -> None:
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
-        ({"samples": 0}, ("samples=0", "positive whole number")),
+        ({"samples": 0}, ("samples=0", "whole number from 1")),
         ({"predictions": -1}, ("predictions=-1",)),
         ({"mutation": 2}, ("mutation=2", "probability")),
         ({"predictor": "rigde"}, ("'rigde'", "Did you mean 'ridge'?")),

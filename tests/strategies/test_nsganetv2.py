@@ -12,7 +12,7 @@ from lightning_subnet import FunctionEvaluator, Objective
 from lightning_subnet.errors import StrategyError
 from lightning_subnet.strategies import NSGANetV2, RandomSearch
 from lightning_subnet.strategies._toolkit.published import CubicRBF, positions
-from lightning_subnet.strategies.nsganetv2 import Switching, evenly
+from lightning_subnet.strategies.nsganetv2 import Switching, even_subset
 from lightning_subnet.study import Problem, pareto
 from tests.problems import Situation, assert_clear, cost, grid, history_of, problem_of, search_of
 from tests.strategies.contract import StrategyContract, propose
@@ -77,7 +77,7 @@ def test_the_subset_is_the_most_even_of_all_or_nearly() -> None:
     ratios = []
     for _ in range(20):
         known, costs = rng.random(5), rng.random(11)
-        found = uneven(known, costs[evenly(known, costs, 4)])
+        found = uneven(known, costs[even_subset(known, costs, 4)])
         best = min(uneven(known, costs[list(c)]) for c in combinations(range(11), 4))
         ratios.append(found / best)
     assert min(ratios) >= 1 - 1e-12
@@ -134,7 +134,7 @@ def test_switching_drives_a_search_that_is_ahead_of_random() -> None:
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
-        ({"first": 0}, ("first=0", "positive whole number")),
+        ({"first": 0}, ("first=0", "whole number from 1")),
         ({"crossover": 1.5}, ("crossover=1.5", "probability")),
         ({"predictor": "switchin"}, ("'switchin'", "Did you mean 'switching'?")),
     ],

@@ -68,7 +68,7 @@ def test_draws_are_uniform_over_distinct_subnets() -> None:
 def test_a_batch_size_that_is_no_positive_whole_number_is_refused(batch_size: Any) -> None:
     with pytest.raises(StrategyError) as caught:
         RandomSearch(batch_size=batch_size)
-    assert_clear(caught.value, "batch_size", repr(batch_size), "positive whole number")
+    assert_clear(caught.value, "batch_size", repr(batch_size), "whole number from 1")
 
 
 def test_stratifying_by_what_is_no_exact_measure_names_those_there_are() -> None:
@@ -82,5 +82,5 @@ def test_stratifying_by_what_is_no_exact_measure_names_those_there_are() -> None
         search = search_of(measures=[cost, latency], strategy=RandomSearch(stratify_by=name))
         with pytest.raises(StrategyError) as caught:
             search.ask()
-        assert_clear(caught.value, f"stratify_by={name!r}", "no exact measure", "'cost'")
+        assert_clear(caught.value, f"stratify_by={name!r}", "is not an exact measure", "'cost'")
     assert not len(search.history)

@@ -49,7 +49,7 @@ def rounds(strategy: WeakNAS, problem: Problem, history: History, n: int) -> lis
 
 
 def pool_of(strategy: WeakNAS, problem: Problem, history: History) -> list[Subnet]:
-    return problem.space.from_indices(strategy._drawn(problem, history))
+    return problem.space.from_indices(strategy._pool(problem, history))
 
 
 def test_the_pool_is_one_in_a_study_and_another_under_another_seed() -> None:
@@ -112,7 +112,7 @@ def test_bands_of_cost_take_turns_and_others_rank_within() -> None:
     strategy = WeakNAS(
         batch_size=10, first=20, pool=1000, top=150, bands=3, reading="bands", predictor="ridge"
     )
-    everything = np.concatenate([history.indices, strategy._drawn(problem, history)])
+    everything = np.concatenate([history.indices, strategy._pool(problem, history)])
     edges = np.quantile(cost(everything), [0, 1 / 3, 2 / 3, 1])
     for turn in range(6):
         s = Situation(problem, history, 10)
@@ -213,7 +213,7 @@ def test_on_measured_cells_it_is_ahead_of_random() -> None:
         ({"top": 400, "reading": "bands"}, ("top=400", "5 bands, 80 in each", "batch_size=100")),
         ({"pool": 500}, ("pool=500", "top=1000")),
         ({"pool": 1000, "first": 2000}, ("pool=1000", "first=2000")),
-        ({"bands": 0}, ("bands=0", "positive whole number")),
+        ({"bands": 0}, ("bands=0", "whole number from 1")),
         ({"first": 1.5}, ("first=1.5",)),
         ({"predictor": "forrest"}, ("'forrest'", "Did you mean 'forest'?")),
     ],

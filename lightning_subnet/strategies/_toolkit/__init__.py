@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What strategies share: samples, operators, inner searches."""
+"""Tools of strategies: sources of proposals, orders, surrogates, evolutions on predictions."""

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.algorithms.moo.sms import SMSEMOA
 from pymoo.algorithms.moo.unsga3 import UNSGA3
@@ -21,26 +20,24 @@ from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
 from pymoo.util.ref_dirs import get_reference_directions
 
-from lightning_subnet._types import Indices
+from lightning_subnet._types import Floats, Indices
 from lightning_subnet.space.members import distinct_rows
 
 _CROWD = 4
 
 
-def _reference_directions(n_objectives: int, at_most: int) -> npt.NDArray[np.float64]:
-    """Return the finest evenly spaced directions that are no more than `at_most` (Das-Dennis)."""
+def _reference_directions(n_objectives: int, at_most: int) -> Floats:
+    """Return the most evenly spaced directions that are `at_most` or fewer (Das-Dennis)."""
     parts = 1
     while math.comb(parts + n_objectives, n_objectives - 1) <= at_most and n_objectives > 1:
         parts += 1
-    directions: npt.NDArray[np.float64] = get_reference_directions(
-        "das-dennis", n_objectives, n_partitions=parts
-    )
+    directions: Floats = get_reference_directions("das-dennis", n_objectives, n_partitions=parts)
     return directions
 
 
-def crowding(F: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def crowding(F: Floats) -> Floats:
     """Return the crowding distance (n,) of each point (n, m) of one front; inf at its ends."""
-    distance: npt.NDArray[np.float64] = calc_crowding_distance(F)
+    distance: Floats = calc_crowding_distance(F)
     return distance
 
 
@@ -50,7 +47,7 @@ class Breeder:
     Args:
         algorithm: `"nsga2"`, `"u-nsga3"` or `"sms-emoa"`.
         n_values: The number of values of each choice.
-        population: How many survive.
+        population: The number of survivors.
         crossover: Probability of mixing two parents.
         mutation: Probability per choice of a new value; None is 1 / number of choices.
         rng: The only source of randomness.
@@ -78,9 +75,7 @@ class Breeder:
             "eliminate_duplicates": False,
         }
 
-    def select(
-        self, X: Indices, F: npt.NDArray[np.float64], violation: npt.NDArray[np.float64]
-    ) -> None:
+    def select(self, X: Indices, F: Floats, violation: Floats) -> None:
         """Keep the survivors of evaluated rows as parents.
 
         Args:
@@ -88,7 +83,7 @@ class Breeder:
             F: Objectives to be minimised (n, m), finite.
             violation: Sum of violations (n,), 0 where feasible.
         """
-        self._scored = (X, F, violation)
+        self._rows = (X, F, violation)
         n_objectives = F.shape[1]
         kind = "nsga2" if n_objectives == 1 and self._kind == "sms-emoa" else self._kind
         if kind == "u-nsga3":
@@ -114,12 +109,10 @@ class Breeder:
             population = self._survive(RankAndCrowding(), population, _CROWD * self._population)
         self._parents = self._survive(self._algorithm.survival, population, self._population)
 
-    def select_with(
-        self, X: Indices, F: npt.NDArray[np.float64], violation: npt.NDArray[np.float64]
-    ) -> None:
+    def select_with(self, X: Indices, F: Floats, violation: Floats) -> None:
         """Keep the survivors of the parents and further rows, each row once."""
-        kept = self._parents.get("row").astype(int)
-        parts = zip([part[kept] for part in self._scored], (X, F, violation), strict=True)
+        parents = self._parents.get("row").astype(int)
+        parts = zip([part[parents] for part in self._rows], (X, F, violation), strict=True)
         X, F, violation = (np.concatenate(pair) for pair in parts)
         first = distinct_rows(X)
         self.select(X[first], F[first], violation[first])

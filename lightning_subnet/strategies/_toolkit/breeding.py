@@ -1,61 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of NSGA-II, and an evolution on predictions in few, large generations."""
+"""Evolutions on predictions: that of the published searches, and one in few, large generations.
+
+They are two, as either in the other's place would change what a search of a seed proposes. `evolve`
+is the one that LINAS, the full search and NSGANetV2 were published with: a population and as many
+children a generation, hundreds of generations long, by pymoo. `breed` is that of "hybrid": parents
+come from all rows that were scored and mate with those that are like them, neither of which pymoo's
+NSGA-II does, and predictions are made by the thousand, where they are cheapest. A third one,
+`space.minimise.least`, has a single score and stands below strategies.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lightning_subnet._types import Floats, Indices
 from lightning_subnet.space.members import distinct_rows
+from lightning_subnet.strategies._toolkit.ranking import best_first
 from lightning_subnet.strategies._toolkit.sampling import by_choice
-from lightning_subnet.strategies._toolkit.surrogates import Surrogates
-from lightning_subnet.study import pareto
 from lightning_subnet.study.problem import Problem
+
+if TYPE_CHECKING:
+    from lightning_subnet.strategies._toolkit._pymoo import Breeder
+
+Score = Callable[[Indices], tuple[Floats, Floats]]
+"""Objectives to be minimised (n, m) and violations (n,) of canonical rows (n, n_choices)."""
 
 _HALF = 0.5
 _MATES = 0.05  # of the parents, in the order of an objective: how far apart two are that mate
 
 
-def best_first(F: Floats, missed: Floats) -> Indices:
-    """Return rows by violation, then by front, then by crowding distance; (n,).
+def evolve(  # noqa: PLR0913 - the settings of an evolution
+    problem: Problem,
+    score: Score,
+    start: Indices,
+    *,
+    population: int,
+    generations: int,
+    crossover: float = 0.9,
+    mutation: float | None = None,
+    rng: np.random.Generator,
+) -> tuple[Breeder, Indices]:
+    """Run NSGA-II on predictions.
 
     Args:
-        F: Objectives to be minimised (n, m).
-        missed: Violations (n,), 0 where feasible.
+        problem: The problem of the search.
+        score: The predictions.
+        start: The first rows (n, n_choices).
+        population: The number of survivors, and of children a generation.
+        generations: The number of generations.
+        crossover: Probability that two parents are mixed.
+        mutation: Probability per choice of a new random value; None is 1 / number of choices.
+        rng: The only source of randomness.
 
-    References:
-        Deb et al., NSGA-II, IEEE TEC 6(2), 2002, section III-B.
-
-    Example:
-        >>> F = np.array([[3.0, 3.0], [1.0, 2.0], [0.0, 0.0], [2.0, 1.0]])
-        >>> best_first(F, np.array([0.0, 0.0, 9.0, 0.0])).tolist()
-        [1, 3, 0, 2]
+    Returns:
+        The breeder at its end, and all distinct rows that were scored (n, n_choices).
     """
-    ranks, missed = ranked(F, missed)
-    if F.shape[1] == 1:
-        return np.lexsort((F[:, 0], missed))
-    from lightning_subnet.strategies._toolkit._pymoo import crowding
+    from lightning_subnet.strategies._toolkit._pymoo import Breeder
 
-    room = np.zeros(len(F))
-    feasible = missed <= 0
-    for rank in np.unique(ranks[feasible]):
-        at = np.flatnonzero(feasible & (ranks == rank))
-        room[at] = crowding(F[at])
-    return np.lexsort((-room, ranks, missed))
-
-
-def ranked(F: Floats, missed: Floats) -> tuple[Indices, Floats]:
-    """Return the front of each feasible row (n,), and violations, infinite where F has a NaN."""
-    missed = np.where(np.isnan(F).any(axis=1), np.inf, missed)
-    ranks = np.zeros(len(F), dtype=np.int64)
-    if (feasible := missed <= 0).any():
-        ranks[feasible] = pareto.nondominated_ranks(F[feasible])
-    return ranks, missed
+    breeder = Breeder(
+        "nsga2",
+        n_values=[len(choice.values) for choice in problem.space.choices.values()],
+        population=population,
+        crossover=crossover,
+        mutation=mutation,
+        rng=rng,
+    )
+    blocks = [start]
+    breeder.select(start, *score(start))
+    for _ in range(generations):
+        children = problem.space.canonical(breeder.offspring(population))
+        blocks.append(children)
+        breeder.select_with(children, *score(children))
+    rows = np.concatenate(blocks)
+    return breeder, rows[distinct_rows(rows)]
 
 
 def breed(  # noqa: PLR0913 - the settings of an evolution
     problem: Problem,
-    score: Surrogates,
+    score: Score,
     start: Indices,
     *,
     parents: int,
@@ -71,13 +96,13 @@ def breed(  # noqa: PLR0913 - the settings of an evolution
     choice from one of the two, and in the mean one new value.
 
     Args:
-        problem: What is searched.
-        score: Gives objectives and violations of rows.
+        problem: The problem of the search.
+        score: The predictions.
         start: The first rows (n, n_choices).
-        parents: How many breed.
-        children: How many are bred a generation.
-        generations: How many.
-        keep: How many rows stay.
+        parents: The number of rows that breed.
+        children: The number of children a generation.
+        generations: The number of generations.
+        keep: The number of rows that stay.
         rng: The only source of randomness.
 
     Returns:
@@ -88,26 +113,27 @@ def breed(  # noqa: PLR0913 - the settings of an evolution
         for the order; Ishibuchi, Shibata, Mating Scheme for Controlling the Diversity-Convergence
         Balance for Multiobjective Optimization, GECCO 2004, for mates that are alike.
     """
-    space, drawn = problem.space, by_choice(problem)
+    space, draw = problem.space, by_choice(problem)
     X = start[distinct_rows(start)]
-    F, missed = score(X)
+    F, violations = score(X)
     for generation in range(generations):
-        order = best_first(F, missed)[:keep]
-        X, F, missed = X[order], F[order], missed[order]
+        order = best_first(F, violations)[:keep]
+        X, F, violations = X[order], F[order], violations[order]
         # Parents far apart on the front have little to give each other.
         row = np.argsort(F[:parents, generation % F.shape[1]], kind="stable")
         at = rng.integers(len(row), size=children)
         away = 1 + np.abs(np.rint(rng.normal(0, _MATES * len(row), children))).astype(int)
         away *= rng.choice([-1, 1], children)
         one, two = X[row[at]], X[row[np.clip(at + away, 0, len(row) - 1)]]
-        bred = np.where(rng.random(one.shape) < _HALF, one, two)
-        fresh = drawn(children, rng)
-        fresh = fresh[np.arange(children) % len(fresh)]
-        bred = space.canonical(np.where(rng.random(one.shape) < 1 / one.shape[1], fresh, bred))
-        both = np.concatenate([X, bred])
+        mixed = np.where(rng.random(one.shape) < _HALF, one, two)
+        others = draw(children, rng)
+        others = others[np.arange(children) % len(others)]
+        mutate = rng.random(one.shape) < 1 / one.shape[1]
+        both = np.concatenate([X, space.canonical(np.where(mutate, others, mixed))])
         new = distinct_rows(both)
         new = new[new >= len(X)]
-        more, further = score(both[new])
+        scores = score(both[new])
         X = np.concatenate([X, both[new]])
-        F, missed = np.concatenate([F, more]), np.concatenate([missed, further])
-    return X[best_first(F, missed)[:keep]]
+        F = np.concatenate([F, scores[0]])
+        violations = np.concatenate([violations, scores[1]])
+    return X[best_first(F, violations)[:keep]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the published baselines share: plain models, their features, ranks, one draw per study."""
+"""Parts of the published baselines: models on their features, the cost, one draw per study."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from lightning_subnet._types import Floats, Indices
 from lightning_subnet.predictors import _sklearn
-from lightning_subnet.predictors._sklearn import Scale
-from lightning_subnet.predictors.base import Predictor, spaced
+from lightning_subnet.predictors.base import Predictor, spaced_rows
+from lightning_subnet.predictors.kernel_regression import Scale, squared_distances
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.strategies._toolkit.surrogates import Surrogates
 from lightning_subnet.study.history import History
@@ -29,6 +29,8 @@ def positions(space: SearchSpace, X: Indices) -> Floats:
 
 class CubicRBF:
     """Interpolation by cubic radial basis functions with a linear tail.
+
+    SciPy's `RBFInterpolator` refuses rows with a column that is constant so far.
 
     References:
         Gutmann, A radial basis function method for global optimization, J. Global Optim. 19, 2001.
@@ -53,18 +55,18 @@ class CubicRBF:
         return np.asarray(terms @ self._weights)
 
     def _basis(self, F: Floats) -> Floats:
-        return np.asarray(_sklearn.squared_distances(F, self._F) ** 1.5)
+        return np.asarray(squared_distances(F, self._F) ** 1.5)
 
 
-def model_of(given: Any, random_state: int) -> Any:
+def model_of(model: Any, random_state: int) -> Any:
     """Return an unfitted model: a published one by name, or a copy of an estimator."""
-    if not isinstance(given, str):
-        return _sklearn.seeded(given, random_state)
-    return CubicRBF() if given == "rbf" else _sklearn.published_model(given, random_state)
+    if not isinstance(model, str):
+        return _sklearn.copy_with_seed(model, random_state)
+    return CubicRBF() if model == "rbf" else _sklearn.published_model(model, random_state)
 
 
-def fitted(model: Any, F: Floats, z: Floats) -> Any:
-    """Return the model, fitted on F (n, d) and z (n,); on evenly spaced rows where they are many.
+def fit(model: Any, F: Floats, z: Floats) -> Any:
+    """Fit a model on F (n, d) and z (n,), or on evenly spaced rows of many, and return it.
 
     The time of kernels grows with the cube of the rows, and a Gaussian process is fitted many times
     over to settle its kernel.
@@ -74,8 +76,8 @@ def fitted(model: Any, F: Floats, z: Floats) -> Any:
         at_most = _RBF_ROWS
     elif _sklearn.is_process(model):
         at_most = _PROCESS_ROWS
-    few = spaced(len(z), at_most)
-    return _sklearn.fitted(model, F[few], z[few])
+    rows = spaced_rows(len(z), at_most)
+    return _sklearn.fit(model, F[rows], z[rows])
 
 
 class Bare(Predictor):
@@ -93,17 +95,17 @@ class Bare(Predictor):
         self.model = model
 
     @property
-    def name(self) -> str:  # type: ignore[override] # the model's name, known to the object alone
+    def name(self) -> str:  # type: ignore[override] # the model's name, which the object alone has
         """The name of the model."""
         return self.model if isinstance(self.model, str) else type(self.model).__name__
 
     def _fit(self, F: Floats, y: Floats) -> tuple[Floats, Floats]:
         self._scale = Scale(y)
-        self._fitted = fitted(model_of(self.model, self.random_state), F, self._scale.z)
+        self._model = fit(model_of(self.model, self.random_state), F, self._scale.z)
         return np.full(len(y), np.nan), np.ones(len(y))  # no row was left out
 
     def _predict(self, F: Floats, return_std: bool = True) -> tuple[Floats, Floats]:
-        mean = np.asarray(self._fitted.predict(_sklearn.single(self._fitted, F)), dtype=float)
+        mean = np.asarray(self._model.predict(_sklearn.inputs_of(self._model, F)), dtype=float)
         return self._scale.back(mean.reshape(len(F)), np.ones(len(F)))
 
 
@@ -118,28 +120,29 @@ class PositionSurrogates(Surrogates):
 def surrogates(
     problem: Problem,
     history: History,
-    given: Any,
+    predictor: Any,
     published: Sequence[str],
     rng: np.random.Generator,
 ) -> Surrogates:
     """Return predictors of a history: a published one on its own features, or any other.
 
     Args:
-        problem: What is searched; exact measures that are vectorised are computed.
-        history: What was measured.
-        given: The strategy's predictor.
-        published: The names of those it was published with.
-        rng: The seed's source.
+        problem: The problem of the search; exact measures that are vectorised are computed.
+        history: The evaluations.
+        predictor: The strategy's predictor.
+        published: The names of those that the strategy was published with.
+        rng: The source of the seed.
     """
     seed = int(rng.integers(2**31))
-    if isinstance(given, str) and given in published:
-        return PositionSurrogates(problem, history, Bare(given, random_state=seed))
-    plain = not isinstance(given, (str, Predictor))
-    return Surrogates(problem, history, Bare(given, random_state=seed) if plain else given)
+    if isinstance(predictor, str) and predictor in published:
+        return PositionSurrogates(problem, history, Bare(predictor, random_state=seed))
+    if not isinstance(predictor, (str, Predictor)):
+        predictor = Bare(predictor, random_state=seed)
+    return Surrogates(problem, history, predictor)
 
 
 def cost_of(problem: Problem) -> int:
-    """Return which objective is the cost: the first exact one, else the last."""
+    """Return the number of the objective that is the cost: the first exact one, else the last."""
     exact = [i for i, o in enumerate(problem.objectives) if o.name in problem.exact]
     return exact[0] if exact else len(problem.objectives) - 1
 
@@ -147,7 +150,7 @@ def cost_of(problem: Problem) -> int:
 def study_rng(history: History) -> np.random.Generator:
     """Return a generator that is the same in all generations of a study, and in no other.
 
-    A strategy has no state and `rng` is new in each generation, so the seed is in what was measured
-    first. Two subnets, as the first may be the largest one, which every search measures.
+    A strategy has no state and `rng` is new in each generation, so the first subnets are the seed.
+    Two of them, as the first may be the largest one, which every search measures.
     """
     return np.random.default_rng([int(history[i].subnet.key, 16) for i in range(2)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources of proposals: each choice by itself, rows in order, neighbours, balanced designs."""
+"""Sources of proposals: draws by choice, rows in order, neighbours, balanced designs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from lightning_subnet._types import Indices
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
-from lightning_subnet.strategies.base import Draw, fill, uniform
+from lightning_subnet.strategies.base import Draw, fill, uniform_draws
 from lightning_subnet.study.history import History
 from lightning_subnet.study.problem import Problem
 
@@ -32,7 +32,7 @@ def by_choice(problem: Problem) -> Draw:
     """
     space = problem.space
     if space.is_pool or not any(choice.when for choice in space.choices.values()):
-        return uniform(problem)
+        return uniform_draws(problem)
     positions = _positions(space)
 
     def draw(k: int, rng: np.random.Generator) -> Indices:
@@ -42,34 +42,34 @@ def by_choice(problem: Problem) -> Draw:
 
 
 def in_order(problem: Problem, X: Indices) -> Draw:
-    """Return a source that gives rows in their order, then random ones."""
-    given = 0
+    """Return a source of the rows of X in their order, then of random ones."""
+    at = 0
 
     def draw(k: int, rng: np.random.Generator) -> Indices:
-        nonlocal given
-        if given >= len(X):
+        nonlocal at
+        if at >= len(X):
             return by_choice(problem)(k, rng)
-        given += k
-        return X[given - k : given]
+        at += k
+        return X[at - k : at]
 
     return draw
 
 
-def neighbours(space: SearchSpace, subnets: Iterable[Subnet]) -> Indices:
+def neighbour_rows(space: SearchSpace, subnets: Iterable[Subnet]) -> Indices:
     """Return the rows that differ from a subnet in one choice; one may come several times."""
     return space.indices(other for subnet in subnets for other in space.neighbours(subnet))
 
 
-def balanced(space: SearchSpace, rows: Indices, n: int, rng: np.random.Generator) -> Indices:
+def balanced_rows(space: SearchSpace, rows: Indices, n: int, rng: np.random.Generator) -> Indices:
     """Return n further rows of a design in which every choice has its values as often.
 
     Each choice takes the value that it had least often where it exists, at random among equals: a
     Latin hypercube that grows row by row.
 
     Args:
-        space: Where to choose.
-        rows: What is there already (m, n_choices).
-        n: How many more.
+        space: The space of the rows.
+        rows: The rows of the design so far (m, n_choices).
+        n: The number of further ones.
         rng: The only source of randomness.
 
     References:
@@ -78,24 +78,24 @@ def balanced(space: SearchSpace, rows: Indices, n: int, rng: np.random.Generator
 
     Example:
         >>> space = SearchSpace(depth=[1, 2], width=[8, 16, 32])
-        >>> rows = balanced(space, np.zeros((0, 2), dtype=int), 6, np.random.default_rng(0))
+        >>> rows = balanced_rows(space, np.zeros((0, 2), dtype=int), 6, np.random.default_rng(0))
         >>> [np.bincount(column).tolist() for column in rows.T]
         [[3, 3], [2, 2, 2]]
     """
     positions = _positions(space)
-    seen = [np.zeros(len(choice.values)) for choice in space.choices.values()]
-    for row, there in zip(rows, space.active(rows), strict=True):
-        for j in np.flatnonzero(there):
-            seen[j][row[j]] += 1
+    counts = [np.zeros(len(choice.values)) for choice in space.choices.values()]
+    for row, active in zip(rows, space.active(rows), strict=True):
+        for j in np.flatnonzero(active):
+            counts[j][row[j]] += 1
     more = []
     for _ in range(n):
         row = [
-            at[np.argmin(s[at] + rng.random(len(at)))]
-            for at, s in zip(positions, seen, strict=True)
+            at[np.argmin(count[at] + rng.random(len(at)))]
+            for at, count in zip(positions, counts, strict=True)
         ]
         canonical = space.canonical(np.array([row]))
         for j in np.flatnonzero(space.active(canonical)[0]):
-            seen[j][canonical[0, j]] += 1
+            counts[j][canonical[0, j]] += 1
         more.append(canonical[0])
     return np.stack(more) if more else rows[:0]
 
@@ -109,13 +109,13 @@ def first_batch(
 ) -> list[Subnet]:
     """Return the next n subnets of a balanced design; see `Strategy.propose`."""
     space = problem.space
-    there = history.indices
+    rows = history.indices
     if pending:
-        there = np.concatenate([there, space.indices(pending)])
-    given = [there]
+        rows = np.concatenate([rows, space.indices(pending)])
+    blocks = [rows]
 
     def draw(k: int, rng: np.random.Generator) -> Indices:
-        given.append(balanced(space, np.concatenate(given), k, rng))
-        return given[-1]
+        blocks.append(balanced_rows(space, np.concatenate(blocks), k, rng))
+        return blocks[-1]
 
     return fill(problem, history, pending, n, rng, draw)

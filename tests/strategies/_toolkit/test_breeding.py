@@ -12,7 +12,8 @@ from pymoo.core.problem import Problem as PymooProblem
 from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
 from lightning_subnet import SearchSpace
-from lightning_subnet.strategies._toolkit.breeding import best_first, breed, ranked
+from lightning_subnet.strategies._toolkit.breeding import breed
+from lightning_subnet.strategies._toolkit.ranking import best_first, front_ranks
 from lightning_subnet.study import Problem, pareto
 from tests.problems import conditional, grid, mixed, problem_of
 from tests.spaces import nested
@@ -107,7 +108,7 @@ def test_violations_come_last_least_first_and_numbers_that_are_none_after_all() 
     F = np.array([[np.nan, 0.0], [5, 5], [0, 0], [1, 1], [9, 9]])
     missed = np.array([0.0, 0.0, 2.0, 1.0, 0.0])
     assert best_first(F, missed).tolist() == [1, 4, 3, 2, 0]
-    ranks, violations = ranked(F, missed)
+    ranks, violations = front_ranks(F, missed)
     assert ranks.tolist() == [0, 0, 0, 0, 1]
     assert violations.tolist() == [np.inf, 0, 2, 1, 0]
     assert best_first(F[[2, 3]], missed[[2, 3]]).tolist() == [1, 0]  # none is feasible

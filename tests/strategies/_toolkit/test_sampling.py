@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from lightning_subnet import Choice, History, SearchSpace
-from lightning_subnet.strategies._toolkit.sampling import balanced, by_choice, first_batch
-from lightning_subnet.strategies.base import uniform
+from lightning_subnet.strategies._toolkit.sampling import balanced_rows, by_choice, first_batch
+from lightning_subnet.strategies.base import uniform_draws
 from tests.problems import conditional, grid, history_of, mixed, problem_of
 from tests.space.test_narrowed import narrowed
 from tests.spaces import ofa_mobilenet_v3, property_test, spaces
@@ -44,7 +44,7 @@ def assert_balanced(space: SearchSpace, X: np.ndarray) -> None:
 @given(st.lists(st.integers(1, 6), min_size=2, max_size=8), st.integers(1, 40), st.integers(0, 99))
 def test_values_are_as_often_after_every_row(sizes: list[int], n: int, seed: int) -> None:
     space = SearchSpace({f"x.{i}": range(size) for i, size in enumerate([*sizes, 2])})
-    X = balanced(space, none(space), n, np.random.default_rng(seed))
+    X = balanced_rows(space, none(space), n, np.random.default_rng(seed))
     assert X.shape == (n, len(sizes) + 1)
     for k in range(1, n + 1):
         for column, size in zip(X[:k].T, [*sizes, 2], strict=True):
@@ -58,7 +58,7 @@ def test_values_are_as_often_after_every_row(sizes: list[int], n: int, seed: int
 def test_values_are_as_often_where_their_choice_exists(
     space: SearchSpace, n: int, seed: int
 ) -> None:
-    X = balanced(space, none(space), n, np.random.default_rng(seed))
+    X = balanced_rows(space, none(space), n, np.random.default_rng(seed))
     np.testing.assert_array_equal(X, space.canonical(X))
     assert_balanced(space, X)
 
@@ -69,7 +69,7 @@ def test_a_narrowed_space_has_its_own_values_as_often(made: tuple, seed: int) ->
     whole, _, space, _ = made
     if space.is_pool:
         return
-    X = balanced(space, none(space), 20, np.random.default_rng(seed))
+    X = balanced_rows(space, none(space), 20, np.random.default_rng(seed))
     assert all(subnet in space for subnet in space.from_indices(X))
     assert all(subnet in whole for subnet in space.from_indices(X))
     assert_balanced(space, X)
@@ -77,7 +77,7 @@ def test_a_narrowed_space_has_its_own_values_as_often(made: tuple, seed: int) ->
 
 def test_values_that_mean_the_same_count_as_one() -> None:
     space = mixed()
-    X = balanced(space, none(space), 24, np.random.default_rng(0))
+    X = balanced_rows(space, none(space), 24, np.random.default_rng(0))
     assert counts(space, X)["stem"] == [12, 12]
     drawn = by_choice(problem_of(space))(3000, np.random.default_rng(0))
     assert np.bincount(drawn[:, 1], minlength=3) / 3000 == pytest.approx([0.5, 0, 0.5], abs=0.04)
@@ -86,11 +86,13 @@ def test_values_that_mean_the_same_count_as_one() -> None:
 def test_what_is_there_is_counted_and_caught_up_with() -> None:
     space = SearchSpace(a=[1, 2, 3], b=["x", "y"])
     there = space.indices([space.subnet(a=1, b=b) for b in ("x", "y")] * 2)
-    X = balanced(space, there, 8, np.random.default_rng(0))
+    X = balanced_rows(space, there, 8, np.random.default_rng(0))
     assert 0 not in X[:, 0]
     assert np.bincount(X[:, 0]).tolist() == [0, 4, 4]
     assert np.bincount(X[:, 1]).tolist() == [4, 4]
-    assert sorted(balanced(space, np.vstack([there, X]), 3, np.random.default_rng(1))[:, 0]) == [
+    assert sorted(
+        balanced_rows(space, np.vstack([there, X]), 3, np.random.default_rng(1))[:, 0]
+    ) == [
         0,
         1,
         2,
@@ -98,7 +100,7 @@ def test_what_is_there_is_counted_and_caught_up_with() -> None:
     # Under conditions: of ks.3 only those count that exist.
     deep = conditional()
     there = deep.indices([deep.subnet(depth=2, ks=[3, 3, 3, 3])] * 9)
-    X = balanced(deep, there, 18, np.random.default_rng(0))
+    X = balanced_rows(deep, there, 18, np.random.default_rng(0))
     assert counts(deep, X)["depth"] == [0, 9, 9]
     assert counts(deep, X)["ks.3"] == [3, 3, 3]
     assert counts(deep, X)["ks.0"] == [0, 9, 9]
@@ -107,7 +109,7 @@ def test_what_is_there_is_counted_and_caught_up_with() -> None:
 def test_a_design_is_the_same_again_and_another_under_another_seed() -> None:
     space = ofa_mobilenet_v3()
     one, same, other = (
-        balanced(space, none(space), 30, np.random.default_rng(s)) for s in (0, 0, 1)
+        balanced_rows(space, none(space), 30, np.random.default_rng(s)) for s in (0, 0, 1)
     )
     np.testing.assert_array_equal(one, same)
     assert (one != other).any(axis=1).all()
@@ -176,7 +178,7 @@ def test_what_breaks_an_exact_constraint_waits() -> None:
 def test_draws_without_conditions_are_uniform(space: SearchSpace) -> None:
     problem = problem_of(space)
     one = by_choice(problem)(50, np.random.default_rng(3))
-    np.testing.assert_array_equal(one, uniform(problem)(50, np.random.default_rng(3)))
+    np.testing.assert_array_equal(one, uniform_draws(problem)(50, np.random.default_rng(3)))
 
 
 def test_a_pool_under_conditions_is_drawn_uniformly() -> None:
@@ -194,7 +196,7 @@ def test_draws_have_equal_depths_where_uniform_ones_are_deep() -> None:
     for seen in counts(space, X).values():  # of 3,000 or fewer: within four standard deviations
         share = np.array(seen) / sum(seen)
         assert np.abs(share - 1 / len(seen)).max() < 4 * np.sqrt(2 / 9 / sum(seen))
-    deepest = uniform(problem)(1000, np.random.default_rng(0))[:, :5] == 2
+    deepest = uniform_draws(problem)(1000, np.random.default_rng(0))[:, :5] == 2
     assert deepest.mean() == pytest.approx(6561 / 7371, abs=0.02)  # 9^4 of 9^2 + 9^3 + 9^4
 
 
