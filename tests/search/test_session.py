@@ -283,7 +283,7 @@ def test_a_proposal_outside_the_pool_is_refused() -> None:
     session = session_of(strategy=Broken([outside]), space=pool)
     with pytest.raises(StrategyError) as caught:
         session.ask()
-    assert_clear(caught.value, str(outside), "no subnet of the space")
+    assert_clear(caught.value, str(outside), "not a subnet of the space")
 
 
 # Taking in
