@@ -35,7 +35,7 @@ def run_fit(
     evaluator: TrainerEvaluator,
     *,
     progress: bool,
-    opened: Callable[[Session], None] | None = None,
+    on_open: Callable[[Session], None] | None = None,
 ) -> tuple[Session, Extractor]:
     """Search the subnets of a model; see `SubnetSearch.fit`.
 
@@ -45,8 +45,8 @@ def run_fit(
         plan: The search. Its space and measures may wait for the model.
         evaluator: Validates subnets of the model; its context is entered here.
         progress: Show progress.
-        opened: Called with the session before anything is measured, for what is left of a search
-            that is interrupted. Not called under `fast_dev_run`.
+        on_open: Called with the session before anything is measured, so that the evaluations of a
+            search that is interrupted are not lost to its caller. Not called under `fast_dev_run`.
 
     Returns:
         The session of the search that has ended, the same in all processes, and what returns
@@ -56,25 +56,25 @@ def run_fit(
     if getattr(trainer, "fast_dev_run", False):
         n = min(plan.budget.evaluations or _REHEARSAL, _REHEARSAL)
         _log.info("fast_dev_run: %d evaluations, kept in memory only.", n)
-        plan, opened = replace(plan, budget=Budget(n), storage=Storage(None)), None
+        plan, on_open = replace(plan, budget=Budget(n), storage=Storage(None)), None
     with evaluator:
-        plan = bound(plan, evaluator)
+        plan = bind(plan, evaluator)
         if trainer.global_rank:
             session = _copied(plan, follow(evaluator))
-            if opened is not None:
-                opened(session)
+            if on_open is not None:
+                on_open(session)
         else:
-            session = lead(trainer, lambda: _search(plan, evaluator, progress, opened))
+            session = lead(trainer, lambda: _search(plan, evaluator, progress, on_open))
         return session, evaluator.extractor()
 
 
 def profile_of(plan: Plan, evaluator: TrainerEvaluator) -> Profile:
     """Return what the exact measures of a model allow; see `SubnetSearch.profile`."""
     with evaluator:
-        return Profile.of(bound(plan, evaluator).problem(), seed=plan.settings.seed)
+        return Profile.of(bind(plan, evaluator).problem(), seed=plan.settings.seed)
 
 
-def bound(plan: Plan, evaluator: TrainerEvaluator) -> Plan:
+def bind(plan: Plan, evaluator: TrainerEvaluator) -> Plan:
     """Return a plan with the space and the measures of the evaluator's model.
 
     Raises:
@@ -91,17 +91,17 @@ def _search(
     plan: Plan,
     evaluator: TrainerEvaluator,
     progress: bool,
-    opened: Callable[[Session], None] | None,
+    on_open: Callable[[Session], None] | None,
 ) -> Session:
     """Run a search in the process that leads, or is alone."""
     computed = {measure.name for measure in plan.measures}
     metrics = [name for name in plan.names if name not in computed]
     session = plan.open(
         first=[plan.require_space().largest],
-        conditions={"measures": metrics, **evaluator.provenance},
+        provenance={"measures": metrics, **evaluator.provenance},
     )
-    if opened is not None:
-        opened(session)
+    if on_open is not None:
+        on_open(session)
     alone = evaluator.trainer.world_size == 1
     loop(
         session,

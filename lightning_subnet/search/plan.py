@@ -192,13 +192,13 @@ class Plan:
         return None if study.header["evaluator"] else self.open()
 
     def open(
-        self, *, first: Sequence[Subnet] = (), conditions: Mapping[str, Any] | None = None
+        self, *, first: Sequence[Subnet] = (), provenance: Mapping[str, Any] | None = None
     ) -> Session:
         """Open or create the study, and return the session over it.
 
         Args:
             first: Subnets to measure before all others.
-            conditions: What the values of an evaluator depend on besides the subnet.
+            provenance: What the values of an evaluator depend on besides the subnet.
 
         Raises:
             SearchError: A measure waits for a network, the space is not known, or `resume` forbids
@@ -221,7 +221,7 @@ class Plan:
             problem,
             self.strategy,
             measures=measures,
-            conditions=conditions or {},
+            provenance=provenance or {},
             seed=self.settings.seed,
             first=first,
             warm_from=self.warm_start.names,

@@ -188,9 +188,9 @@ class SubnetSearch:
         if self._session is None and space is not None:  # nothing is created by looking
             study = self.plan.find_study()
             return History(space, study.evaluations(space) if study else ())
-        return self._opened().history
+        return self._open().history
 
-    def _opened(self) -> Session:
+    def _open(self) -> Session:
         """Return the session, opening the study on first use."""
         if self._session is None:
             self._session = self.plan.open()
@@ -210,7 +210,7 @@ class SubnetSearch:
         Raises:
             SearchError: n is not a whole number from 1, or the search has no space.
         """
-        return self._opened().ask(n)
+        return self._open().ask(n)
 
     def tell(
         self,
@@ -243,11 +243,11 @@ class SubnetSearch:
                 "Give them by name of measure: tell(subnet, error=0.1)."
             )
             raise TellError(msg)
-        return self._opened().tell(subnet, {**(values or {}), **more})
+        return self._open().tell(subnet, {**(values or {}), **more})
 
     def fail(self, subnet: Subnet | Mapping[str, Any], reason: str) -> Evaluation:
         """Record that a subnet could not be measured, and why."""
-        return self._opened().fail(subnet, reason)
+        return self._open().fail(subnet, reason)
 
     def run(self, evaluator: Evaluator | None = None, *, progress: bool = True) -> SearchResult:
         """Measure subnets with an evaluator until the budget is spent or the space exhausted.
@@ -265,7 +265,7 @@ class SubnetSearch:
                 "Wrap a function that returns values by name: run(FunctionEvaluator(fn))."
             )
             raise SearchError(msg)
-        session = self._opened()
+        session = self._open()
         loop(session, evaluator, progress=progress)
         return self.result()
 
@@ -306,7 +306,9 @@ class SubnetSearch:
             model, datamodule, dataloaders, train_dataloaders, images=images
         )
         try:
-            session, extractor = run_fit(self.plan, evaluator, progress=progress, opened=self._keep)
+            session, extractor = run_fit(
+                self.plan, evaluator, progress=progress, on_open=self._keep
+            )
         except BaseException:
             if self._session is not None and not len(self._session.history):
                 self._session = None  # nothing was spent: the next call may have other settings
@@ -332,7 +334,7 @@ class SubnetSearch:
         Args:
             extractor: Returns a subnet as a module, for `result.extract`; `fit` passes its own.
         """
-        return result_of(self._opened(), extractor)
+        return result_of(self._open(), extractor)
 
     def profile(
         self,

@@ -28,7 +28,7 @@ def make_header(
     strategy: Strategy,
     *,
     measures: Sequence[Measure],
-    conditions: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     seed: int,
     first: Sequence[Subnet],
     warm_from: Sequence[str] = (),
@@ -39,7 +39,7 @@ def make_header(
         problem: Space, objectives and constraints.
         strategy: Its name and settings are part of the header.
         measures: The measures that the search computes.
-        conditions: What the values of an evaluator depend on besides the subnet.
+        provenance: What the values of an evaluator depend on besides the subnet.
         seed: The seed of all proposals.
         first: The subnets that are measured first.
         warm_from: The names of the searches from whose fronts these come.
@@ -52,7 +52,7 @@ def make_header(
         "objectives": {o.name: o.direction for o in problem.objectives},
         "constraints": [c.to_json() for c in problem.constraints],
         "measures": {m.name: {"exact": m.exact, "fingerprint": m.fingerprint} for m in measures},
-        "evaluator": dict(conditions),
+        "evaluator": dict(provenance),
         "strategy": {"name": getattr(strategy, "name", type(strategy).__name__)}
         | strategy.settings(),
         "seed": seed,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A search in one or two processes; writes what each process found as JSON.
+"""A search in one or two processes; writes the result of each process as JSON.
 
 python ddp_search_program.py DEVICES FOLDER [unreduced | failing | callback]
 """
@@ -80,25 +80,28 @@ def main() -> None:
         calibration_images=100,
     )
     rank = int(os.environ.get("LOCAL_RANK", "0"))
-    told: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     try:
         if mode == "callback":
             callback = SubnetSearchCallback(search, progress=False)
             trainer.callbacks.append(callback)
             trainer.fit(model, data)
             result = callback.result
-            told["training_trainer"] = model.trainer is trainer
+            report["training_trainer"] = model.trainer is trainer
         else:
             result = search.fit(model, data, progress=False)
+            (folder / "again").mkdir(exist_ok=True)
+            again = search.replace(resume="must").fit(model, Data(folder / "again"), progress=False)
+            report["again"] = [e.number for e in again.history]
         assert result is not None
         rank = trainer.global_rank
-        told["history"] = [{**e.to_json(), "seconds": 0} for e in result.history]
-        told["front"] = [e.number for e in result.front]
-        told["weights"] = float(sum(p.double().sum() for p in model.parameters()))
+        report["history"] = [{**e.to_json(), "seconds": 0} for e in result.history]
+        report["front"] = [e.number for e in result.front]
+        report["weights"] = float(sum(p.double().sum() for p in model.parameters()))
     except Exception as error:
         rank = trainer.global_rank
-        told["error"] = f"{type(error).__name__}: {error}"
-    (folder / f"rank{rank}.json").write_text(json.dumps(told))
+        report["error"] = f"{type(error).__name__}: {error}"
+    (folder / f"rank{rank}.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

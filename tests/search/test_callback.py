@@ -239,5 +239,5 @@ def test_mistakes_show_before_training() -> None:
         SubnetSearchCallback(search(), weights="first")
     with pytest.raises(SearchError, match="resume='must' cannot hold"):
         SubnetSearchCallback(search(resume="must"))
-    with pytest.raises(SearchError, match="is no SubnetSearch"):
+    with pytest.raises(SearchError, match="is not a SubnetSearch"):
         SubnetSearchCallback("nsga2")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Searches in two processes, against the same search in one."""
+"""Searches by a Trainer: interrupted, rehearsed, and in two processes against one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,63 @@ from typing import Any
 
 import pytest
 
+from lightning_subnet import SubnetSearch
+from lightning_subnet.errors import SearchError
+from lightning_subnet.strategies import RandomSearch
+from tests.networks import Digits, LitMlp, quiet_trainer
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def search(**settings: Any) -> SubnetSearch:
+    default = {"objectives": {"val_acc": "max", "macs": "min"}, "budget": 5, "storage": None}
+    default |= {"strategy": RandomSearch(batch_size=4), "trainer": quiet_trainer()}
+    return SubnetSearch(**{**default, "calibration_images": 0, **settings})
+
+
+class Interrupted(LitMlp):
+    """Is interrupted in one of its validations, as by Ctrl-C."""
+
+    at = 3
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        if self.validations == self.at:
+            raise KeyboardInterrupt
+
+
+def test_what_an_interrupted_fit_has_measured_stays_with_the_search() -> None:
+    interrupted, model = search(), Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.fit(model, Digits(), progress=False)
+    assert [e.number for e in interrupted.history] == [0, 1]
+    assert interrupted.space == model.net.search_space()
+    assert len(interrupted.fit(model, Digits(), progress=False).history) == 5
+
+
+def test_a_fit_that_has_measured_nothing_leaves_the_search_as_it_was() -> None:
+    class AtOnce(Interrupted):
+        at = 1
+
+    asked = search()
+    with pytest.raises(KeyboardInterrupt):
+        asked.fit(AtOnce(), Digits(), progress=False)
+    assert asked.space is None
+    with pytest.raises(SearchError, match="no space"):
+        _ = asked.history
+
+
+def test_a_rehearsal_keeps_nothing(tmp_path: Path) -> None:
+    rehearsed = search(
+        storage=f"sqlite:///{tmp_path}/s.db", trainer=quiet_trainer(fast_dev_run=True)
+    )
+    assert len(rehearsed.fit(LitMlp(), Digits(), progress=False).history) == 3
+    assert rehearsed.space is None
+    assert list(tmp_path.iterdir()) == []
+
+
 def run(folder: Path, devices: int, mode: str = "") -> list[dict[str, Any]]:
-    """Run the program and return what each process has told."""
+    """Run the program and return the report of each process."""
     folder.mkdir()
     program = ROOT / "tests/programs/ddp_search_program.py"
     done = subprocess.run(
@@ -43,6 +95,7 @@ def test_two_processes_find_what_one_finds(alone: dict[str, Any], tmp_path: Path
     assert first == second
     assert first["front"] == alone["front"]
     assert len(first["history"]) == 9
+    assert first["again"] == list(range(9))  # resume="must": all of them hold the same study
     for one, two in zip(alone["history"], first["history"], strict=True):
         assert one["subnet"] == two["subnet"]
         assert two["values"]["samples"] == 101  # Lightning's sampler would make it 102
