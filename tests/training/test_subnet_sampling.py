@@ -396,8 +396,8 @@ def test_bad_input_is_refused_before_training() -> None:
 
     for arguments, message in [
         ({"rule": "sandwhich"}, "Did you mean 'sandwich'"),
-        ({"n_random": 0}, "at least one random subnet"),
-        ({"n_random": 1.5}, "at least one random subnet"),
+        ({"n_random": 0}, "At least one random subnet"),
+        ({"n_random": 1.5}, "At least one random subnet"),
         ({"space": SearchSpace(a=[1, 2])}, "go together"),
         ({"rule": "random", "distill": True}, "needs rule='sandwich' or 'turns'"),
         ({"rule": "ranks", "distill": True}, "needs rule='sandwich' or 'turns'"),
