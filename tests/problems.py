@@ -19,6 +19,7 @@ from lightning_subnet.study import pareto
 from lightning_subnet.testing.situations import (  # noqa: F401 - with the rest of what tests need
     Counting,
     Situation,
+    assert_clear,
     conditional,
     cost,
     grid,
@@ -34,15 +35,6 @@ from lightning_subnet.testing.situations import (  # noqa: F401 - with the rest 
 )
 
 ROOT = Path(__file__).parent.parent
-
-
-def assert_clear(message: object, *parts: str) -> None:
-    """Check the form of an error: at most three lines, which hold all of the parts."""
-    text = str(message)
-    assert 1 <= len(text.splitlines()) <= 3, text
-    assert len(text) < 500, text
-    for part in parts:
-        assert part in text, f"{part!r} is not in: {text}"
 
 
 # Real data

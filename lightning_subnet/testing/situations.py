@@ -213,3 +213,15 @@ class Counting(FunctionEvaluator):
 def record(history: Iterable[Evaluation]) -> list[dict[str, Any]]:
     """Return everything of the evaluations but what they took."""
     return [{k: v for k, v in e.to_json().items() if k != "seconds"} for e in history]
+
+
+# Messages
+
+
+def assert_clear(message: object, *parts: str) -> None:
+    """Check the form of an error: at most three lines, which hold all of the parts."""
+    text = str(message)
+    assert 1 <= len(text.splitlines()) <= 3, text
+    assert len(text) < 500, text
+    for part in parts:
+        assert part in text, f"{part!r} is not in: {text}"

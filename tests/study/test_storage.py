@@ -15,21 +15,25 @@ from typing import Any
 import pytest
 
 import lightning_subnet
-from lightning_subnet import Evaluation, SearchSpace
-from lightning_subnet.errors import StorageError, StudyMismatchError, TellError
-from lightning_subnet.study.storage import Storage, Study
-from tests.problems import ROOT, assert_clear, conditional, grid, mixed, record, search_of
+from lightning_subnet import Evaluation
+from lightning_subnet.errors import StorageError, StudyMismatchError
+from lightning_subnet.study.storage import Storage
+from lightning_subnet.testing.storage import StorageContract, new_study
+from tests.problems import ROOT, assert_clear, grid, search_of
 
 WRITERS, ROWS = 4, 500
 
 
-@pytest.fixture(params=["file", "memory"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
-    return f"sqlite:///{tmp_path}/search.db" if request.param == "file" else None
+class TestFile(StorageContract):
+    def make(self, place: Path) -> Storage:
+        return Storage(f"sqlite:///{place}/search.db")
 
 
-def new_study(storage: Storage, name: str = "a", space: SearchSpace | None = None) -> Study:
-    return storage.create_study(name, {"seed": 0}, space or grid(), {"numpy": "2"})
+class TestMemory(StorageContract):
+    shared = False
+
+    def make(self, place: Path) -> Storage:
+        return Storage(None)
 
 
 # What goes in comes out
@@ -44,112 +48,6 @@ def test_nothing_is_created_before_the_first_write(tmp_path: Path) -> None:
     assert not path.exists()
     new_study(storage)
     assert path.exists()
-
-
-def test_studies_are_kept_by_name(url: str | None) -> None:
-    storage = Storage(url)
-    for name in ("zebra", "apple", "with 'quotes\" and ünicode/7"):
-        new_study(storage, name, conditional())
-    assert storage.study_names() == ["zebra", "apple", "with 'quotes\" and ünicode/7"]
-    found = storage.find_study("with 'quotes\" and ünicode/7")
-    assert found is not None
-    assert found.header == {"seed": 0}
-    assert found.versions == {"numpy": "2"}
-    assert found.space == conditional()
-    assert storage.find_study("Apple") is None
-
-
-@pytest.mark.parametrize("space", [grid(), conditional(), mixed(), grid(3, 4)], ids=repr)
-def test_evaluations_come_back_as_they_were(url: str | None, space: SearchSpace) -> None:
-    pool = space.restricted_to(space.sample(12, rng=0))
-    for home in (space, pool):
-        study = new_study(Storage(url), repr(home), home)
-        written = [
-            Evaluation(0, s, {"f0": 1 / (i + 3), "f1": -1e300}, {"f0": 1e-17}, generation=i)
-            for i, s in enumerate(home.sample(6, rng=1))
-        ]
-        written += [
-            Evaluation(0, s, {}, status="failed", reason='it\'s "broken" ümlaut\n;--', seconds=0.25)
-            for s in home
-            if s not in [e.subnet for e in written]
-        ][:3]
-        stored = [study.add_evaluation(e) for e in written]
-        assert [e.number for e in stored] == list(range(9))
-        assert study.evaluations(home) == stored
-        assert study.evaluations(home, start=7) == stored[7:]
-        assert [e.subnet for e in stored] == [e.subnet for e in written]
-
-
-def test_generations_come_back_in_order(url: str | None) -> None:
-    space = conditional()
-    study = new_study(Storage(url), space=space)
-    batches = [space.sample(n, rng=n) for n in (5, 1, 12)]
-    for number, batch in enumerate(batches):
-        assert study.add_generation(number, batch) == batch
-    assert study.generations(space) == batches
-
-
-def test_the_generation_that_was_committed_first_stays(url: str | None) -> None:
-    study = new_study(Storage(url))
-    first, second = grid().sample(3, rng=0), grid().sample(3, rng=1)
-    study.add_generation(0, first)
-    assert study.add_generation(0, second) == first
-    assert study.generations(grid()) == [first]
-
-
-def test_a_subnet_is_stored_once_in_a_study(url: str | None) -> None:
-    storage = Storage(url)
-    study, other = new_study(storage, "a"), new_study(storage, "b")
-    study.add_evaluation(Evaluation(0, grid().smallest, {"f0": 1.0}))
-    with pytest.raises(TellError) as caught:
-        study.add_evaluation(Evaluation(0, grid().smallest, {"f0": 2.0}))
-    assert_clear(caught.value, str(grid().smallest), "'a'", "measured once")
-    assert [e.values["f0"] for e in study.evaluations(grid())] == [1.0]
-    assert other.add_evaluation(Evaluation(0, grid().smallest, {"f0": 2.0})).number == 0
-
-
-def test_values_are_found_by_fingerprint_and_subnet(url: str | None) -> None:
-    storage = Storage(url)
-    prints = {"f0": "weights:f0", "latency_ms": "cpu-1"}
-    a, b = grid().sample(2, rng=0)
-    new_study(storage, "a").add_evaluation(
-        Evaluation(0, a, {"f0": 0.5, "latency_ms": 2.0, "f1": 9.0}, {"latency_ms": 0.25}), prints
-    )
-    assert storage.known_values(prints, a) == {"f0": (0.5, 0.0), "latency_ms": (2.0, 0.25)}
-    assert storage.known_values(prints | {"latency_ms": "cpu-2"}, a) == {"f0": (0.5, 0.0)}
-    assert storage.known_values({"top1": "weights:f0"}, a) == {"top1": (0.5, 0.0)}
-    assert storage.known_values(prints, b) == {}
-    assert storage.known_values({}, a) == {}
-    twin = grid().subnet(a.to_json())
-    assert storage.known_values(prints, twin) == storage.known_values(prints, a)
-
-
-def test_the_first_value_of_a_fingerprint_stays(url: str | None) -> None:
-    storage = Storage(url)
-    for name, value in (("a", 1.0), ("b", 2.0)):
-        new_study(storage, name).add_evaluation(
-            Evaluation(0, grid().smallest, {"f0": value}), {"f0": "x"}
-        )
-    assert storage.known_values({"f0": "x"}, grid().smallest) == {"f0": (1.0, 0.0)}
-
-
-def test_a_refused_evaluation_leaves_no_values(url: str | None) -> None:
-    storage = Storage(url)
-    study = new_study(storage)
-    study.add_evaluation(Evaluation(0, grid().smallest, {"f0": 1.0}))
-    with pytest.raises(TellError):
-        study.add_evaluation(Evaluation(0, grid().smallest, {"f0": 2.0}), {"f0": "x"})
-    assert storage.known_values({"f0": "x"}, grid().smallest) == {}
-
-
-def test_committed_rows_are_there_for_others_at_once(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/search.db"
-    study = new_study(Storage(url))
-    other = Storage(url).find_study("a")
-    assert other is not None
-    for number, subnet in enumerate(grid().sample(5, rng=0)):
-        study.add_evaluation(Evaluation(0, subnet, {"f0": 1.0}))
-        assert len(other.evaluations(grid())) == number + 1
 
 
 def test_memory_is_not_shared_between_storages() -> None:
@@ -468,29 +366,6 @@ def test_a_file_that_vanishes_in_a_search_is_an_error_of_the_storage(tmp_path: P
 # The header
 
 
-def test_a_header_with_other_settings_shows_the_difference(url: str | None) -> None:
-    storage = Storage(url)
-    header = {"seed": 0, "strategy": {"name": "nsga2", "population": 50}, "x": [1, 2], "same": None}
-    storage.create_study("a", header, grid(), {})
-    other = {"seed": 1, "strategy": {"name": "nsga2", "population": 20}, "y": "new", "same": None}
-    with pytest.raises(StudyMismatchError) as caught:
-        storage.create_study("a", other, grid(), {})
-    assert_clear(
-        caught.value,
-        "'a'",
-        "seed: stored 0, now 1",
-        "strategy.population: stored 50, now 20",
-        "x: stored [1, 2], now nothing",
-        'y: stored nothing, now "new"',
-        "another name=",
-    )
-    assert "same" not in str(caught.value)
-    study = storage.find_study("a")
-    assert study is not None
-    study.check(header)
-    study.check({**header, "x": (1, 2)})  # a tuple is a list in JSON
-
-
 def test_a_long_difference_stays_readable() -> None:
     storage = Storage(None)
     storage.create_study("a", {f"k{i}": "x" * 500 for i in range(20)}, grid(), {})
@@ -498,12 +373,3 @@ def test_a_long_difference_stays_readable() -> None:
         storage.create_study("a", {f"k{i}": "y" * 500 for i in range(20)}, grid(), {})
     assert len(str(caught.value)) < 1000
     assert len(str(caught.value).splitlines()) <= 3
-
-
-def test_equal_studies_created_twice_are_one(url: str | None) -> None:
-    storage = Storage(url)
-    first = new_study(storage)
-    first.add_evaluation(Evaluation(0, grid().smallest, {"f0": 1.0}))
-    second = new_study(storage)
-    assert record(second.evaluations(grid())) == record(first.evaluations(grid()))
-    assert storage.study_names() == ["a"]
