@@ -17,8 +17,7 @@ from torch.utils.data import TensorDataset
 
 from lightning_subnet import Choice, SearchSpace, SubnetMixin, SubnetSampling, SubnetSearch, compare
 from lightning_subnet.elasticity.layers import ElasticLinear
-from lightning_subnet.strategies import NSGA2, Strategy
-from lightning_subnet.strategies.base import fill
+from lightning_subnet.strategies import NSGA2, Strategy, fill
 
 EPOCHS, SEEDS, BUDGET = 100, 10, 100
 WIDTHS, DEPTHS = [4, 6, 8, 12, 16, 24, 32, 48, 64], [1, 2, 3, 4]
