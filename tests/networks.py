@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_subnet import SearchSpace, Subnet, SubnetMixin
+from lightning_subnet import SearchSpace, Subnet, SubnetMixin, SubnetSearch
+from lightning_subnet.strategies import RandomSearch
 
 WIDTHS = [4, 8, 16, 32]
 
@@ -105,3 +106,10 @@ def quiet_trainer(**options: Any) -> L.Trainer:
     settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     settings |= {"enable_progress_bar": False, "enable_model_summary": False}
     return L.Trainer(**{**settings, **options})
+
+
+def search(**settings: Any) -> SubnetSearch:
+    """Return a search of six evaluations that is not stored."""
+    default = {"objectives": {"val_acc": "max", "macs": "min"}, "budget": 6, "storage": None}
+    default |= {"strategy": RandomSearch(batch_size=4), "trainer": quiet_trainer()}
+    return SubnetSearch(**{**default, **settings})

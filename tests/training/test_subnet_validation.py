@@ -23,7 +23,6 @@ from lightning_subnet import SearchSpace, SubnetSampling, SubnetValidation
 from lightning_subnet.errors import InvalidSubnetError, SearchError
 from lightning_subnet.training.evaluator import TrainerEvaluator
 from lightning_subnet.training.frozen_data import Source
-from lightning_subnet.training.restore import module_state, untouched
 from tests.networks import Digits, LitMlp, digits, quiet_trainer
 from tests.problems import assert_clear
 
@@ -335,27 +334,6 @@ def test_other_stages_are_left_alone() -> None:
     callback, model = SubnetValidation(calibration_images=50), LitMlp()
     quiet_trainer(callbacks=[callback]).validate(model, Digits(), verbose=False)
     assert callback.latest == {}
-
-
-def test_state_of_a_module_that_was_moved_to_another_type_comes_back() -> None:
-    model = LitMlp()
-    model.training_step((torch.randn(8, 64), torch.arange(8)), 0).backward()
-    model.accuracy(torch.eye(10), torch.arange(10))
-    before = [(p, p.data_ptr(), p.grad, p.grad.clone()) for p in model.parameters()]
-    with untouched(model), module_state(model):
-        assert model.accuracy.update_count == 0
-        model.double()
-        model.accuracy(torch.eye(10), torch.ones(10, dtype=torch.long))
-        model.validations, model.other = 7, 1
-        assert model.dtype == torch.float64
-    for p, address, gradient, value in before:
-        assert (p.dtype, p.data_ptr()) == (torch.float32, address)
-        assert p.grad is gradient
-        assert torch.equal(p.grad, value)
-    assert model.dtype == torch.float32
-    assert model.accuracy.compute() == 1
-    assert model.validations == 0
-    assert not hasattr(model, "other")
 
 
 def test_mistakes_show_before_training() -> None:
