@@ -157,7 +157,9 @@ def reduction(  # noqa: PLR0913 - the settings of a reduction, each optional
     """
     check_probability(min_share=min_share)
     counts = {"samples": samples or 1, "min_cluster_size": min_cluster_size}
-    check_positive(**{k: v for k, v in (counts | {"min_samples": min_samples}).items() if v is not None})
+    check_positive(
+        **{k: v for k, v in (counts | {"min_samples": min_samples}).items() if v is not None}
+    )
     rng = np.random.default_rng(seed)
     space, X, front = _archive(archive, samples, predictor, rng)
     if len(X) > _MOST:

@@ -39,8 +39,8 @@ def evaluations_to(curves: Array, target: float) -> Array:
         >>> evaluations_to(np.array([[0.1, 0.5, 0.7], [0.1, 0.2, 0.3]]), 0.5).tolist()
         [2.0, inf]
     """
-    reached = curves >= target - _EQUAL
-    return np.where(reached.any(axis=1), reached.argmax(axis=1) + 1.0, np.inf)
+    is_reached = curves >= target - _EQUAL
+    return np.where(is_reached.any(axis=1), is_reached.argmax(axis=1) + 1.0, np.inf)
 
 
 def median_interval(

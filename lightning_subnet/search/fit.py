@@ -69,7 +69,7 @@ def run_fit(
 
 
 def profile_of(plan: Plan, evaluator: TrainerEvaluator) -> Profile:
-    """Return what the exact measures of a model allow; see `SubnetSearch.profile`."""
+    """Return the profile of a model's space; see `SubnetSearch.profile`."""
     with evaluator:
         return Profile.of(bind(plan, evaluator).problem(), seed=plan.settings.seed)
 

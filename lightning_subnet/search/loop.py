@@ -164,10 +164,10 @@ class Progress:
         if len(problem.objectives) == 1 or len(history) <= _FIRST:
             return None
         try:
-            F, missed = problem.scores(history)
+            F, violations = problem.scores(history)
         except ObjectiveError:  # a relative bound whose reference failed
             return None
-        F = F[missed <= 0]
+        F = F[violations <= 0]
         reference = F[:_FIRST].max(axis=0) if len(F) > _FIRST else np.zeros(0)
         start = pareto.hypervolume(F[:_FIRST], reference) if len(F) > _FIRST else 0.0
         return pareto.hypervolume(F, reference) / start if start > 0 else None

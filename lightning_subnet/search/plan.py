@@ -44,15 +44,16 @@ class Plan:
     Args:
         settings: The arguments of the search; `measures` and `warm_start` in the form that can be
             read again, where an iterator was passed.
-        objectives: What to optimise.
-        constraints: What must hold.
-        space: What may vary; None where the model brings it.
-        measures: What the search computes; those that are not a `Measure` wait for a network.
-        strategy: What proposes subnets.
+        objectives: The measures to optimise.
+        constraints: The bounds that must hold.
+        space: The space to search; None where the model brings it.
+        measures: The measures that the search computes; one that is not a `Measure` waits for a
+            network.
+        strategy: Proposes subnets.
         budget: When to stop.
         storage: The place of the study.
         name: The study's name; a new one where the settings have none.
-        warm_start: What to measure first.
+        warm_start: The subnets to measure first.
 
     Example:
         >>> from lightning_subnet import SubnetSearch
@@ -198,7 +199,7 @@ class Plan:
 
         Args:
             first: Subnets to measure before all others.
-            provenance: What the values of an evaluator depend on besides the subnet.
+            provenance: All that the values of an evaluator depend on besides the subnet.
 
         Raises:
             SearchError: A measure waits for a network, the space is not known, or `resume` forbids

@@ -89,12 +89,12 @@ class Profile:
             X = X[distinct_rows(X)]
         columns = {name: problem.exact_values(name, X) for name in problem.exact}
         at_largest = {name: problem.exact_values(name, ends)[1] for name in problem.exact}
-        missed = problem.exact_violation(X)
-        best = X[int(np.argmin(missed))]
-        if missed.min() > 0 and not complete and traced:
+        violations = problem.exact_violation(X)
+        best = X[int(np.argmin(violations))]
+        if violations.min() > 0 and not complete and traced:
             best = _descend(problem, best)
-        elif missed.min() > 0 and not complete:
-            near = X[np.argsort(missed, kind="stable")[:_STARTS]]
+        elif violations.min() > 0 and not complete:
+            near = X[np.argsort(violations, kind="stable")[:_STARTS]]
             best = least_rows(space, problem.exact_violation, rng=rng, start=near)[0]
         values = {name: float(problem.exact_values(name, best[None])[0]) for name in problem.exact}
         return cls(
@@ -112,7 +112,7 @@ class Profile:
             unchecked=tuple(str(c) for c in problem.constraints if c.name not in problem.exact),
             examined=len(X),
             complete=complete,
-            feasible=float((missed <= 0).mean()),
+            feasible=float((violations <= 0).mean()),
             nearest=space.from_indices(best[None])[0],
             nearest_values=values,
             satisfiable=bool(problem.exact_violation(best[None])[0] <= 0),

@@ -343,7 +343,7 @@ class SubnetSearch:
         *,
         dataloaders: Any = None,
     ) -> Profile:
-        """Return what the exact measures allow, before any budget is spent.
+        """Return the feasibility by exact measures, before any budget is spent.
 
         Args:
             model: The model, where the space or an exact measure (`macs`) comes from it.

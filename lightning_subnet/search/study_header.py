@@ -39,7 +39,7 @@ def make_header(
         problem: Space, objectives and constraints.
         strategy: Its name and settings are part of the header.
         measures: The measures that the search computes.
-        provenance: What the values of an evaluator depend on besides the subnet.
+        provenance: All that the values of an evaluator depend on besides the subnet.
         seed: The seed of all proposals.
         first: The subnets that are measured first.
         warm_from: The names of the searches from whose fronts these come.

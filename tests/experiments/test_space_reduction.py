@@ -109,11 +109,11 @@ def test_a_search_in_the_reduced_space_is_stored_and_resumed(reduced: Any, tmp_p
     evaluator = FunctionEvaluator(lambda s: {"error": measured(s)["error"]})
     search(reduced.space, 60).run(evaluator, progress=False)
     again = search(SearchSpace.from_json(reduced.space.to_json()), 80)
-    found = again.run(evaluator, progress=False)
-    assert len(found.history) == 80
-    assert all(e.subnet in reduced.space for e in found.history)
+    result = again.run(evaluator, progress=False)
+    assert len(result.history) == 80
+    assert all(e.subnet in reduced.space for e in result.history)
     # A measure of indices is asked in the indices that it was made for.
-    assert all(e.values["kernel"] == (e.subnet["ks.0"] - 1) / 2 for e in found.history)
+    assert all(e.values["kernel"] == (e.subnet["ks.0"] - 1) / 2 for e in result.history)
     with pytest.raises(SubnetError, match="values"):
         search(SPACE.narrowed_to({"d.0": [2, 3]}), 80)
 

@@ -38,37 +38,37 @@ def test_a_subnet_is_validated_once_over_all_settings(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = LitMlp()
     url = f"sqlite:///{tmp_path}/s.db"
-    found = run(model, url, scout="macs")
-    assert list(found) == ["macs", "one", "eight"]
-    different = {e.subnet for result in found.values() for e in result.history}
-    total = sum(len(result.history) for result in found.values())
+    results = run(model, url, scout="macs")
+    assert list(results) == ["macs", "one", "eight"]
+    different = {e.subnet for result in results.values() for e in result.history}
+    total = sum(len(result.history) for result in results.values())
     assert total == 18
     assert len(different) < total, "warm starts overlap"
     assert model.validations == len(different)
     accuracy: dict[Any, float] = {}
-    for result in found.values():
+    for result in results.values():
         for e in result.history:
             assert accuracy.setdefault(e.subnet, e.values["val_acc"]) == e.values["val_acc"]
-    assert "latency_ms" not in found["macs"].history[0].values
+    assert "latency_ms" not in results["macs"].history[0].values
     # Evaluation 0 is the largest; then come fronts of the searches before.
-    assert found["one"].history[1].subnet in {e.subnet for e in found["macs"].front} | {
-        e.subnet for e in found["one"].history[:1]
+    assert results["one"].history[1].subnet in {e.subnet for e in results["macs"].front} | {
+        e.subnet for e in results["one"].history[:1]
     }
-    eight = found["eight"].history
-    earlier = {e.subnet for label in ("macs", "one") for e in found[label].front}
+    eight = results["eight"].history
+    earlier = {e.subnet for label in ("macs", "one") for e in results[label].front}
     assert eight[1].subnet in earlier
     assert "val_acc" in eight[1].reused
     assert "latency_ms" not in eight[1].reused
-    assert Storage(url).study_names() == [f"specialise/{label}" for label in found]
+    assert Storage(url).study_names() == [f"specialise/{label}" for label in results]
     # The same call again measures nothing; a larger budget goes on.
     validations = model.validations
     again = run(model, url, scout="macs")
     assert model.validations == validations
     for label, result in again.items():
-        assert record(result.history) == record(found[label].history)
+        assert record(result.history) == record(results[label].history)
     more = run(model, url, scout="macs", budget=8)
     for label, result in more.items():
-        assert record(result.history[:6]) == record(found[label].history)
+        assert record(result.history[:6]) == record(results[label].history)
         assert len(result.history) == 8
 
 
@@ -89,17 +89,17 @@ def test_a_run_that_was_interrupted_goes_on(tmp_path: Path) -> None:
         run(model, url, settings=settings)
     broken = False
     validations = model.validations
-    found = run(model, url, settings=settings)
-    assert len(found["two"].history) == 6
-    fresh = {e.subnet for e in found["two"].history} - {e.subnet for e in found["one"].history}
+    results = run(model, url, settings=settings)
+    assert len(results["two"].history) == 6
+    fresh = {e.subnet for e in results["two"].history} - {e.subnet for e in results["one"].history}
     # What was validated when the measure was interrupted was not recorded, and is repeated.
     assert model.validations - validations <= len(fresh) + 1
 
 
 def test_settings_are_labelled_by_what_they_are() -> None:
-    found = run(LitMlp(), None, 2, settings=[Latency(**QUICK), Latency(batch_size=2, **QUICK)],
+    results = run(LitMlp(), None, 2, settings=[Latency(**QUICK), Latency(batch_size=2, **QUICK)],
                 strategy="random")  # fmt: skip
-    assert list(found) == ["cpu-batch1-threads1", "cpu-batch2-threads1"]
+    assert list(results) == ["cpu-batch1-threads1", "cpu-batch2-threads1"]
 
 
 def bad(**changes: Any) -> Callable[[], Any]:

@@ -109,9 +109,9 @@ def enumerated(differences: list[float]) -> float:
     """Return the p value of the signed-rank test by going through all signs."""
     d = np.array([x for x in differences if x])
     ranks = rankdata(np.abs(d))
-    told = abs((ranks * np.sign(d)).sum())
+    statistic = abs((ranks * np.sign(d)).sum())
     signs = np.array(list(itertools.product([-1, 1], repeat=len(d))))
-    return float(np.mean(np.abs(signs @ ranks) >= told - 1e-9))
+    return float(np.mean(np.abs(signs @ ranks) >= statistic - 1e-9))
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,8 @@ def test_it_searches_at_the_end_and_disturbs_nothing(tmp_path: Path) -> None:
             }
         )
         if name == "with":
-            found = [row for row in rows if row["search/val_acc"]]
-            assert [row["step"] for row in found] == [str(i) for i in range(5)]
+            evaluations = [row for row in rows if row["search/val_acc"]]
+            assert [row["step"] for row in evaluations] == [str(i) for i in range(5)]
             assert callback.result is not None
             assert len(callback.result.history) == 5
             assert callback.result.name.startswith("after-")
@@ -109,11 +109,11 @@ def test_the_largest_scores_what_validation_has_logged() -> None:
 def test_averaged_weights_are_searched() -> None:
     class Seen(LitMlp):
         def on_validation_epoch_start(self) -> None:
-            self.last_seen = self.net.last.weight.detach().clone()
+            self.last_weight = self.net.last.weight.detach().clone()
 
     callback, model = SubnetSearchCallback(search(), progress=False), Seen()
     train([callback, WeightAveraging()], model)
-    assert torch.equal(model.last_seen, model.net.last.weight)
+    assert torch.equal(model.last_weight, model.net.last.weight)
     assert callback.result is not None
 
 
@@ -122,7 +122,7 @@ def test_the_best_checkpoint_is_searched_and_the_last_weights_come_back(tmp_path
         """Logs less with every epoch, so the first checkpoint is the best."""
 
         def on_validation_epoch_end(self) -> None:
-            self.seen = self.net.last.weight.detach().clone()
+            self.last_weight = self.net.last.weight.detach().clone()
             self.log("score", -float(self.current_epoch))
 
     writer = ModelCheckpoint(tmp_path, monitor="score", mode="max", save_top_k=1)
@@ -130,7 +130,7 @@ def test_the_best_checkpoint_is_searched_and_the_last_weights_come_back(tmp_path
     order, model = Order(), Worsening()
     train([order, callback, writer], model, enable_checkpointing=True)
     best = torch.load(writer.best_model_path, weights_only=True)["state_dict"]["net.last.weight"]
-    assert torch.equal(model.seen, best)
+    assert torch.equal(model.last_weight, best)
     assert torch.equal(model.net.last.weight, order.ended[0])
     assert not torch.equal(best, order.ended[0])
 

@@ -22,10 +22,10 @@ def test_a_small_space_is_looked_at_whole(space: SearchSpace) -> None:
     assert profile.complete
     assert profile.size == profile.examined == space.size == len(values)
     assert profile.feasible == pytest.approx((values <= 4).mean())
-    seen = profile.ranges["cost"]
-    assert (seen.least, seen.greatest) == (values.min(), values.max())
-    assert seen.median == np.median(values)
-    assert seen.largest == cost(space.largest.indices[None])[0]
+    costs = profile.ranges["cost"]
+    assert (costs.least, costs.greatest) == (values.min(), values.max())
+    assert costs.median == np.median(values)
+    assert costs.largest == cost(space.largest.indices[None])[0]
     assert profile.satisfiable
     assert profile.nearest_values["cost"] <= 4
 

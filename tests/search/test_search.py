@@ -131,8 +131,8 @@ def test_all_objectives_may_be_exact() -> None:
 
 def test_warm_start_is_measured_first_and_counts() -> None:
     front = [grid().largest, grid().smallest]
-    for given in (front, iter(front), [dict(s) for s in front]):
-        search = search_of(warm_start=given, budget=4)
+    for start in (front, iter(front), [dict(s) for s in front]):
+        search = search_of(warm_start=start, budget=4)
         again = search.replace(seed=1)
         for one in (search, again):
             history = one.run(Counting(), progress=False).history
@@ -251,8 +251,8 @@ def test_a_budget_may_grow(url: str, first: int) -> None:
 
 def test_a_budget_may_grow_in_ask_and_tell(url: str) -> None:
     ask_and_tell(search_of(**GROWING, storage=url, name="a", budget=40), 3)
-    made = ask_and_tell(search_of(**GROWING, storage=url, name="a", budget=80), 3)
-    assert made == straight(**GROWING, budget=80)
+    history = ask_and_tell(search_of(**GROWING, storage=url, name="a", budget=80), 3)
+    assert history == straight(**GROWING, budget=80)
 
 
 def test_a_finished_study_makes_nothing_more(url: str) -> None:
@@ -495,8 +495,8 @@ def test_profile_says_what_is_possible_before_any_budget_is_spent(tmp_path: Path
 # Bad input: one clear error before anything is spent
 
 
-def settings(**given: Any) -> Callable[[], Any]:
-    return lambda: search_of(**given).ask()
+def settings(**changes: Any) -> Callable[[], Any]:
+    return lambda: search_of(**changes).ask()
 
 
 BAD: list[tuple[str, Callable[[], Any], type[SubnetError], tuple[str, ...]]] = [

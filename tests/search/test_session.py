@@ -123,10 +123,10 @@ def test_proposals_are_committed_before_the_first_is_handed_out() -> None:
 def test_pending_subnets_are_not_repeated_and_the_strategy_is_told_of_them() -> None:
     strategy = Scripted(batch_size=4)
     session = session_of(strategy=strategy)
-    seen: list[Subnet] = []
+    served: list[Subnet] = []
     while subnets := session.ask(3):
-        seen += subnets
-    assert sorted(seen, key=lambda s: s.key) == sorted(grid(), key=lambda s: s.key)
+        served += subnets
+    assert sorted(served, key=lambda s: s.key) == sorted(grid(), key=lambda s: s.key)
     assert [len(asked["pending"]) for asked in strategy._asked] == [0, 4, 8, 12, 16, 20, 24, 25]
     assert session.exhausted
 

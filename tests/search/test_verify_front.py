@@ -87,12 +87,12 @@ def test_nothing_is_measured_again_without_noise() -> None:
 
 
 def test_a_failing_second_measurement_leaves_the_first(caplog: Any) -> None:
-    seen: Counter[Any] = Counter()
+    calls: Counter[Any] = Counter()
 
     @measure("cost")
     def fragile(subnets: list[Any]) -> list[float]:
-        seen.update(subnets)
-        if seen[subnets[0]] > 1:
+        calls.update(subnets)
+        if calls[subnets[0]] > 1:
             msg = "gone"
             raise OSError(msg)
         return [TRUTH["cost"](s) for s in subnets]

@@ -89,8 +89,8 @@ def test_a_resume_goes_on_with_what_it_started_from(tmp_path: Path) -> None:
     grown = finished(url, strategy=NSGA2(population=8), budget=90)
     assert [e.subnet for e in grown.front] != [e.subnet for e in first.front]
     resumed = finished(url, budget=30, **settings)
-    begun = subnets(resumed)[:2]
-    assert begun == thinned_front(first, 2, name="a")  # 12 // 5, as it was then
+    start = subnets(resumed)[:2]
+    assert start == thinned_front(first, 2, name="a")  # 12 // 5, as it was then
     assert len(resumed.history) == 30
     assert subnets(whole)[:6] == thinned_front(first, 6, name="a")
     # The result of a search that has grown is the same source.
@@ -127,10 +127,10 @@ def test_projection_takes_what_agrees_and_the_largest_else() -> None:
     (inside,) = projected(part, [new.subnet({"depth": 2, "ks.0": 7, "ks.1": 3})])
     assert inside == part.subnet({"depth": 3, "ks.0": 5, "ks.1": 3, "ks.2": 7})
     pool = new.restricted_to(new.sample(20, rng=0))
-    moved = projected(pool, new.sample(30, rng=1))
-    assert moved
-    assert all(s in pool for s in moved)
-    assert len(set(moved)) == len(moved)
+    inside_pool = projected(pool, new.sample(30, rng=1))
+    assert inside_pool
+    assert all(s in pool for s in inside_pool)
+    assert len(set(inside_pool)) == len(inside_pool)
 
 
 def test_a_front_of_another_space_starts_a_search(storage: Storage) -> None:
@@ -233,7 +233,7 @@ def test_predictors_report_on_expensive_measures(storage: Storage) -> None:
 def test_subnets_that_do_not_fit_are_left_out_of_a_front_that_does() -> None:
     old, new = SearchSpace(q=[1, 2, 3, 40]), SearchSpace(q=[1, 2, 3], w=[1, 2])
     with pytest.warns(UserWarning, match="leaves out 1 of 4 subnets"):
-        found = projected(new, list(old))
-    assert [subnet["q"] for subnet in found] == [1, 2, 3]
+        fitting = projected(new, list(old))
+    assert [subnet["q"] for subnet in fitting] == [1, 2, 3]
     with pytest.raises(SearchError, match=r"'q': \(1, 2, 3\)"):
         projected(new, [old.subnet(q=40)])
