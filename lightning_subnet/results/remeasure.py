@@ -9,11 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from lightning_subnet._messages import listed
 from lightning_subnet._torch.inputs import sample_for
-from lightning_subnet.elasticity.protocol import elastic_part
+from lightning_subnet.costs.resolve import resolve
 from lightning_subnet.errors import MeasurementError, ObjectiveError, SearchError
 from lightning_subnet.results.record import SearchRecord
 from lightning_subnet.space.space import SearchSpace
@@ -122,12 +120,8 @@ def _named(
 ) -> tuple[str, ValueOf]:
     """Return the name of the values and the function that gives them."""
     if isinstance(measure, NetworkMeasure) and not isinstance(measure, (Measure, type)):
-        if not isinstance(model, nn.Module):
-            msg = f"{measure.name!r} measures networks: write remeasure(measure, model=...)."
-            raise ObjectiveError(msg)
-        part = elastic_part(model)
-        assert isinstance(part, nn.Module), "the elastic part of a module is a module"
-        measure = measure.bind(part, sample_for(model, example_input, measure))
+        bound = resolve(model, [measure], sample=lambda: sample_for(model, example_input))
+        (measure,) = bound.values()
     if isinstance(measure, Measure):
         return name or measure.name, _of_measure(measure, space, subnets)
     if not isinstance(name, str) or not name:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lightning_subnet._checks import checked_int
-from lightning_subnet._messages import did_you_mean
 from lightning_subnet.errors import SearchError
 from lightning_subnet.predictors.registry import make
 from lightning_subnet.results.record import SearchRecord, check_recorded
@@ -198,8 +197,8 @@ def elasticity_report(  # noqa: PLR0913 - a model, a result, and what each needs
 
     Args:
         model: A super-network, a LightningModule with one, or a `SearchSpace`.
-        measures: Names of exact ones (`"macs"`, `"params"`, `"size_mb"`), `Latency(...)` and other
-            measures.
+        measures: Names of measures (`"macs"`, `"params"`, `"size_mb"`, `"latency_ms"`), and
+            measures such as `Latency(...)`.
         result: The result of a search, or its history; an evaluation of random search says most.
         metrics: Which of its measures; by default all that are not in `measures`.
         example_input: As the network takes it, where a measure of networks needs it; by default the
@@ -234,7 +233,7 @@ def elasticity_report(  # noqa: PLR0913 - a model, a result, and what each needs
     checked_int(n_samples, "n_samples", error=SearchError, least=FEWEST)
     make(predictor)  # an unknown one shows before anything is measured
     history = result if isinstance(result, History) or result is None else result.final
-    space, bound = _bound(model, list(measures), example_input)
+    space, bound = _space_and_measures(model, list(measures), example_input)
     units = {} if isinstance(result, History) or result is None else result.measures
     names: list[str] = []
     if history is not None:
@@ -269,60 +268,37 @@ def elasticity_report(  # noqa: PLR0913 - a model, a result, and what each needs
     return ElasticityReport(space, tuple(analysis.dimensions), (*of_costs, *of_metrics))
 
 
-def _bound(
+def _space_and_measures(
     model: Any, measures: list[Any], example_input: Any
 ) -> tuple[SearchSpace, list[Measure]]:
-    """Return the space of a model and its measures, those of networks bound to it."""
-    named = [measure for measure in measures if isinstance(measure, str)]
-    given = [measure for measure in measures if not isinstance(measure, str)]
-    own = by_name(given)
-    if isinstance(model, SearchSpace):
-        if loose := [m for m in measures if not isinstance(m, Measure)]:
-            what = repr(loose[0]) if isinstance(loose[0], str) else type(loose[0]).__name__
-            msg = f"{what} needs the network, and a SearchSpace came. Pass the super-network."
-            raise SearchError(msg)
-        return model, list(own.values())
+    """Return the space of a model and its measures, in order, those of networks bound to it."""
+    if isinstance(model, SearchSpace) and all(isinstance(m, Measure) for m in measures):
+        return model, list(by_name(measures).values())  # without torch
+    from lightning_subnet._torch.inputs import sample_for
+    from lightning_subnet.costs.resolve import resolve
+
+    space = _space_of(model)
+    bound = resolve(
+        model,
+        measures,
+        sample=lambda: sample_for(model, example_input),
+        error=SearchError,
+        hint="Give others as objects, such as Energy().",
+    )
+    return space, [bound[m if isinstance(m, str) else m.name] for m in measures]
+
+
+def _space_of(model: Any) -> SearchSpace:
     from torch import nn
 
-    if not isinstance(model, nn.Module):
-        msg = (
-            f"elasticity_report() got a {type(model).__name__}. "
-            "Pass a super-network, a LightningModule with one, or a SearchSpace."
-        )
-        raise SearchError(msg)
-    from lightning_subnet.costs.counts import BUILT_IN, count_measures
     from lightning_subnet.elasticity.protocol import elastic_part
 
-    part: Any = elastic_part(model)
-    tables = getattr(part, "exact_measures", None)
-    names = dict.fromkeys([*BUILT_IN, *(m.name for m in (tables() if callable(tables) else []))])
-    if unknown := [name for name in named if name not in names]:
-        msg = (
-            f"{unknown[0]!r} is no measure of {type(part).__name__}."
-            f"{did_you_mean(unknown[0], names)} Its own: {', '.join(names)}; others as objects: "
-            "Latency()."
-        )
-        raise SearchError(msg)
-    example = example_input
-    if example is None:
-        example = getattr(model, "example_input_array", None)
-
-    def sample() -> Any:
-        if example is None:
-            msg = (
-                "Counting macs by tracing needs an input. Pass example_input=, as the network "
-                "takes it."
-            )
-            raise SearchError(msg)
-        return example
-
-    counted = {m.name: m for m in count_measures(model, part, named, sample)}
-    bound = []
-    for measure in measures:
-        if isinstance(measure, str):
-            bound.append(counted[measure])
-        elif isinstance(measure, Measure):
-            bound.append(measure)
-        else:
-            bound.append(measure.bind(part, example))
-    return part.search_space(), list(by_name(bound).values())
+    if isinstance(model, SearchSpace):
+        return model
+    if isinstance(model, nn.Module):
+        return elastic_part(model).search_space()
+    msg = (
+        f"elasticity_report() got a {type(model).__name__}. "
+        "Pass a super-network, a LightningModule with one, or a SearchSpace."
+    )
+    raise SearchError(msg)

@@ -13,6 +13,7 @@ from lightning_subnet import (
     Latency,
     SearchResult,
     SearchSpace,
+    Subnet,
     SubnetSearch,
     measure,
 )
@@ -128,6 +129,15 @@ def test_a_network_and_its_latency() -> None:
     assert counted.change.tolist() == [-74 * 28, 0]
 
 
+def test_measures_stand_in_the_order_of_the_list() -> None:
+    @measure("units", exact=True)
+    def units(subnets: list[Subnet]) -> list[float]:
+        return [subnet["width"] for subnet in subnets]
+
+    report = elasticity_report(ElasticMlp(), ["size_mb", units, "params"])
+    assert [m.measure for m in report.measures] == ["size_mb", "units", "params"]
+
+
 def test_a_lightning_module_is_traced() -> None:
     model = LitMlp()
     model.example_input_array = torch.zeros(1, 64)
@@ -137,19 +147,19 @@ def test_a_lightning_module_is_traced() -> None:
     assert sensitivity.share.tolist() == pytest.approx([1, 0])
     # 74 a hidden unit; the smallest has 4 of 32
     assert (sensitivity.largest, sensitivity.change.tolist()) == (74 * 32, [-74 * 28, 0])
-    with pytest.raises(SearchError, match="Counting macs by tracing needs an input"):
+    with pytest.raises(SearchError, match="'macs' of ElasticMlp needs one sample"):
         elasticity_report(LitMlp(), ["macs"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ({"measures": ["mac"]}, ["'mac' is no measure of ElasticViT", "Did you mean 'macs'"]),
+        ({"measures": ["mac"]}, ["'mac' is not a measure of ElasticViT", "Did you mean 'macs'"]),
         ({"measures": []}, ["nothing to report on", "measures=['macs']"]),
         ({"n_samples": 5}, ["n_samples=5", "a whole number from 20"]),
         ({"model": torch.zeros(1)}, ["got a Tensor", "Pass a super-network"]),
         ({"model": torch.nn.Linear(1, 1)}, ["Linear has no elastic part"]),
-        ({"model": space}, ["'macs' needs the network", "Pass the super-network"]),
+        ({"model": space}, ["'macs' measures networks", "Pass the super-network"]),
     ],
 )
 def test_what_cannot_be_reported(arguments: dict[str, Any], parts: list[str]) -> None:
