@@ -132,7 +132,7 @@ def closest_subnet(
         values=dict(zip(targets, values.tolist(), strict=True)),
         targets={name: float(target) for name, target in targets.items()},
         errors={n: e for n, e in zip(targets, errors.tolist(), strict=True) if e > 0},
-        evaluations=len(costs.measured),
+        evaluations=len(costs.results),
     )
     if below and any(closest.values[name] > target for name, target in targets.items()):
         bounds = " and ".join(f"{name} <= {target:g}" for name, target in targets.items())
@@ -162,7 +162,7 @@ class _Costs:
 
     Attributes:
         below: Whether a subnet that exceeds a target is farther away than any that does not.
-        measured: By row code: values (m,) and standard errors (m,) of all costs; NaN if it failed.
+        results: By row code: values (m,) and standard errors (m,) of all costs; NaN if it failed.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class _Costs:
     ) -> None:
         self.space, self.measures, self.below = space, measures, below
         self.targets = np.array([float(target) for target in targets.values()])
-        self.measured: dict[bytes, tuple[Floats, Floats]] = {}
+        self.results: dict[bytes, tuple[Floats, Floats]] = {}
         self.rows: list[Indices] = []
         self.failure: Exception | None = None
 
@@ -203,12 +203,12 @@ class _Costs:
                 raise
             except Exception as failure:
                 self.failure = failure
-        self.measured[row_codes(row[None])[0]] = values, errors
+        self.results[row_codes(row[None])[0]] = values, errors
         self.rows.append(row)
 
     def table(self) -> tuple[Indices, Floats]:
         """Return the measured rows and their costs."""
-        return np.stack(self.rows), np.stack([values for values, _ in self.measured.values()])
+        return np.stack(self.rows), np.stack([values for values, _ in self.results.values()])
 
 
 def _by_measuring(
@@ -221,7 +221,7 @@ def _by_measuring(
     nearest, patience = math.inf, _PATIENCE
     while True:
         for row, code in zip(opening, row_codes(opening), strict=True):
-            if code not in costs.measured and len(costs.measured) < most:
+            if code not in costs.results and len(costs.results) < most:
                 costs.measure(row)
         X, Y = costs.table()
         order = np.argsort(costs.score(Y), kind="stable")
@@ -237,7 +237,7 @@ def _by_measuring(
         msg = f"All {len(X)} subnets failed, the last with: {costs.failure or 'no number'}."
         raise SearchError(msg)
     best = X[order[0]]
-    return best, *costs.measured[row_codes(best[None])[0]]
+    return best, *costs.results[row_codes(best[None])[0]]
 
 
 def _proposals(
@@ -272,7 +272,7 @@ def _proposals(
             *(space.indices(space.neighbours(s)) for s in space.from_indices(X[order[:_AROUND]])),
         ]
         Z = np.concatenate([rows for rows in blocks if len(rows)])
-        Z = Z[[code not in costs.measured for code in row_codes(Z)]]
+        Z = Z[[code not in costs.results for code in row_codes(Z)]]
         if len(Z):
             Z = Z[distinct_rows(Z)]
             Z = Z[np.argsort(costs.score(correct(Z)), kind="stable")[:_BATCH]]

@@ -46,22 +46,22 @@ def net() -> ElasticMobileNetV3:
 @pytest.mark.parametrize("params", [19_000, 33_333, 47_471, 10**6, 1])
 def test_it_is_the_optimum_of_all(net: ElasticMobileNetV3, params: float) -> None:
     (every,) = columns(net, "params")
-    found = closest_subnet(net, params=params)
-    assert found.distance == pytest.approx(np.abs(every / params - 1).min())
-    assert found.evaluations == 0
-    plain = extract(net, found.subnet)
-    assert found.values["params"] == sum(p.numel() for p in plain.parameters())
+    closest = closest_subnet(net, params=params)
+    assert closest.distance == pytest.approx(np.abs(every / params - 1).min())
+    assert closest.evaluations == 0
+    plain = extract(net, closest.subnet)
+    assert closest.values["params"] == sum(p.numel() for p in plain.parameters())
 
 
 def test_below_is_the_nearest_that_exceeds_nothing(net: ElasticMobileNetV3) -> None:
     every = columns(net, "params", "macs")
-    wanted = np.array([40_000, 600_000])
-    found = closest_subnet(net, params=40_000, macs=600_000, below=True)
-    fits = (every <= wanted[:, None]).all(axis=0)
-    distances = np.abs(every / wanted[:, None] - 1).max(axis=0)
-    assert found.distance == pytest.approx(distances[fits].min())
-    assert found.values["params"] <= 40_000
-    assert found.values["macs"] <= 600_000
+    targets = np.array([40_000, 600_000])
+    closest = closest_subnet(net, params=40_000, macs=600_000, below=True)
+    fits = (every <= targets[:, None]).all(axis=0)
+    distances = np.abs(every / targets[:, None] - 1).max(axis=0)
+    assert closest.distance == pytest.approx(distances[fits].min())
+    assert closest.values["params"] <= 40_000
+    assert closest.values["macs"] <= 600_000
     both = closest_subnet(net, params=40_000, macs=600_000)
     assert both.distance == pytest.approx(distances.min())
     with pytest.raises(NoFeasibleSubnet) as caught:
@@ -72,8 +72,8 @@ def test_below_is_the_nearest_that_exceeds_nothing(net: ElasticMobileNetV3) -> N
 
 def test_a_space_of_ten_to_the_nineteenth() -> None:
     big = ElasticMobileNetV3()
-    found = closest_subnet(big, params=5e6, macs=3e8)
-    assert found.distance < 1e-3
+    closest = closest_subnet(big, params=5e6, macs=3e8)
+    assert closest.distance < 1e-3
     macs = next(m for m in big.exact_measures() if m.name == "macs")
     space = big.search_space()
     assert closest_subnet(space, macs=1, measures=macs).subnet == space.smallest
@@ -84,41 +84,41 @@ def test_a_traced_cost_takes_few_traces() -> None:
     mlp.activate(mlp.search_space().smallest)
     widths = mlp.search_space().choices["width"].values
     exact = {w: 64 * w + 10 * w for w in widths}
-    found = closest_subnet(mlp, torch.zeros(1, 64), macs=600, tolerance=0)
-    assert found.values["macs"] == min(exact.values(), key=lambda m: abs(m - 600))
-    assert 0 < found.evaluations <= mlp.search_space().size
+    closest = closest_subnet(mlp, torch.zeros(1, 64), macs=600, tolerance=0)
+    assert closest.values["macs"] == min(exact.values(), key=lambda m: abs(m - 600))
+    assert 0 < closest.evaluations <= mlp.search_space().size
     assert mlp.active_subnet == mlp.search_space().smallest, "as before"
 
 
 def test_a_cost_of_networks_by_predictions_in_between(net: ElasticMobileNetV3) -> None:
-    asked = []
+    calls = []
 
     @network_measure("product")
     def product(plain: nn.Module, example_input: Any) -> float:
-        asked.append(1)
+        calls.append(1)
         return float(np.prod([sum(p.numel() for p in s.parameters()) for s in plain.stages]) / 1e6)
 
     state = torch.get_rng_state()
-    found = closest_subnet(net, IMAGE, product=200, measures=product, evaluations=40)
-    assert found.distance < 0.03
-    assert found.evaluations == len(asked) <= 40
+    closest = closest_subnet(net, IMAGE, product=200, measures=product, evaluations=40)
+    assert closest.distance < 0.03
+    assert closest.evaluations == len(calls) <= 40
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(NoFeasibleSubnet, match="product <= 1e-05"):
         closest_subnet(net, IMAGE, product=1e-5, measures=product, below=True, evaluations=5)
 
 
 def test_failures_are_passed_by_unless_all_fail(net: ElasticMobileNetV3) -> None:
-    asked = []
+    calls = []
 
     @network_measure("fragile")
     def fragile(plain: nn.Module, example_input: Any) -> float:
-        asked.append(1)
-        if len(asked) % 3 == 0:
+        calls.append(1)
+        if len(calls) % 3 == 0:
             raise OSError("no cable")
         return sum(p.numel() for p in plain.parameters()) / 1000
 
-    found = closest_subnet(net, IMAGE, fragile=35, measures=fragile, evaluations=40)
-    assert found.distance < 0.05
+    closest = closest_subnet(net, IMAGE, fragile=35, measures=fragile, evaluations=40)
+    assert closest.distance < 0.05
 
     def fails(subnets: list[Any]) -> Any:
         raise OSError("unplugged")
@@ -138,18 +138,18 @@ class Naps(ElasticMlp):
 
 def test_milliseconds() -> None:
     naps, quick = Naps(), Latency(repeats=15, seconds=0.0)
-    found = closest_subnet(naps, torch.zeros(1, 64), latency_ms=12, measures=quick, evaluations=4)
-    assert found.evaluations <= 4
-    assert found.values["latency_ms"] > 0
-    assert found.errors["latency_ms"] > 0
-    assert found.subnet in naps.search_space()
+    closest = closest_subnet(naps, torch.zeros(1, 64), latency_ms=12, measures=quick, evaluations=4)
+    assert closest.evaluations <= 4
+    assert closest.values["latency_ms"] > 0
+    assert closest.errors["latency_ms"] > 0
+    assert closest.subnet in naps.search_space()
 
 
 def test_a_module_around_it_and_a_space_without_a_network() -> None:
     lit = LitMlp()
     lit.example_input_array = torch.zeros(2, 64)
-    found = closest_subnet(lit, macs=600)
-    assert found.values["macs"] in (592, 296, 1184)
+    closest = closest_subnet(lit, macs=600)
+    assert closest.values["macs"] in (592, 296, 1184)
     assert isinstance(lit, L.LightningModule)
     bare = closest_subnet(grid(3, 5), cost=7, measures=[cost])
     assert dict(bare.values) == {"cost": 7.0}

@@ -34,20 +34,20 @@ def zone(folder: Path, label: str, energy: int, most: int = RANGE) -> Path:
 @pytest.fixture
 def tree(tmp_path: Path) -> dict[str, Path]:
     """Two packages with cores and memory, as on a server; the flat links are there too."""
-    found = {}
+    zones = {}
     for k in (0, 1):
         package = tmp_path / "devices" / f"intel-rapl:{k}"
-        found[f"package-{k}"] = zone(package, f"package-{k}", 1_000_000 * (k + 1))
-        found[f"core-{k}"] = zone(package / f"intel-rapl:{k}:0", "core", 500)
-        found[f"dram-{k}"] = zone(package / f"intel-rapl:{k}:1", "dram", 7_000)
-    found["psys"] = zone(tmp_path / "devices" / "intel-rapl:2", "psys", 123)
-    found["mmio"] = zone(tmp_path / "devices" / "intel-rapl-mmio:0", "package-0", 5)
+        zones[f"package-{k}"] = zone(package, f"package-{k}", 1_000_000 * (k + 1))
+        zones[f"core-{k}"] = zone(package / f"intel-rapl:{k}:0", "core", 500)
+        zones[f"dram-{k}"] = zone(package / f"intel-rapl:{k}:1", "dram", 7_000)
+    zones["psys"] = zone(tmp_path / "devices" / "intel-rapl:2", "psys", 123)
+    zones["mmio"] = zone(tmp_path / "devices" / "intel-rapl-mmio:0", "package-0", 5)
     root = tmp_path / "powercap"
     root.mkdir()
     for path in sorted((tmp_path / "devices").rglob("intel-rapl*")):
         (root / path.name).symlink_to(path)
-    found["root"] = root
-    return found
+    zones["root"] = root
+    return zones
 
 
 def add(path: Path, energy: int) -> None:
@@ -119,12 +119,17 @@ def test_a_counter_that_stands_still_fails(tree: dict[str, Path]) -> None:
 def test_the_fingerprint_tells_conditions_apart(tree: dict[str, Path]) -> None:
     net = ElasticMobileNetV3.tiny(n_classes=10)
 
-    def told(**settings: Any) -> str | None:
+    def fingerprint(**settings: Any) -> str | None:
         return Energy(rapl=str(tree["root"]), **settings).bind(net, IMAGE).fingerprint
 
-    assert told() == told()
-    others = [told(batch_size=2), told(threads=2), told(window=1.0), told(windows=9)]
-    assert len({told(), *others}) == 5
+    assert fingerprint() == fingerprint()
+    others = [
+        fingerprint(batch_size=2),
+        fingerprint(threads=2),
+        fingerprint(window=1.0),
+        fingerprint(windows=9),
+    ]
+    assert len({fingerprint(), *others}) == 5
 
 
 def test_no_counter_is_told_at_once_with_where_it_was_looked_for(tmp_path: Path) -> None:

@@ -47,11 +47,11 @@ def test_it_gets_the_extracted_network_and_the_sample() -> None:
 
 def test_an_exact_one_is_asked_once_per_subnet_and_another_every_time() -> None:
     net = ElasticMobileNetV3.tiny(n_classes=10)
-    top, asked = net.search_space().largest, []
+    top, calls = net.search_space().largest, []
 
     def count(plain: nn.Module, example_input: Any) -> float:
-        asked.append(1)
-        return len(asked)
+        calls.append(1)
+        return len(calls)
 
     exact = network_measure("n", exact=True)(count).bind(net, IMAGE)
     assert [exact([top]), exact([top])] == [[1.0], [1.0]]
@@ -97,16 +97,16 @@ def test_a_failure_of_the_first_ends_it_and_later_ones_are_their_own(exact: bool
     assert not isinstance(caught.value, MeasurementError)
 
 
-@pytest.mark.parametrize("given", [None, "fast", [1, 2], torch.zeros(2)])
-def test_what_is_no_number(given: Any) -> None:
+@pytest.mark.parametrize("returned", [None, "fast", [1, 2], torch.zeros(2)])
+def test_what_is_no_number(returned: Any) -> None:
     net = ElasticMobileNetV3.tiny(n_classes=10)
-    measure = network_measure("x", exact=True)(lambda plain, x: given).bind(net, IMAGE)
+    measure = network_measure("x", exact=True)(lambda plain, x: returned).bind(net, IMAGE)
     with pytest.raises(MeasurementError):
         measure([net.search_space().largest])
 
 
 def test_in_a_search_with_a_constraint_and_failures() -> None:
-    asked = []
+    calls = []
 
     @network_measure("flash_kb", unit="kB", exact=True)
     def flash(net: Any, example_input: Any) -> float:
@@ -114,8 +114,8 @@ def test_in_a_search_with_a_constraint_and_failures() -> None:
 
     @network_measure("shaky")
     def shaky(net: Any, example_input: Any) -> float:
-        asked.append(net.width)
-        if len(asked) == 3:
+        calls.append(net.width)
+        if len(calls) == 3:
             raise OSError("no cable")
         return float(net.width)
 

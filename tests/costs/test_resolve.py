@@ -56,8 +56,8 @@ def test_the_names_are_those_of_the_table_and_each_is_made() -> None:
 
 
 def test_a_name_is_a_measure_that_was_passed_then_a_table_then_a_built_in_one() -> None:
-    own = Measure("params", lambda X: [7.0] * len(X), exact=True, takes="indices")
-    assert resolve(TINY, [own], ["params"])["params"] is own
+    passed = Measure("params", lambda X: [7.0] * len(X), exact=True, takes="indices")
+    assert resolve(TINY, [passed], ["params"])["params"] is passed
     table = resolve(TINY, ["macs"], sample=never)["macs"]
     assert table.vectorised
     traced = resolve(ElasticMlp(), ["macs"], sample=lambda: ROWS)["macs"]
@@ -76,9 +76,9 @@ def test_bound_measures_come_first_and_exact_names_last() -> None:
 def test_measures_of_networks_get_the_sample_that_the_part_gets_and_counts_the_whole() -> None:
     model = Flat()
     images = model.example_input_array
-    seen = resolve(model, ["macs", shape], sample=lambda: images)
-    assert value(seen["shape"], model.net) == 64
-    assert value(seen["macs"], model.net) == 74 * 32
+    resolved = resolve(model, ["macs", shape], sample=lambda: images)
+    assert value(resolved["shape"], model.net) == 64
+    assert value(resolved["macs"], model.net) == 74 * 32
     assert len(model.net._forward_pre_hooks) == 0
     assert (
         value(resolve(model.net, [shape], sample=lambda: (ROWS, ROWS))["shape"], model.net) == 128
@@ -87,15 +87,15 @@ def test_measures_of_networks_get_the_sample_that_the_part_gets_and_counts_the_w
 
 def test_a_sample_that_the_model_does_not_take_goes_to_the_measure_as_it_is() -> None:
     model = Flat()
-    seen = resolve(model, [shape], sample=lambda: (torch.zeros(1, 3),))
-    assert value(seen["shape"], model.net) == 3
+    resolved = resolve(model, [shape], sample=lambda: (torch.zeros(1, 3),))
+    assert value(resolved["shape"], model.net) == 3
 
 
 def test_a_sample_is_asked_for_once_and_only_where_one_is_needed() -> None:
-    net, asked = ElasticMlp(), []
+    net, calls = ElasticMlp(), []
 
     def sample() -> Any:
-        asked.append(1)
+        calls.append(1)
         return ROWS
 
     with_input = PeakMemory(input=ROWS)
@@ -103,7 +103,7 @@ def test_a_sample_is_asked_for_once_and_only_where_one_is_needed() -> None:
         "peak_memory_mb", "params", "size_mb",
     }  # fmt: skip
     resolve(net, [PeakMemory(), shape], ["macs", "latency_ms"], sample)
-    assert asked == [1]
+    assert calls == [1]
 
 
 def test_an_input_that_does_not_fit_shows_at_once() -> None:

@@ -39,7 +39,7 @@ _MOST_AT_ONCE, _MOST_BYTES = 64, 1 << 30  # subnets that take turns, and bytes t
 
 @dataclass(frozen=True, eq=False)
 class TimingSettings:
-    """How networks are timed, and on what; `Latency` has these arguments and explains them.
+    """Settings of a timing; `Latency` has these arguments and explains them.
 
     Raises:
         ObjectiveError: An argument is out of range, the runtime is unknown, not installed, or does
@@ -118,13 +118,13 @@ class Bench:
                 msg = f"cuda_graph=True needs device='cuda', not {settings.device!r}."
                 raise ObjectiveError(msg)
             self._runtime = make(settings.runtime)
-            asked = self._runtime.accept(settings.precision, cuda_graph=graph)
-            precision = self._runtime.precision_on(self.device, asked, next(weights, None))
+            cast = self._runtime.accept(settings.precision, cuda_graph=graph)
+            precision = self._runtime.precision_on(self.device, cast, next(weights, None))
         except ObjectiveError as error:
             raise ObjectiveError(f"{self._kind}: {error}") from error
         threads = settings.threads or torch.get_num_threads()
         self.conditions = Conditions(self.device, threads, precision, graph)
-        self._cast = asked is not None  # else networks stay as they are
+        self._cast = cast is not None  # else networks stay as they are
 
     def __str__(self) -> str:
         conditions = self.conditions

@@ -30,7 +30,7 @@ Group = Callable[[], Sequence[Action]]
 
 
 class Effort(Protocol):
-    """How long to measure."""
+    """The effort of a measurement."""
 
     @property
     def repeats(self) -> int:

@@ -21,7 +21,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How well predicted costs agree with measured ones.
+    """Agreement of predicted costs with measured ones.
 
     Args:
         n: How many subnets were compared.

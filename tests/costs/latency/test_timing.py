@@ -59,17 +59,17 @@ def test_a_drift_and_disturbances_cancel() -> None:
 
 
 def test_the_standard_error_is_that_of_the_median_over_repetitions() -> None:
-    found = [time_groups([two], machine, Effort())[0] for machine in machines(40, noise=0.05)]
-    spread = np.std([t.value for t in found])
-    claimed = np.mean([t.error for t in found])
-    assert 0.6 < claimed / spread < 1.6
+    timings = [time_groups([two], machine, Effort())[0] for machine in machines(40, noise=0.05)]
+    spread = np.std([t.value for t in timings])
+    expected = np.mean([t.error for t in timings])
+    assert 0.6 < expected / spread < 1.6
 
 
 def machines(n: int, **settings: float) -> list[Machine]:
-    made = [Machine(**settings) for _ in range(n)]
-    for i, machine in enumerate(made):
+    fleet = [Machine(**settings) for _ in range(n)]
+    for i, machine in enumerate(fleet):
         machine.rng = np.random.default_rng(i)
-    return made
+    return fleet
 
 
 def test_rounds_end_by_tolerance_by_repeats_or_by_time() -> None:
@@ -179,13 +179,13 @@ def test_events_count_the_work_of_the_gpu_and_not_only_its_launch() -> None:
 
 
 def test_each_visit_times_what_its_group_makes_for_it() -> None:
-    made = iter(range(100))
+    numbers = iter(range(100))
 
     def group() -> list[Any]:
-        ms = 4.0 + next(made)
+        ms = 4.0 + next(numbers)
         return [lambda: ms]
 
     timing = time_groups([group], Machine(), Effort())[0]
-    assert next(made) == 5
+    assert next(numbers) == 5
     assert timing.value == 6  # of 4 to 8 the mean of 5, 6 and 7
     assert timing.error > 0.5

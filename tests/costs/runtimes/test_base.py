@@ -96,9 +96,9 @@ def search(measures: list[Any], **settings: Any) -> SubnetSearch:
     objectives = {"loss": "min"} | {
         m.name: "max" if isinstance(m, Throughput) else "min" for m in measures
     }
-    given = {"strategy": "random", "budget": 3, "storage": None, "calibration_images": 0}
-    given |= {"verify_front": False, "objectives": objectives, "measures": measures}
-    return SubnetSearch(**{**given, **settings})
+    usual = {"strategy": "random", "budget": 3, "storage": None, "calibration_images": 0}
+    usual |= {"verify_front": False, "objectives": objectives, "measures": measures}
+    return SubnetSearch(**{**usual, **settings})
 
 
 def state() -> dict[str, Any]:
@@ -152,7 +152,7 @@ def test_each_runtime_measures_and_leaves_nothing_changed(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONVERTED)
 def test_what_is_timed_gives_the_outputs_of_the_network(name: str) -> None:
-    # The runner's own session is what a converted file would be run by, so its form is compared.
+    # The session that is timed is what a converted file would be run by, so its form is compared.
     from lightning_subnet.export.formats.onnx import onnx_session, to_onnx
     from lightning_subnet.export.formats.openvino import openvino_compiled, to_openvino
 
@@ -161,18 +161,18 @@ def test_what_is_timed_gives_the_outputs_of_the_network(name: str) -> None:
     if name == "onnxruntime":
         session = onnx_session(to_onnx(net, ROWS, dynamic_batch=False), threads=1)
         assert session.get_inputs()[0].shape == [1, 256]  # no open batch size is timed
-        found = session.run(None, {"input": ROWS.numpy()})[0]
+        outputs = session.run(None, {"input": ROWS.numpy()})[0]
     else:
         compiled = openvino_compiled(to_openvino(net, ROWS, dynamic_batch=False), threads=1)
         assert compiled.input(0).shape == [1, 256]
-        found = compiled(ROWS.numpy())[0]
-    assert abs(found - expected).max() < 1e-5
+        outputs = compiled(ROWS.numpy())[0]
+    assert abs(outputs - expected).max() < 1e-5
 
 
 def fingerprint(**settings: Any) -> str:
-    told = Latency(**{**QUICK, **settings}).bind(wide(), ROWS).fingerprint
-    assert told is not None
-    return told
+    text = Latency(**{**QUICK, **settings}).bind(wide(), ROWS).fingerprint
+    assert text is not None
+    return text
 
 
 def wide() -> Wide:
@@ -201,13 +201,13 @@ def test_fingerprints_tell_settings_apart_and_versions() -> None:
 
     from lightning_subnet.export.formats.openvino import openvino_core
 
-    found = [fingerprint(**settings) for settings in SETTINGS]
+    texts = [fingerprint(**settings) for settings in SETTINGS]
     if "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        found.append(fingerprint(**BFLOAT))
+        texts.append(fingerprint(**BFLOAT))
     else:
         with pytest.raises(ObjectiveError, match=r"'bf16-mixed': OpenVINO has only .*processor"):
             fingerprint(**BFLOAT)
-    assert len(set(found)) == len(found)
+    assert len(set(texts)) == len(texts)
     assert onnxruntime.__version__ in fingerprint(runtime="onnxruntime")
     assert openvino.__version__ in fingerprint(runtime="openvino")
     assert fingerprint(precision="32") == fingerprint(precision="32-true") == fingerprint()
@@ -225,7 +225,7 @@ def program(code: str, *arguments: str) -> str:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where signals have a stack of OpenVINO's")
 def test_signals_find_their_stack_when_openvino_is_done() -> None:
-    told = program(
+    output = program(
         "import gc, os, signal, torch\n"
         "from lightning_subnet.export.formats.openvino import openvino_compiled, to_openvino\n"
         "model = to_openvino(torch.nn.Linear(3, 2), torch.zeros(1, 3))\n"
@@ -235,21 +235,21 @@ def test_signals_find_their_stack_when_openvino_is_done() -> None:
         "signal.signal(signal.SIGCHLD, lambda *_: print('handled'))  # as a DataLoader does\n"
         "os.kill(os.getpid(), signal.SIGCHLD)"
     )
-    assert told == "handled"
+    assert output == "handled"
 
 
 def test_fingerprints_are_those_of_another_process() -> None:
-    chosen = [{}, {"runtime": "compile"}, {"runtime": "onnxruntime", "precision": "16-true"}]
-    told = program(
+    cases = [{}, {"runtime": "compile"}, {"runtime": "onnxruntime", "precision": "16-true"}]
+    output = program(
         "import json, sys; from tests.costs.runtimes.test_base import fingerprint\n"
         "print(json.dumps([fingerprint(**s) for s in json.loads(sys.argv[1])]))",
-        json.dumps(chosen),
+        json.dumps(cases),
     )
-    assert json.loads(told) == [fingerprint(**s) for s in chosen]
+    assert json.loads(output) == [fingerprint(**s) for s in cases]
 
 
 @pytest.mark.parametrize(
-    ("settings", "seen"),
+    ("settings", "expected"),
     [
         ({}, (torch.float32, False)),
         ({"precision": "bf16-true"}, (torch.bfloat16, False)),
@@ -259,7 +259,7 @@ def test_fingerprints_are_those_of_another_process() -> None:
     ],
 )
 def test_precisions_are_those_of_a_trainer(
-    settings: dict[str, Any], seen: tuple[torch.dtype, bool]
+    settings: dict[str, Any], expected: tuple[torch.dtype, bool]
 ) -> None:
     met = []
 
@@ -275,7 +275,7 @@ def test_precisions_are_those_of_a_trainer(
 
     net = Net()
     Latency(**QUICK, **settings).bind(net, ROWS)([net.search_space().largest])
-    dtype, mixed = seen
+    dtype, mixed = expected
     assert set(met) == {(dtype, mixed, torch.float32 if mixed else dtype)}
     assert net.layers[0].weight.dtype == torch.float32
     assert not torch.is_autocast_enabled("cpu")
@@ -352,10 +352,10 @@ def test_a_missing_runtime_names_its_extra(name: str, extra: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    told, usual = done.stdout.splitlines()
-    assert told.startswith(f"ObjectiveError Latency: runtime={name!r} cannot be used: ")
-    assert f"pip install 'lightning-subnet[{extra}]'" in told
-    assert usual == "eager"
+    message, runtime = done.stdout.splitlines()
+    assert message.startswith(f"ObjectiveError Latency: runtime={name!r} cannot be used: ")
+    assert f"pip install 'lightning-subnet[{extra}]'" in message
+    assert runtime == "eager"
 
 
 @pytest.mark.parametrize("name", names())
@@ -363,10 +363,10 @@ def test_an_input_that_the_network_refuses(name: str) -> None:
     measure = Latency(runtime=name).bind(wide(), torch.zeros(1, 3))
     with pytest.raises(MeasurementError, match=r"Subnet\(width=2048\)") as caught:
         measure([wide().search_space().smallest])
-    told = str(caught.value)
-    assert "(1, 3)" in told
-    assert "input" in told.rsplit("3)", maxsplit=1)[-1]  # what to do
-    assert len(told.splitlines()) <= 3
+    message = str(caught.value)
+    assert "(1, 3)" in message
+    assert "input" in message.rsplit("3)", maxsplit=1)[-1]  # what to do
+    assert len(message.splitlines()) <= 3
 
 
 @pytest.mark.parametrize("name", CONVERTED)
@@ -383,10 +383,10 @@ def test_a_subnet_that_cannot_be_converted_is_its_own_failure(name: str) -> None
 
 @pytest.mark.parametrize("name", CONVERTED)
 def test_a_largest_that_cannot_be_converted_ends_the_search_at_once(name: str) -> None:
-    asked = search([Latency(runtime=name, **QUICK)])
+    unfinished = search([Latency(runtime=name, **QUICK)])
     with pytest.raises(MeasurementError, match=r"width=2048.*bessel_j0"):
-        asked.fit(Lit(OnlyStrange()), dataloaders=batches(), progress=False)
-    assert asked.space is None  # nothing was recorded, so no study is open
+        unfinished.fit(Lit(OnlyStrange()), dataloaders=batches(), progress=False)
+    assert unfinished.space is None  # nothing was recorded, so no study is open
 
 
 def test_a_largest_that_takes_too_long_to_prepare_ends_the_search() -> None:
@@ -408,24 +408,24 @@ def grown(name: str, times: int) -> tuple[float, int, int]:
             ctypes.CDLL(None).malloc_trim(0)  # what is free is not counted
         return process.memory_info().rss / 2**20, process.num_threads(), process.num_fds()
 
-    found = []
+    states = []
     for i in range(times):
         measure([subnets[i % 2]])
         if i + 1 in (times // 2, times):
-            found.append(now())
-    before, after = found
+            states.append(now())
+    before, after = states
     return after[0] - before[0], after[1] - before[1], after[2] - before[2]
 
 
 @pytest.mark.parametrize(("name", "times"), [("compile", 30), ("onnxruntime", 40)])
 def test_measurements_add_no_memory_threads_or_files(name: str, times: int) -> None:
     # In a process of its own, as pytest keeps every record that Dynamo logs, with graphs in it.
-    told = program(
+    output = program(
         "import json, sys; from tests.costs.runtimes.test_base import grown\n"
         "print(json.dumps(grown(sys.argv[1], int(sys.argv[2]))))",
         name, str(times),
     )  # fmt: skip
-    memory, threads, files = json.loads(told)
+    memory, threads, files = json.loads(output)
     assert memory < 0.25 * times  # each holds 2 MiB of weights, and a copy in its session
     assert threads <= 0
     assert files <= 0
@@ -516,13 +516,13 @@ def test_two_latencies_need_two_names() -> None:
 
 
 def test_hardware_settings_of_two_runtimes_have_labels() -> None:
-    found = specialise(
+    results = specialise(
         Lit(Wide()), dataloaders=batches(), objectives={"loss": "min", "latency_ms": "min"},
         settings=[Latency(**QUICK), Latency(runtime="onnxruntime", precision="32", **QUICK)],
         strategy="random", budget=2, calibration_images=0, storage=None, verify_front=False,
         progress=False,
     )  # fmt: skip
-    assert list(found) == ["cpu-batch1-threads1", "cpu-batch1-threads1-onnxruntime-32"]
+    assert list(results) == ["cpu-batch1-threads1", "cpu-batch1-threads1-onnxruntime-32"]
 
 
 def test_any_network_can_be_timed_alone_and_against_another() -> None:

@@ -119,17 +119,17 @@ def test_values_from_a_phone() -> None:
 
 
 def test_subnets_that_fail_are_left_out() -> None:
-    asked = []
+    calls = []
 
     @network_measure("ms")
     def shaky(net: Any, example_input: Any) -> float:
-        asked.append(1)
-        if len(asked) % 4 == 0:
+        calls.append(1)
+        if len(calls) % 4 == 0:
             raise OSError("no cable")
-        return float("nan") if len(asked) % 7 == 0 else 1.0 + len(asked)
+        return float("nan") if len(calls) % 7 == 0 else 1.0 + len(calls)
 
     predictor = LatencyPredictor.fit(tiny(), shaky, n=20, example_input=IMAGE, predictor="ridge")
-    assert len(asked) == 20
+    assert len(calls) == 20
     assert predictor.failed == 7
     assert len(predictor.subnets) == 13
 

@@ -148,10 +148,10 @@ def test_a_search_by_table_spends_its_budget_on_the_rest(tmp_path: Path) -> None
     tight = search.replace(constraints={"latency_ms": "<= 1"}).profile()
     assert not tight.satisfiable
     assert tight.nearest == net.search_space().smallest
-    found = closest_subnet(net, IMAGE, latency_ms=20, measures=table)
+    closest = closest_subnet(net, IMAGE, latency_ms=20, measures=table)
     values = table.predict(net.search_space())
-    assert found.evaluations == 0
-    assert found.distance == pytest.approx(np.abs(values / 20 - 1).min())
+    assert closest.evaluations == 0
+    assert closest.distance == pytest.approx(np.abs(values / 20 - 1).min())
 
 
 def stored(tmp_path: Path, table: LatencyTable) -> Path:
