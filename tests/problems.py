@@ -16,7 +16,7 @@ from lightning_subnet import (
     TableEvaluator,
 )
 from lightning_subnet.study import pareto
-from lightning_subnet.testing.situations import (  # noqa: F401 - with the rest of what tests need
+from lightning_subnet.testing.problems import (  # noqa: F401 - with the rest of what tests need
     Counting,
     Situation,
     assert_clear,

@@ -107,5 +107,5 @@ def test_every_public_name_resolves_and_none_is_a_module(folder: Path) -> None:
 def test_the_top_has_the_names_of_every_day() -> None:
     packages = {path.name for path in PUBLIC} | {"errors"}
     assert 25 <= len(set(lightning_subnet.__all__) - packages) <= 35
-    with pytest.raises(AttributeError, match="no lightning_subnet attribute SubnetSeach"):
+    with pytest.raises(AttributeError, match="lightning_subnet attribute SubnetSeach"):
         _ = lightning_subnet.SubnetSeach

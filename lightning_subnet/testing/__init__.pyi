@@ -3,7 +3,7 @@
 
 from .measure import MeasureContract as MeasureContract
 from .predictor import PredictorContract as PredictorContract
-from .situations import Situation as Situation, situations as situations
+from .problems import Situation as Situation, situations as situations
 from .storage import StorageContract as StorageContract
 from .strategy import StrategyContract as StrategyContract
 from .supernet import SupernetContract as SupernetContract

@@ -16,7 +16,7 @@ from lightning_subnet._types import Indices
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.study.measures import Measure, NetworkMeasure
-from lightning_subnet.testing.situations import ends_and_more, numpy_state
+from lightning_subnet.testing.problems import ends_and_more, numpy_state
 
 
 class MeasureContract:

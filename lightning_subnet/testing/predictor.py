@@ -15,7 +15,7 @@ from lightning_subnet.errors import PredictorError, PredictorWarning
 from lightning_subnet.predictors.base import Predictor, kendall_tau
 from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.predictors.registry import make
-from lightning_subnet.testing.situations import conditional, numpy_state
+from lightning_subnet.testing.problems import conditional, numpy_state
 
 
 def sample(n: int = 60, d: int = 6, seed: int = 0) -> tuple[Floats, Floats]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.strategies.base import Strategy
-from lightning_subnet.testing.situations import Situation, situations
+from lightning_subnet.testing.problems import Situation, situations
 
 
 def propose(strategy: Strategy, s: Situation, seed: int = 1) -> list[Subnet]:

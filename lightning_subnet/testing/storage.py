@@ -12,7 +12,7 @@ from lightning_subnet.errors import StudyMismatchError, TellError
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.study.history import Evaluation
 from lightning_subnet.study.storage import Storage, Study
-from lightning_subnet.testing.situations import assert_clear, conditional, grid, mixed, record
+from lightning_subnet.testing.problems import assert_clear, conditional, grid, mixed, record
 
 
 def new_study(storage: Storage, name: str = "a", space: SearchSpace | None = None) -> Study:

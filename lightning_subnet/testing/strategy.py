@@ -22,8 +22,7 @@ from lightning_subnet.strategies.base import Strategy
 from lightning_subnet.strategies.registry import names, resolve
 from lightning_subnet.study.history import Evaluation, History
 from lightning_subnet.study.measures import Measure, Takes
-from lightning_subnet.testing.proposals import in_every_situation, propose
-from lightning_subnet.testing.situations import (
+from lightning_subnet.testing.problems import (
     Counting,
     Situation,
     conditional,
@@ -37,6 +36,7 @@ from lightning_subnet.testing.situations import (
     search_of,
     situations,
 )
+from lightning_subnet.testing.proposals import in_every_situation, propose
 
 SITUATIONS = situations()
 _MOST_ROWS = 200_000  # of exact measures in one call of propose: bounded work, not a time

@@ -16,7 +16,7 @@ from lightning_subnet._torch.macs import count_macs
 from lightning_subnet.elasticity.checking import check_elastic
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import Elastic, activated
-from lightning_subnet.testing.situations import ends_and_more
+from lightning_subnet.testing.problems import ends_and_more
 
 
 def outputs_of(net: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
