@@ -20,6 +20,8 @@ from lightning_subnet.study.storage import Storage
 from tests.problems import ROOT, conditional, record
 from tests.programs import ask_tell_program
 
+pytestmark = pytest.mark.slow  # a storm of kills; the contract of a strategy resumes without them
+
 CASES = [("nsga2", 1), ("nsga2", 3), ("random", 1), ("random", 3)]
 KILLS = 10  # of each case
 _PATIENCE = 120.0  # seconds until a program that does nothing is given up

@@ -12,18 +12,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ORACLES = ROOT / ".venv" / "oracles"
-N = 20
+N_SUBNETS = [3, pytest.param(20, marks=pytest.mark.slow)]
 
 
 Differences = dict[str, list[dict[str, Any]]]
 
 
 @functools.cache
-def differences(network: str) -> Differences:
-    """Run the comparison in a process of its own, once."""
+def differences(network: str, n: int) -> Differences:
+    """Run the comparison of n subnets in a process of its own, once."""
     if not (ORACLES / "ofa").is_dir() or not (ORACLES / "torchvision").is_dir():
         pytest.skip(f"the ofa package is not in {ORACLES}; `make install` puts it there")
-    program = [sys.executable, "-m", "tests.programs.ofa_parity_program", str(ORACLES), str(N)]
+    program = [sys.executable, "-m", "tests.programs.ofa_parity_program", str(ORACLES), str(n)]
     done = subprocess.run(
         [*program, network], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -32,16 +32,17 @@ def differences(network: str) -> Differences:
     return result
 
 
+@pytest.mark.parametrize("n", N_SUBNETS)
 @pytest.mark.parametrize("layout", ["current", "released"])
 @pytest.mark.parametrize(
     ("network", "size"), [("mobilenet_v3", "1.0"), ("mobilenet_v3", "1.2"), ("resnet", "resnet")]
 )
 def test_same_weights_and_subnet_give_the_logits_of_the_original(
-    network: str, size: str, layout: str
+    network: str, size: str, layout: str, n: int
 ) -> None:
-    rows = [row for row in differences(network)[size] if row["layout"] == layout]
+    rows = [row for row in differences(network, n)[size] if row["layout"] == layout]
     assert len({row["subnet"] for row in rows}) == (
-        3 if (network, layout) == ("resnet", "released") else N
+        3 if (network, layout) == ("resnet", "released") else n
     )
     assert min(row["spread"] for row in rows) > 0.01  # logits that say something
     for row in rows:

@@ -417,6 +417,7 @@ def grown(name: str, times: int) -> tuple[float, int, int]:
     return after[0] - before[0], after[1] - before[1], after[2] - before[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "times"), [("compile", 30), ("onnxruntime", 40)])
 def test_measurements_add_no_memory_threads_or_files(name: str, times: int) -> None:
     # In a process of its own, as pytest keeps every record that Dynamo logs, with graphs in it.
