@@ -115,7 +115,7 @@ class Warp:
 
     Args:
         side: 1 if the edge is above, -1 below, 0 if there is none.
-        edge: Where it is.
+        edge: Its place.
         mean: Of the warped values.
         std: Of the warped values.
 

@@ -228,11 +228,11 @@ class Predictor:
     def _calibrate(self, F: Floats, y: Floats) -> None:
         """Fit, and stretch the uncertainty until it covers 68 % of the errors on unseen rows."""
         mean, std = self._fit(F, y)
-        known = np.isfinite(mean)
-        self.out_of_fold = np.where(known, mean, y.mean())
-        std = np.where(known, std, y.std())
+        finite = np.isfinite(mean)
+        self.out_of_fold = np.where(finite, mean, y.mean())
+        std = np.where(finite, std, y.std())
         self._least_std = 1e-6 * max(float(np.abs(y).mean()), float(y.std()), 1e-12)
-        ratio = np.sort((np.abs(y - mean) / np.maximum(std, self._least_std))[known])
+        ratio = np.sort((np.abs(y - mean) / np.maximum(std, self._least_std))[finite])
         at = min(int(np.ceil((len(ratio) + 1) * _COVERAGE)), len(ratio)) - 1
         self._stretch = float(ratio[at]) if len(ratio) and ratio[at] > 0 else 1.0
         self.out_of_fold_std = np.maximum(std * self._stretch, self._least_std)

@@ -40,12 +40,12 @@ def report(space: SearchSpace, history: History, names: Sequence[str]) -> pd.Dat
     rows = []
     for name in names:
         y = history.column(name)
-        known = np.isfinite(y)
+        finite = np.isfinite(y)
         row: dict[str, Any] = {"predictor": "", "tau": np.nan, "spread": np.nan, "mape": np.nan}
-        if known.any():
-            y = y[known]
+        if finite.any():
+            y = y[finite]
             auto = Auto(effects=Effects.of(space))
-            auto.fit(features(space, history.indices[known]), y)
+            auto.fit(features(space, history.indices[finite]), y)
             row["predictor"] = "+".join(auto.chosen) if auto.used == "auto" else auto.used
             if auto.used != Predictor.name:
                 tau = kendall_tau(auto.out_of_fold, y, fold_of(len(y), auto.random_state))
@@ -53,7 +53,7 @@ def report(space: SearchSpace, history: History, names: Sequence[str]) -> pd.Dat
             if (nonzero := y != 0).any():
                 error = np.abs((auto.out_of_fold - y)[nonzero] / y[nonzero])
                 row["mape"] = 100 * float(error.mean())
-        rows.append({**row, "n": int(known.sum())})
+        rows.append({**row, "n": int(finite.sum())})
     index = pd.Index(list(names), name="measure")
     return pd.DataFrame(rows, index=index, columns=["predictor", "tau", "spread", "mape", "n"])
 
@@ -63,7 +63,7 @@ def expensive_report(name: str, problem: Problem | None, history: History | None
 
     Args:
         name: The study's name.
-        problem: The problem of the search; None before it is known.
+        problem: The problem of the search; None before there is one.
         history: The evaluations so far.
 
     Raises:

@@ -37,8 +37,8 @@ class Opening:
     the setting to change.
 
     Args:
-        size: How many subnets a strategy proposes before it looks at a measurement.
-        setting: The argument of its constructor that says how many; empty where there is none.
+        size: The number of subnets before the first that follows a measurement.
+        setting: The argument of the constructor that sets it; empty where there is none.
 
     Example:
         >>> from lightning_subnet.strategies import NSGA2
@@ -59,8 +59,8 @@ class Strategy(ABC):
     says so by a property `opening`.
 
     Attributes:
-        name: What `strategy=` and a study call it.
-        batch_size: How many subnets make a generation, the proposals of one call of `propose`.
+        name: The name in `strategy=` and in a study.
+        batch_size: The number of subnets of a generation, one call of `propose`.
     """
 
     name: ClassVar[str]
@@ -130,8 +130,8 @@ def known_codes(history: History, pending: Sequence[Subnet]) -> set[bytes]:
 
 def are_new(X: Indices, history: History, pending: Sequence[Subnet]) -> npt.NDArray[np.bool_]:
     """Return whether each canonical row of X is neither measured nor pending, (n,)."""
-    known = known_codes(history, pending)
-    return np.array([code not in known for code in row_codes(X)], dtype=bool)
+    codes = known_codes(history, pending)
+    return np.array([code not in codes for code in row_codes(X)], dtype=bool)
 
 
 def checked_proposals(
@@ -162,10 +162,10 @@ def checked_proposals(
         )
         raise StrategyError(msg)
     codes = set(row_codes(problem.space.indices(subnets)))
-    known = known_codes(history, pending)
-    if not codes or len(codes) < len(subnets) or known & codes:
+    before = known_codes(history, pending)
+    if not codes or len(codes) < len(subnets) or before & codes:
         msg = (
-            f"{strategy!r} proposed {len(subnets)} subnets, {len(codes - known)} of "
+            f"{strategy!r} proposed {len(subnets)} subnets, {len(codes - before)} of "
             "them new. A strategy returns one or more distinct subnets that are not in history "
             "or pending, or raises SpaceExhausted: strategies.fill does that for any "
             "source of proposals."
@@ -208,21 +208,21 @@ def fill(
         [Subnet(depth=4), Subnet(depth=3)]
     """
     space = problem.space
-    known = known_codes(history, pending)
-    left = space.size - len(known)
+    codes = known_codes(history, pending)
+    left = space.size - len(codes)
     if left < 1:
         msg = f"All {space.size} subnets of the space are measured or pending."
         raise SpaceExhausted(msg)
     n = min(n, left)
-    chosen: list[Indices] = []
+    feasible: list[Indices] = []
     spare: list[tuple[float, int, Indices]] = []
 
     def sort_in(X: Indices) -> None:
-        X = space.nearest(space.canonical(X), known)
+        X = space.nearest(space.canonical(X), codes)
         new = []
         for code, row in zip(row_codes(X), X, strict=True):
-            if code not in known:
-                known.add(code)
+            if code not in codes:
+                codes.add(code)
                 new.append(row)
         if not new:
             return
@@ -230,23 +230,23 @@ def fill(
             if violation > 0:
                 spare.append((float(violation), len(spare), row))
             else:
-                chosen.append(row)
+                feasible.append(row)
 
     traced = any(not problem.exact[c.name].vectorised for c in problem.exact_constraints)
     tries = _TRACED_TRIES if traced else _TRIES
     for _ in range(tries):
-        if len(chosen) < n:
-            sort_in(draw(n - len(chosen), rng))
+        if len(feasible) < n:
+            sort_in(draw(n - len(feasible), rng))
     for attempt in range(tries):
-        if len(chosen) < n and len(chosen) + len(spare) < left:
+        if len(feasible) < n and len(feasible) + len(spare) < left:
             # Enough draws to expect so many new ones, more each time: feasible ones may be rare.
-            rows = min((n - len(chosen)) << attempt, _MOST_ROWS)
-            k = rows * space.size // (space.size - len(known)) + 1
+            least = min((n - len(feasible)) << attempt, _MOST_ROWS)
+            k = least * space.size // (space.size - len(codes)) + 1
             sort_in(space.sample_indices(min(space.size, k), rng))
-    if len(chosen) + len(spare) < n:  # so many distinct draws hold enough new ones for certain
-        sort_in(space.sample_indices(min(space.size, n + len(known)), rng))
-    chosen += [row for _, _, row in sorted(spare)[: max(n - len(chosen), 0)]]
-    return space.from_indices(np.stack(chosen[:n]))
+    if len(feasible) + len(spare) < n:  # so many distinct draws hold enough new ones for certain
+        sort_in(space.sample_indices(min(space.size, n + len(codes)), rng))
+    rows = feasible + [row for _, _, row in sorted(spare)]
+    return space.from_indices(np.stack(rows[:n]))
 
 
 def uniform_draws(problem: Problem) -> Draw:

@@ -62,14 +62,14 @@ class Bayesian(Strategy):
     Predicted objectives count for no worse than 1.5 interquartile ranges below the lower quartile.
 
     Args:
-        batch_size: How many are chosen a generation. If more are wanted, the others are those
+        batch_size: The number of proposals a generation. If more are wanted, the others are those
             that scored next best.
-        first: How many are in the design.
-        samples: How many samples of the posterior, quasi-random; a power of two is best. With
+        first: The size of the design.
+        samples: The number of samples of the posterior, quasi-random; a power of two is best. With
             three objectives a quarter of them is taken, with four an eighth.
-        scored: How many subnets are scored before the climb; fewer where four objectives make
-            that slow.
-        rounds: How many rounds the climb has.
+        scored: The number of subnets that are scored before the climb; fewer where four
+            objectives make that slow.
+        rounds: The number of rounds of the climb.
 
     Raises:
         StrategyError: A setting is not a whole number from 1; in `propose`, there are more than
@@ -204,23 +204,23 @@ class Models:
         self._measures = objectives + [(name, 1.0) for name in only]
         self._hard = [c for c in problem.exact_constraints if is_vectorised(problem, c.name)]
         F, violations = problem.scores(history)
-        finite = history.ok & np.isfinite(F).all(axis=1)
-        self.X, self._F, self._violations = history.indices[finite], F[finite], violations[finite]
+        usable = history.ok & np.isfinite(F).all(axis=1)
+        self.X, self._F, self._violations = history.indices[usable], F[usable], violations[usable]
         self._features = features(problem.space, self.X)
         self._scales: list[Scale] = []
         self.outcomes: list[_gp.Outcome] = []
         self._exact: list[tuple[int, str]] = []  # outcome and measure; "" is a constant
         values = []
         for k, (name, sign) in enumerate(self._measures):
-            y = history.column(name)[finite]
-            known = np.isfinite(y)
+            y = history.column(name)[usable]
+            finite = np.isfinite(y)
             predicted = not is_vectorised(problem, name)
             if k < m and predicted and all(c.name != name for c in bounds):
-                y = sign * _fence(sign * y, known)
-            scale = Scale(y[known] if known.any() else np.zeros(1))
+                y = sign * _fence(sign * y, finite)
+            scale = Scale(y[finite] if finite.any() else np.zeros(1))
             self._scales.append(scale)
             values.append(sign * (y - scale.mean) / scale.std)
-            self.outcomes.append(self._outcome(k, name, known, sign * scale.z[: known.sum()]))
+            self.outcomes.append(self._outcome(k, name, finite, sign * scale.z[: finite.sum()]))
         feasible = self._violations <= 0
         within = feasible if feasible.any() else ~feasible
         Z = np.stack(values[:m], axis=1)[within]
@@ -234,13 +234,13 @@ class Models:
             level = sign * (bound.bound - scale.mean) / scale.std
             self.limits.append((k, sign if bound.upper else -sign, level))
 
-    def _outcome(self, k: int, name: str, known: npt.NDArray[np.bool_], z: Floats) -> _gp.Outcome:
+    def _outcome(self, k: int, name: str, finite: npt.NDArray[np.bool_], z: Floats) -> _gp.Outcome:
         """Return a process, or the place of the values themselves behind the features."""
         exact = is_vectorised(self.problem, name)
         if not exact and len(z) > 1 and np.ptp(z) > 0:
             rows = spaced_rows(len(z), KERNEL_ROWS)
             try:
-                return Gaussian(self._features[known][rows], z[rows])
+                return Gaussian(self._features[finite][rows], z[rows])
             except (np.linalg.LinAlgError, ValueError) as error:
                 warn_once(
                     f"The Gaussian process of {name!r} failed ({error!s:.100}): its mean is used.",
@@ -289,15 +289,15 @@ class Models:
         return self.X[order[spaced_rows(len(order), _LEADERS)]]
 
 
-def _fence(y: Floats, known: npt.NDArray[np.bool_]) -> Floats:
+def _fence(y: Floats, finite: npt.NDArray[np.bool_]) -> Floats:
     """Return values (n,), those below the lower fence raised to it: one bad subnet sets no scale.
 
     References:
         Tukey, Exploratory Data Analysis (1977), section 2D.
     """
-    if not known.any():
+    if not finite.any():
         return y
-    low, high = np.quantile(y[known], [0.25, 0.75])
+    low, high = np.quantile(y[finite], [0.25, 0.75])
     return np.asarray(np.maximum(y, low - _FENCE * (high - low)) if high > low else y)
 
 
@@ -306,12 +306,12 @@ class Climb:
 
     Args:
         models: The models of the measures.
-        known: The codes of the measured and the pending rows.
+        codes: The codes of the measured and the pending rows.
     """
 
-    def __init__(self, models: Models, known: set[bytes]) -> None:
+    def __init__(self, models: Models, codes: set[bytes]) -> None:
         self._models = models
-        self._known = set(known)
+        self._codes = set(codes)
         self.X = models.X[:0]
         self._has_scores = False
         self._rows = models.rows(self.X)
@@ -325,8 +325,8 @@ class Climb:
         """Add the new and allowed ones of canonical rows, behind the others; return how many."""
         others = []
         for code, row in zip(row_codes(X), X, strict=True):
-            if code not in self._known:
-                self._known.add(code)
+            if code not in self._codes:
+                self._codes.add(code)
                 others.append(row)
         if not others:
             return 0

@@ -32,7 +32,7 @@ class NSGA2(Strategy):
     drawn by itself.
 
     Args:
-        population: How many survive, and how many are proposed a generation.
+        population: The number of survivors, and of proposals a generation.
         crossover: Probability that two parents are mixed (uniform crossover).
         mutation: Probability per choice of a new random value; None is 1 / number of choices.
 
@@ -97,7 +97,7 @@ class UNSGA3(NSGA2):
     """U-NSGA-III: survival along reference directions, for three objectives and more.
 
     Args:
-        population: How many survive, and how many are proposed a generation; also bounds the number
+        population: The number of survivors, and of proposals a generation; also bounds the number
             of reference directions.
         crossover: Probability that two parents are mixed (uniform crossover).
         mutation: Probability per choice of a new random value; None is 1 / number of choices.
@@ -114,7 +114,7 @@ class SMSEMOA(NSGA2):
     """SMS-EMOA: survival by contribution to the hypervolume.
 
     Args:
-        population: How many survive, and how many are proposed a generation.
+        population: The number of survivors, and of proposals a generation.
         crossover: Probability that two parents are mixed (uniform crossover).
         mutation: Probability per choice of a new random value; None is 1 / number of choices.
 

@@ -34,10 +34,10 @@ class FullSearch(LongSearch):
     has room for them. The default of 100 is all that its concurrent search spends on MobileNetV3.
 
     Args:
-        samples: How many random subnets train the predictors; they come in whole batches.
-        batch_size: How many are measured a generation.
+        samples: The number of random subnets that train the predictors; they come in whole batches.
+        batch_size: The number of proposals a generation.
         inner_population: Of the search on predictions.
-        predictions: How many predictions it makes.
+        predictions: The number of predictions that it makes.
         predictor: A name or an estimator; see `predictors.make`.
         crossover: Probability that two parents are mixed.
         mutation: Probability per choice of a new random value.

@@ -46,10 +46,10 @@ class Hybrid(SmallBatches):
     by optimistic predictions, where the predictor is least sure.
 
     Args:
-        batch_size: How many are proposed a generation.
-        first: How many are in the design.
-        inner_population: How many are parents in the inner evolution; they have eight times as many
-            children a generation.
+        batch_size: The number of proposals a generation.
+        first: The size of the design.
+        inner_population: The number of parents in the inner evolution; they have eight times as
+            many children a generation.
         generations: Of the inner evolution.
         predictor: A name or an estimator; see `predictors.make`.
 

@@ -29,7 +29,7 @@ class LINAS(LongSearch):
 
     Args:
         population: Of the inner search, and the batch that is measured.
-        predictions: How many predictions an inner search makes.
+        predictions: The number of predictions of an inner search.
         predictor: A name or an estimator; see `predictors.make`.
         crossover: Probability that two parents are mixed.
         mutation: Probability per choice of a new random value.

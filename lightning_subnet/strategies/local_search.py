@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Local search: measure the neighbours of the best, and start again where there is nothing new."""
+"""Local search: the neighbours of the best are measured, and where none is new it starts again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LocalSearch(Strategy):
     first improvement; the other measures all neighbours before it moves.
 
     Args:
-        batch_size: How many are proposed a generation.
+        batch_size: The number of proposals a generation.
 
     References:
         White et al., Local Search is State of the Art for NAS Benchmarks, arXiv:2005.02960,
@@ -66,10 +66,10 @@ class LocalSearch(Strategy):
         """Return new neighbours of the front of the current run; see `Strategy.propose`."""
         rows = problem.space.indices([])
         if len(history):
-            known = known_codes(history, pending)
+            codes = known_codes(history, pending)
             near = _Neighbours(problem.space)
             front = rng.permutation(_front_of_run(problem, history, near))
-            around = [rng.permutation(near.new(history[int(i)].subnet, known)) for i in front]
+            around = [rng.permutation(near.new(history[int(i)].subnet, codes)) for i in front]
             turns = [row for row in chain(*zip_longest(*around)) if row is not None]
             rows = np.stack(turns) if turns else rows
         return fill(problem, history, pending, n, rng, in_order(problem, rows))
@@ -82,13 +82,13 @@ class _Neighbours:
         self._space = space
         self._rows: dict[Subnet, tuple[Indices, list[bytes]]] = {}
 
-    def new(self, subnet: Subnet, known: set[bytes]) -> Indices:
-        """Return the neighbours of a subnet whose codes are not known (n, n_choices)."""
+    def new(self, subnet: Subnet, codes: set[bytes]) -> Indices:
+        """Return the neighbours of a subnet without those of these codes (n, n_choices)."""
         if subnet not in self._rows:
             X = neighbour_rows(self._space, [subnet])
             self._rows[subnet] = X, row_codes(X)
-        X, codes = self._rows[subnet]
-        return X[[code not in known for code in codes]]
+        X, codes_of_rows = self._rows[subnet]
+        return X[[code not in codes for code in codes_of_rows]]
 
 
 def _front_of_run(problem: Problem, history: History, near: _Neighbours) -> Indices:
@@ -99,13 +99,13 @@ def _front_of_run(problem: Problem, history: History, near: _Neighbours) -> Indi
     F, violations = problem.scores(history)
     codes = row_codes(history.indices)
     begin, front = 0, np.zeros(0, dtype=np.int64)
-    known: set[bytes] = set()
+    measured: set[bytes] = set()
     for end in _ends_of_generations(history):
         rows = np.concatenate([front, np.arange(begin, end)])
         front = rows[_best(F[rows], violations[rows])]
-        known.update(codes[begin:end])
+        measured.update(codes[begin:end])
         begin = end
-        if not any(len(near.new(history[int(i)].subnet, known)) for i in front):
+        if not any(len(near.new(history[int(i)].subnet, measured)) for i in front):
             front = front[:0]
     return front
 

@@ -118,8 +118,8 @@ class NSGANetV2(SmallBatches):
     the release leaves out of its list.
 
     Args:
-        batch_size: How many are measured a generation.
-        first: How many are measured before the first search; they come in whole batches.
+        batch_size: The number of proposals a generation.
+        first: The evaluations before the first search; they come in whole batches.
         inner_population: Of the search on predictions.
         generations: Of the search on predictions.
         predictor: `"switching"`, one of its models (`"network"`, `"carts"`, `"rbf"`, `"gp"`), or
@@ -179,7 +179,7 @@ class NSGANetV2(SmallBatches):
         rng: np.random.Generator,
         pending: Sequence[Subnet] = (),
     ) -> list[Subnet]:
-        """Return what fills the gaps of the front, by prediction; see `Strategy.propose`."""
+        """Return subnets that fill gaps of the front, by prediction; see `Strategy.propose`."""
         space = problem.space
         done = len(history) + len(pending)
         if done < self.first or history.ok.sum() <= 1:

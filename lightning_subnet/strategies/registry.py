@@ -54,22 +54,22 @@ def resolve(strategy: str | Strategy) -> Strategy:
         >>> resolve("nsga2").batch_size
         50
     """
-    chosen: Any = strategy
+    instance: Any = strategy
     if isinstance(strategy, str) and strategy in STRATEGIES:
         factory = STRATEGIES[strategy]
-        chosen = factory() if callable(factory) else factory
-        if not isinstance(chosen, Strategy):
-            raise STRATEGIES.unusable(strategy, f"is {chosen!r:.80}, which is not a Strategy")
-    if not isinstance(chosen, Strategy):
-        raise StrategyError(_refusal(chosen))
+        instance = factory() if callable(factory) else factory
+        if not isinstance(instance, Strategy):
+            raise STRATEGIES.unusable(strategy, f"is {instance!r:.80}, which is not a Strategy")
+    if not isinstance(instance, Strategy):
+        raise StrategyError(_refusal(instance))
     for attribute in ("name", "batch_size"):
-        if not hasattr(chosen, attribute):
+        if not hasattr(instance, attribute):
             msg = (
-                f"{type(chosen).__name__} has no {attribute}. A strategy has a class attribute "
+                f"{type(instance).__name__} has no {attribute}. A strategy has a class attribute "
                 "name = '...', and sets self.batch_size, its proposals per generation."
             )
             raise StrategyError(msg)
-    return chosen
+    return instance
 
 
 def _refusal(strategy: Any) -> str:

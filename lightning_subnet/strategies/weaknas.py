@@ -51,15 +51,15 @@ class WeakNAS(PredictingStrategy):
     are masked where a choice does not exist; and no subnet is proposed twice.
 
     Args:
-        batch_size: How many are measured a round.
-        first: How many are measured before the first predictor; None is one batch. They come in
-            whole batches.
-        pool: How many subnets are ranked.
-        top: How many of the best ranked a batch is drawn from.
+        batch_size: The number of proposals a round.
+        first: The evaluations before the first predictor; None is one batch. They come in whole
+            batches.
+        pool: The number of subnets that are ranked.
+        top: The number of the best ranked, from which a batch is drawn.
         predictor: As published, `"boosting"` (depth 20), `"mlp"` (4 layers of 1000) or `"forest"`
             (1000 trees); or another name or an estimator, see `predictors.make`.
         reading: For several objectives, `"front"` or `"bands"`.
-        bands: How many bands of cost.
+        bands: The number of bands of cost.
 
     Raises:
         StrategyError: The predictor or reading is unknown, or sizes do not fit each other.

@@ -59,7 +59,7 @@ class LongSearch(PredictingStrategy):
     """A strategy with a long NSGA-II on predictions, the search of the paper.
 
     Args:
-        predictions: How many predictions a search makes.
+        predictions: The number of predictions of a search.
         predictor: A name or an estimator; see `predictors.make`.
         crossover: Probability that two parents are mixed.
         mutation: Probability per choice of a new random value.
@@ -111,8 +111,8 @@ class SmallBatches(PredictingStrategy):
     """A strategy with a first batch, then small ones, each from a short evolution on predictions.
 
     Args:
-        batch_size: How many are proposed a generation.
-        first: How many are measured before the first evolution.
+        batch_size: The number of proposals a generation.
+        first: The evaluations before the first evolution.
         inner_population: The population of the evolution.
         generations: Its generations.
         predictor: A name or an estimator; see `predictors.make`.

@@ -37,8 +37,8 @@ class Surrogates:
         for name in problem.names:
             if name not in self._exact:
                 y = history.column(name)[history.ok]
-                known = np.isfinite(y)
-                self._models[name] = make(predictor, space=problem.space).fit(F[known], y[known])
+                finite = np.isfinite(y)
+                self._models[name] = make(predictor, space=problem.space).fit(F[finite], y[finite])
 
     def __call__(self, X: Indices) -> tuple[Floats, Floats]:
         """Return objectives to be minimised (n, m) and violations (n,) of canonical rows.
