@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,9 +19,9 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from lightning_subnet import Choice, Evaluation, History, SearchSpace
 from lightning_subnet.errors import PredictorError, PredictorWarning
-from lightning_subnet.predictors import base as _predictor
 from lightning_subnet.predictors.auto import Auto
 from lightning_subnet.predictors.base import Predictor, Ridge, kendall_tau
+from lightning_subnet.predictors.kernel_regression import KernelRegression, Setting
 from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.predictors.quality import report
 from lightning_subnet.predictors.registry import make, names
@@ -37,13 +36,6 @@ from tests.problems import (
     objectives_of,
     problem_of,
 )
-
-
-@pytest.fixture(autouse=True)
-def _forget_warnings() -> Iterator[None]:
-    _predictor.warned_causes.clear()
-    yield
-    _predictor.warned_causes.clear()
 
 
 def sample(n: int = 60, d: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -129,8 +121,8 @@ def test_a_fixed_penalty_is_the_ridge_of_scikit_learn() -> None:
 
 def test_leave_one_out_is_what_leaving_out_gives() -> None:
     F, y = sample(25)
-    setting = _predictor.Setting(plain=True)
-    error, alpha, left_out = _predictor.KernelRegression(F, y, setting).leave_one_out()
+    setting = Setting(plain=True)
+    error, alpha, left_out = KernelRegression(F, y, setting).leave_one_out()
     by_hand = [
         SklearnRidge(alpha=alpha).fit(np.delete(F, i, 0), np.delete(y, i)).predict(F[[i]])[0]
         for i in range(len(y))
@@ -302,6 +294,36 @@ def test_a_predictor_that_raises_is_replaced_and_named() -> None:
         make(Nan()).fit(F, y)
     with pytest.warns(PredictorWarning, match="'auto' raised ValueError: none of its candidates"):
         Auto([Raises()]).fit(F, y)
+
+
+def test_the_uncertainty_of_left_out_rows_is_that_of_what_predicts() -> None:
+    F, y = sample(30)
+    ridge = make("ridge").fit(F, y)
+    assert ridge.out_of_fold_std.shape == (30,)
+    assert (ridge.out_of_fold_std > 0).all()
+    within = np.abs(y - ridge.out_of_fold) <= ridge.out_of_fold_std * (1 + 1e-9)
+    assert 0.68 <= within.mean() <= 0.75
+    with pytest.warns(PredictorWarning, match="'Raises' raised"):
+        other = make(Raises()).fit(F, y)
+    assert np.array_equal(other.out_of_fold_std, ridge.out_of_fold_std)
+
+
+def test_auto_mixes_a_member_that_was_replaced_on_more_rows() -> None:
+    class OnlyFew(SklearnRidge):
+        def fit(self, X: np.ndarray, y: np.ndarray) -> OnlyFew:
+            if len(X) > 100:
+                msg = "too many rows"
+                raise ValueError(msg)
+            return super().fit(X, y)
+
+    F, y = sample(111)
+    auto = Auto([OnlyFew()])
+    with pytest.warns(
+        PredictorWarning, match="'OnlyFew' raised ValueError: too many rows; 'ridge'"
+    ):
+        auto.fit(F, y)  # it is chosen on the first 100 rows
+    assert auto.used == "auto"
+    np.testing.assert_array_equal(auto.out_of_fold, make("ridge").fit(F, y).out_of_fold)
 
 
 # Estimators of the user

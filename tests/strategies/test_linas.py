@@ -190,6 +190,7 @@ def test_a_small_budget_is_no_warning_for_the_default_strategy(
         ("weaknas", 100, "WeakNAS(first=25)"),
         ("full", 80, "FullSearch(samples=20)"),
         ("nsga2", 50, "NSGA2(population=12)"),
+        ("bayesian", 20, "Bayesian(first=5)"),
     ],
 )
 def test_a_budget_that_ends_before_a_strategy_learns_warns(
@@ -200,6 +201,13 @@ def test_a_budget_that_ends_before_a_strategy_learns_warns(
     with pytest.warns(BudgetWarning) as caught:
         SubnetSearch(**given, strategy=name, budget=budget)
     assert hint in str(caught[0].message)
+
+
+def test_the_samples_of_a_posterior_are_no_opening(recwarn: pytest.WarningsRecorder) -> None:
+    space, _ = additive(4)
+    given = {"space": space, "objectives": {"error": "min", "cost": "min"}, "storage": None}
+    SubnetSearch(**given, strategy="bayesian", budget=21)  # it draws 64 samples
+    assert [str(w.message) for w in recwarn] == []
 
 
 def test_an_empty_history_is_no_trouble() -> None:
