@@ -25,7 +25,7 @@ from lightning_subnet._registry import Registry
 from lightning_subnet._torch.contexts import evaluating, random_state
 from lightning_subnet._torch.inputs import arguments
 from lightning_subnet.elasticity.protocol import elastic_part
-from lightning_subnet.errors import ObjectiveError, PluginError, SubnetError
+from lightning_subnet.errors import ObjectiveError, SubnetError
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.study.measures import Measure, NetworkMeasure, by_name
 
@@ -62,11 +62,8 @@ def make_measure(name: str) -> NetworkMeasure:
     measure = entry() if isinstance(entry, type) else entry
     if isinstance(measure, NetworkMeasure) and measure.name == name:
         return measure
-    msg = (
-        f"The measure {name!r} of another package is {entry!r:.80}, which has another name or no "
-        "bind(elastic, example_input). Repair or uninstall that package."
-    )
-    raise PluginError(msg)
+    reason = f"is {entry!r:.80}, which has another name or no bind(elastic, example_input)"
+    raise MEASURES.unusable(name, reason)
 
 
 def resolve(

@@ -8,7 +8,7 @@ from typing import Any
 from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._registry import Registry
 from lightning_subnet.costs.runtimes.base import Runtime
-from lightning_subnet.errors import ObjectiveError, PluginError
+from lightning_subnet.errors import ObjectiveError
 
 RUNTIMES = Registry(
     "runtime",
@@ -45,8 +45,5 @@ def make(name: str) -> Runtime:
     kind: Any = RUNTIMES[name]
     if isinstance(kind, type) and issubclass(kind, Runtime):
         return kind()
-    msg = (
-        f"The runtime {name!r} of another package is {kind!r:.80}, which is not a subclass of "
-        f"{Runtime.__module__}.Runtime. Repair or uninstall that package."
-    )
-    raise PluginError(msg)
+    reason = f"is {kind!r:.80}, which is not a subclass of {Runtime.__module__}.Runtime"
+    raise RUNTIMES.unusable(name, reason)
