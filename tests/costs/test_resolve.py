@@ -197,4 +197,4 @@ def test_another_package_offers_measures_by_name() -> None:
 def test_an_entry_that_is_not_a_measure_of_its_name_is_refused(name: str) -> None:
     with pytest.raises(PluginError) as caught:
         resolve(TINY, [name])
-    assert_clear(caught.value, fX, "Repair")
+    assert_clear(caught.value, f"The measure {name!r} of demo_costs", "Repair")
