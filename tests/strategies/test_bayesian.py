@@ -28,6 +28,7 @@ from lightning_subnet.predictors.gaussian_process import Gaussian
 from lightning_subnet.strategies import Bayesian, RandomSearch
 from lightning_subnet.strategies.bayesian import Models
 from lightning_subnet.study import Problem, pareto
+from lightning_subnet.testing.strategy import StrategyContract
 from tests.predictors.test_gpytorch import oracle
 from tests.problems import (
     assert_clear,
@@ -39,7 +40,6 @@ from tests.problems import (
     objectives_of,
     problem_of,
 )
-from tests.strategies.contract import StrategyContract
 
 SMALL = {"first": 6, "samples": 16, "scored": 60, "rounds": 2}
 

@@ -15,6 +15,8 @@ from lightning_subnet.errors import StrategyError
 from lightning_subnet.strategies import NSGA2, SMSEMOA, UNSGA3, RandomSearch, Strategy
 from lightning_subnet.study import Problem, pareto
 from lightning_subnet.study.evaluators import Evaluator
+from lightning_subnet.testing.proposals import propose
+from lightning_subnet.testing.strategy import StrategyContract
 from tests.problems import (
     NasBench201,
     Situation,
@@ -25,7 +27,6 @@ from tests.problems import (
     problem_of,
     search_of,
 )
-from tests.strategies.contract import StrategyContract, propose
 
 EVOLUTION = [NSGA2, UNSGA3, SMSEMOA]
 SMALL: dict[str, Any] = {"population": 20}

@@ -10,8 +10,9 @@ from lightning_subnet import Evaluation, FunctionEvaluator, History, Objective
 from lightning_subnet.errors import StrategyError
 from lightning_subnet.strategies import FullSearch, RandomSearch
 from lightning_subnet.study import Problem, pareto
+from lightning_subnet.testing.proposals import propose
+from lightning_subnet.testing.strategy import StrategyContract
 from tests.problems import Situation, assert_clear, grid, history_of, problem_of, search_of
-from tests.strategies.contract import StrategyContract, propose
 
 SMALL: dict[str, Any] = {
     "samples": 20,

@@ -12,8 +12,8 @@ from lightning_subnet import FunctionEvaluator, History, SearchSpace, SubnetSear
 from lightning_subnet.errors import BudgetWarning, PredictorError, StrategyError, StudyMismatchError
 from lightning_subnet.strategies import LINAS, NSGA2, Hybrid, RandomSearch
 from lightning_subnet.strategies._toolkit.surrogates import Surrogates
+from lightning_subnet.testing.strategy import StrategyContract
 from tests.problems import NasBench201, conditional, cost, history_of, problem_of
-from tests.strategies.contract import StrategyContract
 
 
 class TestLINAS(StrategyContract):

@@ -14,8 +14,9 @@ from lightning_subnet.strategies import NSGANetV2, RandomSearch
 from lightning_subnet.strategies._toolkit.published import CubicRBF, positions
 from lightning_subnet.strategies.nsganetv2 import Switching, even_subset
 from lightning_subnet.study import Problem, pareto
+from lightning_subnet.testing.proposals import propose
+from lightning_subnet.testing.strategy import StrategyContract
 from tests.problems import Situation, assert_clear, cost, grid, history_of, problem_of, search_of
-from tests.strategies.contract import StrategyContract, propose
 
 
 class TestNSGANetV2(StrategyContract):

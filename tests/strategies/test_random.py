@@ -8,8 +8,10 @@ import pytest
 
 from lightning_subnet.errors import StrategyError
 from lightning_subnet.strategies import RandomSearch
+from lightning_subnet.testing.problems import Situation
+from lightning_subnet.testing.proposals import propose
+from lightning_subnet.testing.strategy import StrategyContract
 from tests.problems import assert_clear, conditional, cost, grid, history_of, problem_of, search_of
-from tests.strategies.contract import Situation, StrategyContract, propose
 
 
 class TestRandom(StrategyContract):

@@ -13,6 +13,8 @@ from lightning_subnet.predictors.base import kendall_tau
 from lightning_subnet.strategies import RandomSearch, WeakNAS
 from lightning_subnet.strategies._toolkit.published import Bare, positions
 from lightning_subnet.study import Problem
+from lightning_subnet.testing.proposals import propose
+from lightning_subnet.testing.strategy import StrategyContract
 from tests.problems import (
     NasBench201,
     Situation,
@@ -24,7 +26,6 @@ from tests.problems import (
     problem_of,
     search_of,
 )
-from tests.strategies.contract import StrategyContract, propose
 
 SMALL: dict[str, Any] = {"batch_size": 10, "pool": 100, "top": 30, "predictor": "ridge"}
 
