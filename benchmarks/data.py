@@ -78,5 +78,5 @@ def hwgpt() -> tuple[SearchSpace, np.ndarray, dict[str, np.ndarray]]:
         choices["bias"] = Choice([False, True], ordered=False)
         space = SearchSpace(choices)
         X = rows_of(space, columns | {"bias": data["bias"]})
-        measured = ("perplexity", *(k for k in data.files if k.startswith("latency_ms_")))
-        return space, X, {name: data[name] for name in measured}
+        targets = ("perplexity", *(k for k in data.files if k.startswith("latency_ms_")))
+        return space, X, {name: data[name] for name in targets}

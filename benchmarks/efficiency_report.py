@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from benchmarks.search_efficiency import (
+from benchmarks.efficiency_runs import (
     CHECKPOINTS,
     FOLDER,
     STRATEGIES,
@@ -32,7 +32,7 @@ Curves = dict[str, dict[int, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Described:
+class ProblemRow:
     """A problem's row of problems.csv."""
 
     square: str
@@ -41,15 +41,15 @@ class Described:
     truths: str
 
 
-def described(problem: str) -> Described:
-    row = pd.read_csv(FOLDER / "problems.csv", keep_default_na=False).set_index("problem")
-    found = row.loc[problem]
-    return Described(found["square"], float(found["hypervolume"]), found["which"], found["truths"])
+def problem_row(problem: str) -> ProblemRow:
+    frame = pd.read_csv(FOLDER / "problems.csv", keep_default_na=False).set_index("problem")
+    row = frame.loc[problem]
+    return ProblemRow(row["square"], float(row["hypervolume"]), row["which"], row["truths"])
 
 
 def shares(problem: str, best: float) -> tuple[Curves, list[str]]:
     """Return curves by label and seed as shares of the best, and labels with other settings."""
-    frame, found, stale = read(problem), {}, []
+    frame, by_label, stale = read(problem), {}, []
     for label in STRATEGIES:
         rows = frame[frame.strategy == label]
         if label in available():
@@ -58,8 +58,8 @@ def shares(problem: str, best: float) -> tuple[Curves, list[str]]:
                 stale.append(f"{label} ({len(rows) - len(current)} runs)")
             rows = current
         if len(rows):
-            found[label] = {seed: curve / best for seed, curve in curves_of(rows).items()}
-    return found, stale
+            by_label[label] = {seed: curve / best for seed, curve in curves_of(rows).items()}
+    return by_label, stale
 
 
 def at(curves: dict[int, np.ndarray], k: int) -> dict[int, float]:
@@ -67,7 +67,7 @@ def at(curves: dict[int, np.ndarray], k: int) -> dict[int, float]:
     return {seed: float(curve[k - 1]) for seed, curve in curves.items() if len(curve) >= k}
 
 
-def medians(found: Curves) -> pd.DataFrame:
+def medians(by_label: Curves) -> pd.DataFrame:
     """Return median and quartiles over seeds at each checkpoint."""
 
     def cell(values: dict[int, float]) -> str:
@@ -79,22 +79,22 @@ def medians(found: Curves) -> pd.DataFrame:
     return pd.DataFrame(
         {
             label: {"seeds": str(len(curves))} | {f"@{k}": cell(at(curves, k)) for k in CHECKPOINTS}
-            for label, curves in found.items()
+            for label, curves in by_label.items()
         }
     ).T
 
 
-def goals(found: Curves) -> dict[str, float]:
-    """Return what is to be reached: the median end of each rival, and a share of the best."""
+def goals(by_label: Curves) -> dict[str, float]:
+    """Return hypervolumes to be reached: the median end of each rival, and a share of the best."""
     levels = {}
     for label, longest in RIVALS.items():
-        if label in found:
-            k = min(longest, *(len(curve) for curve in found[label].values()))
-            levels[f"{label}@{k}"] = float(np.median(list(at(found[label], k).values())))
+        if label in by_label:
+            k = min(longest, *(len(curve) for curve in by_label[label].values()))
+            levels[f"{label}@{k}"] = float(np.median(list(at(by_label[label], k).values())))
     return {**levels, f"{NEAR:.0%} of best": NEAR}
 
 
-def reached(found: Curves) -> pd.DataFrame:
+def reached(by_label: Curves) -> pd.DataFrame:
     """Return after how many validations half of the seeds have reached each goal.
 
     With its 95 % bootstrap interval over seeds.
@@ -107,32 +107,34 @@ def reached(found: Curves) -> pd.DataFrame:
 
     return pd.DataFrame(
         {
-            f"{goal} ({level:.3f})": {label: cell(curves, level) for label, curves in found.items()}
-            for goal, level in goals(found).items()
+            f"{goal} ({level:.3f})": {
+                label: cell(curves, level) for label, curves in by_label.items()
+            }
+            for goal, level in goals(by_label).items()
         }
     )
 
 
-def paired(found: Curves) -> pd.DataFrame:
+def paired(by_label: Curves) -> pd.DataFrame:
     """Return by how much hybrid leads, over equal seeds: random at 20, then the best baseline."""
     rows = []
     for k, rivals in ((20, ["random"]), (50, None), (100, None), (250, None)):
-        values = {label: at(curves, k) for label, curves in found.items()}
-        own = values.get(OURS, {})
+        values = {label: at(curves, k) for label, curves in by_label.items()}
+        ours = values.get(OURS, {})
         others = {
             label: np.median(list(v.values()))
             for label, v in values.items()
-            if label != OURS and v and label in (rivals or found)
+            if label != OURS and v and label in (rivals or by_label)
         }
-        if not own or not others:
+        if not ours or not others:
             continue
         best = max(others, key=others.__getitem__)
-        both = sorted(own.keys() & values[best].keys())
-        if not both:
+        seeds = sorted(ours.keys() & values[best].keys())
+        if not seeds:
             continue
-        low, middle, high = median_interval([own[s] - values[best][s] for s in both])
+        low, middle, high = median_interval([ours[s] - values[best][s] for s in seeds])
         difference = f"{middle:+.4f} ({low:+.4f} to {high:+.4f})"
-        rows.append({"@": k, "against": best, "seeds": len(both), "difference": difference})
+        rows.append({"@": k, "against": best, "seeds": len(seeds), "difference": difference})
     return pd.DataFrame(rows)
 
 
@@ -143,16 +145,16 @@ def report(problems: list[str]) -> None:
         if not (FOLDER / f"{problem}.csv").exists():
             print(f"{problem}: no results yet\n")
             continue
-        about = described(problem)
-        found, stale = shares(problem, about.hypervolume)
+        about = problem_row(problem)
+        by_label, stale = shares(problem, about.hypervolume)
         print(f"{problem} ({about.truths}); square: {about.square}")
         print(f"Share of {about.hypervolume} ({about.which}): median (quartiles) over seeds")
-        print(medians(found).to_string())
+        print(medians(by_label).to_string())
         if stale:
             print(f"left out, with other settings: {', '.join(stale)}")
         print("Validations until half of the seeds have reached (95 % bootstrap interval)")
-        print(reached(found).to_string())
-        if len(table := paired(found)):
+        print(reached(by_label).to_string())
+        if len(table := paired(by_label)):
             print(f"{OURS} less random, and less the best baseline: median of paired differences")
             print(table.to_string(index=False))
         print(flush=True)

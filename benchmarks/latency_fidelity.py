@@ -6,9 +6,9 @@
 On the elastic MobileNetV3 for 32 x 32 pixels, one sample, one thread, for each runtime:
 - repeat: 50 random subnets at once, then again with a new measure. Kendall's tau between the
   two (target: at least .95 for eager and onnxruntime), the median relative difference once a
-  common factor, that of the two references, is taken out, and the z score of the differences by
+  common factor, that of the two references, is divided out, and the z score of the differences by
   the standard errors that the measure gave (1 where those are right).
-- predict: tau of predictors of 25, 50 and 100 other subnets, measured with the defaults of
+- predict: tau of predictors of 25, 50 and 100 other subnets, timed with the defaults of
   `Latency`, on those 50, mean of both.
 - table: error and tau, on the same 50, of a `LatencyTable` that timed each block once, with those
   defaults, and ten whole subnets for its scale.
@@ -33,13 +33,10 @@ import pandas as pd
 import torch
 
 from benchmarks.data import RESULTS
-from lightning_subnet import Latency, extract
+from lightning_subnet import Latency, activated, extract
 from lightning_subnet.costs import LatencyTable
 from lightning_subnet.costs.runtimes.registry import names
-from lightning_subnet.elasticity.protocol import activated
-from lightning_subnet.predictors.base import kendall_tau
-from lightning_subnet.predictors.masked_features import features
-from lightning_subnet.predictors.registry import make
+from lightning_subnet.predictors import features, kendall_tau, make
 from lightning_subnet.supernets import ElasticMobileNetV3
 
 TARGET, HELD_TO_IT = 0.95, ("eager", "onnxruntime")
@@ -47,12 +44,12 @@ SAMPLES, PREDICTORS = (25, 50, 100), ("auto", "ridge", "additive")
 IMAGE = torch.zeros(1, 3, 32, 32)
 
 
-class Measured:
-    """The subnets of one runtime, and what was measured of them.
+class Sample:
+    """Random subnets in one runtime, and their latencies.
 
     Args:
         settings: The measure.
-        n: Subnets that are measured twice.
+        n: The number of subnets with two latencies.
     """
 
     def __init__(self, settings: Latency, n: int) -> None:
@@ -77,10 +74,10 @@ class Measured:
         return rows
 
 
-def repeat(measured: Measured) -> Iterator[dict[str, Any]]:
+def repeat(sample: Sample) -> Iterator[dict[str, Any]]:
     for _ in range(2):
-        measured.passes.append(measured.measure(0, measured.n))
-    (a, a_error), (b, b_error) = (rows.T for rows in measured.passes)
+        sample.passes.append(sample.measure(0, sample.n))
+    (a, a_error), (b, b_error) = (rows.T for rows in sample.passes)
     ratio = a / b
     ratio /= np.median(ratio)
     z = np.log(ratio) / np.hypot(a_error / a, b_error / b)
@@ -89,30 +86,30 @@ def repeat(measured: Measured) -> Iterator[dict[str, Any]]:
         "median difference": np.median(np.abs(ratio - 1)),
         "z": np.median(np.abs(z)) / 0.6745,
         "spread of subnets": a.std() / a.mean(),
-        "s/subnet": np.mean(measured.seconds),
-        "of these preparing": np.median(measured.preparing),
+        "s/subnet": np.mean(sample.seconds),
+        "of these preparing": np.median(sample.preparing),
     }
 
 
-def predict(measured: Measured) -> Iterator[dict[str, Any]]:
-    unseen = np.mean([rows[:, 0] / np.median(rows[:, 0]) for rows in measured.passes], axis=0)
-    seen = measured.measure(measured.n, measured.n + max(SAMPLES), measured.usual)[:, 0]
-    F = features(measured.space, measured.space.indices(measured.subnets))
+def predict(sample: Sample) -> Iterator[dict[str, Any]]:
+    unseen = np.mean([rows[:, 0] / np.median(rows[:, 0]) for rows in sample.passes], axis=0)
+    values = sample.measure(sample.n, sample.n + max(SAMPLES), sample.usual)[:, 0]
+    F = features(sample.space, sample.space.indices(sample.subnets))
     for n in SAMPLES:
         for name in PREDICTORS:
-            fitted = make(name, space=measured.space).fit(F[measured.n :][:n], seen[:n])
-            tau = kendall_tau(fitted.predict(F[: measured.n]), unseen)[0]
+            fitted = make(name, space=sample.space).fit(F[sample.n :][:n], values[:n])
+            tau = kendall_tau(fitted.predict(F[: sample.n]), unseen)[0]
             yield {"samples": n, "predictor": name, "tau": float(tau)}
 
 
-def table(measured: Measured) -> Iterator[dict[str, Any]]:
-    whole = np.mean([rows[:, 0] for rows in measured.passes], axis=0)
+def table(sample: Sample) -> Iterator[dict[str, Any]]:
+    whole = np.mean([rows[:, 0] for rows in sample.passes], axis=0)
     began = time.perf_counter()
-    built = LatencyTable.build(measured.net, IMAGE, latency=measured.usual)
+    built = LatencyTable.build(sample.net, IMAGE, latency=sample.usual)
     seconds = time.perf_counter() - began
-    measure = built.bind(measured.net, IMAGE)
-    summed = measure.evaluate(measured.space, measured.space.indices(measured.subnets))[0]
-    summed = summed[: measured.n]
+    measure = built.bind(sample.net, IMAGE)
+    summed = measure.evaluate(sample.space, sample.space.indices(sample.subnets))[0]
+    summed = summed[: sample.n]
     yield {
         "tau": float(kendall_tau(summed, whole)[0]),
         "mape": 100 * float(np.mean(np.abs(summed / whole - 1))),
@@ -121,21 +118,21 @@ def table(measured: Measured) -> Iterator[dict[str, Any]]:
     }
 
 
-def extracted(measured: Measured) -> Iterator[dict[str, Any]]:
-    if measured.settings.runtime != "eager":
+def extracted(sample: Sample) -> Iterator[dict[str, Any]]:
+    if sample.settings.runtime != "eager":
         return  # the others cannot run a super-network without making a subnet of it first
     ratios = []
-    for subnet in measured.subnets[:10]:
-        with activated(measured.net, subnet):
-            timing = measured.settings.timing(
-                extract(measured.net, subnet), IMAGE, reference=measured.net
+    for subnet in sample.subnets[:10]:
+        with activated(sample.net, subnet):
+            timing = sample.settings.timing(
+                extract(sample.net, subnet), IMAGE, reference=sample.net
             )
         ratios.append(timing.value)
     low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
     yield {"extracted / sliced": middle, "quartiles": f"{low:.2f}-{high:.2f}"}
 
 
-PARTS: dict[str, Callable[[Measured], Iterator[dict[str, Any]]]] = {
+PARTS: dict[str, Callable[[Sample], Iterator[dict[str, Any]]]] = {
     "repeat": repeat,
     "predict": predict,
     "table": table,
@@ -156,16 +153,16 @@ def main() -> None:
     rows = []
     for name in args.runtimes:
         settings = Latency(runtime=name, seconds=args.seconds, repeats=10_000, tolerance=0.0005)
-        measured = Measured(settings, args.subnets)
+        sample = Sample(settings, args.subnets)
         for part in dict.fromkeys(["repeat", *args.parts]):
             began = time.perf_counter()
-            rows += [{"runtime": name, "part": part} | row for row in PARTS[part](measured)]
+            rows += [{"runtime": name, "part": part} | row for row in PARTS[part](sample)]
             print(f"{name}, {part}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     frame = pd.DataFrame(rows)
     if args.out.exists():  # other parts stay
         old = pd.read_csv(args.out)
-        made = pd.MultiIndex.from_frame(frame[["runtime", "part"]])
-        keep = ~pd.MultiIndex.from_frame(old[["runtime", "part"]]).isin(made)
+        new = pd.MultiIndex.from_frame(frame[["runtime", "part"]])
+        keep = ~pd.MultiIndex.from_frame(old[["runtime", "part"]]).isin(new)
         frame = pd.concat([frame, old[keep]], ignore_index=True)
         frame = frame.sort_values(["runtime", "part"], kind="stable")
     print(frame.to_string(index=False, na_rep="", float_format="{:.3f}".format))

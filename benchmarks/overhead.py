@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the search itself costs (B of the benchmark protocol).
+"""Costs of the search itself (B of the benchmark protocol).
 
     OMP_NUM_THREADS=1 python -m benchmarks.overhead [--strategies hybrid linas]
 
@@ -9,7 +9,7 @@ with 10,000 evaluations in the history, and the peak memory of that process; sco
 on all objectives, as an inner search does it, with predictors of 250 evaluations; and what
 `import lightning_subnet` adds to `import lightning`. Everything runs in a process of its own with
 one thread, and targets are held against its processor time, which is the time on an idle machine;
-wall time is beside it. A search of more than `--patience` seconds is cut off and told as such.
+wall time is beside it. A search of more than `--patience` seconds is cut off, and reported as such.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.data import RESULTS, ROOT
+from benchmarks.efficiency_runs import STRATEGIES, available, strategy_of
 from benchmarks.problems import SearchProblem, ofa
-from benchmarks.search_efficiency import STRATEGIES, available, strategy_of
-from lightning_subnet import History, Subnet, SubnetSearch
+from lightning_subnet import Evaluation, History, Subnet, SubnetSearch
 from lightning_subnet.strategies import Strategy
-from lightning_subnet.study.history import Evaluation
+from lightning_subnet.study import Problem
 from lightning_subnet.study.objectives import parse_objectives
-from lightning_subnet.study.problem import Problem
 
 PROBLEM, BUDGET, LARGE, SCORED = "ofa-networks", 250, 10_000, 20_000
 TARGETS = {"search of 250, s": 9.0, "propose(50) after 10,000, s": 20.0, "peak memory, MiB": 2048.0}
@@ -51,6 +50,11 @@ class Timed(Strategy):
     def __init__(self, strategy: Strategy) -> None:
         self._strategy, self._seconds = strategy, 0.0
         self.batch_size = strategy.batch_size
+
+    @property
+    def seconds(self) -> float:
+        """Processor seconds so far; a property, as an attribute would be a setting."""
+        return self._seconds
 
     def propose(
         self,
@@ -90,8 +94,8 @@ def whole_search(problem: SearchProblem, label: str, patience: float) -> dict[st
     return {
         "evaluations": done,
         "search of 250, s": round(seconds, 2),
-        "proposing, s": round(timed._seconds, 2),
-        "the rest, s": round(seconds - timed._seconds, 2),
+        "proposing, s": round(timed.seconds, 2),
+        "the rest, s": round(seconds - timed.seconds, 2),
         "search of 250, wall s": round(wall, 2),
     }
 
@@ -102,7 +106,7 @@ def now() -> np.ndarray:
 
 
 def history_of(problem: SearchProblem, n: int) -> tuple[Problem, History]:
-    """Return a history of n random subnets."""
+    """Return the problem as a strategy gets it, and a history of n random subnets."""
     X = problem.space.sample_indices(n, 0)
     columns = problem.values(X)
     records = [
@@ -115,15 +119,15 @@ def history_of(problem: SearchProblem, n: int) -> tuple[Problem, History]:
         for i, subnet in enumerate(problem.space.from_indices(X))
     ]
     exact = {measure.name: measure for measure in problem.measures}
-    told = Problem(problem.space, parse_objectives(problem.objectives), (), exact)
-    return told, History(problem.space, records)
+    setting = Problem(problem.space, parse_objectives(problem.objectives), (), exact)
+    return setting, History(problem.space, records)
 
 
 def next_proposals(problem: SearchProblem, label: str) -> dict[str, Any]:
-    told, history = history_of(problem, LARGE)
+    setting, history = history_of(problem, LARGE)
     strategy = strategy_of(label, PROBLEM)
     start = now()
-    proposed = strategy.propose(told, history, 50, np.random.default_rng(0))
+    proposed = strategy.propose(setting, history, 50, np.random.default_rng(0))
     seconds, wall = now() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
@@ -177,12 +181,14 @@ def alone(part: str, name: str, patience: float) -> dict[str, Any]:
             check=False,
         )
         errors.seek(0)
-        said = errors.read().strip().splitlines()
+        lines = errors.read().strip().splitlines()
     if done.returncode:
-        print(f"{part} of {name} failed: {said[-1] if said else done.returncode}", file=sys.stderr)
+        print(
+            f"{part} of {name} failed: {lines[-1] if lines else done.returncode}", file=sys.stderr
+        )
         return {}
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
 
 
 def verdict(value: float, target: float) -> str:
@@ -200,12 +206,12 @@ def main() -> None:
     if args.part:
         part, name = args.part
         problem = ofa("networks")
-        told = {
+        parts = {
             "search": lambda: whole_search(problem, name, args.patience),
             "propose": lambda: next_proposals(problem, name),
             "score": lambda: scoring(problem, name),
         }
-        print(json.dumps(told[part]()))
+        print(json.dumps(parts[part]()))
         return
     rows = []
     for label in args.strategies:

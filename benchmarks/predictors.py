@@ -30,9 +30,7 @@ from benchmarks.data import (
     values_in,
 )
 from lightning_subnet import Choice, SearchSpace
-from lightning_subnet.predictors.base import kendall_tau
-from lightning_subnet.predictors.masked_features import features
-from lightning_subnet.predictors.registry import make
+from lightning_subnet.predictors import features, kendall_tau, make
 
 SAMPLES = (25, 50, 100, 250, 1000)
 KERNELS = ("auto", "ridge", "svr", "stack", "gp", "additive")

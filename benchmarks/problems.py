@@ -41,8 +41,8 @@ class SearchProblem:
     """Something to search: its space, what measures it, and the unit square of its hypervolume.
 
     `values(X)` gives all objectives of index rows at once; `measures` are those of them that are
-    exact and free; `bounds` has (best, worst) by objective; `true_hypervolume` is the best that
-    there is in that square, or near it (`exact_front` tells which).
+    exact and free; `bounds` has (best, worst) by objective; `true_hypervolume` is the best
+    that there is in that square, or near it (`exact_front` says which).
     """
 
     name: str
@@ -93,7 +93,7 @@ def _table(
 
     def values(rows: np.ndarray) -> Mapping[str, np.ndarray]:
         at = [row[code] for code in map(bytes, rows.astype(np.int8))]
-        return {column: given[at] for column, given in columns.items()}
+        return {name: column[at] for name, column in columns.items()}
 
     best = pareto.hypervolume(in_square(columns, objectives, bounds), [1.0] * len(columns))
     return SearchProblem(
@@ -193,12 +193,12 @@ def _modelled(
     objectives = {column: "max" if column == "top1" else "min" for column in bounds}
     free = {measure.name for measure in measures}
 
-    def measured(subnet: Subnet) -> dict[str, float]:
+    def evaluate(subnet: Subnet) -> dict[str, float]:
         columns = values(space.indices([subnet]))
         return {k: float(v[0]) for k, v in columns.items() if k not in free}
 
     problem = SearchProblem(
-        name, space, FunctionEvaluator(measured), objectives, bounds, values, measures
+        name, space, FunctionEvaluator(evaluate), objectives, bounds, values, measures
     )
     best = near_optimal(problem)
     return SearchProblem(**{**vars(problem), "true_hypervolume": best, "exact_front": False})
@@ -210,32 +210,32 @@ def near_optimal(problem: SearchProblem, evaluations: int = NEAR_OPTIMAL) -> flo
     Population 200. The value is kept in `results/near_optimal.json`, beside the truth's check.
     """
     path = RESULTS / "near_optimal.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    entries = json.loads(path.read_text()) if path.exists() else {}
     check = problem.check
-    entry = known.get(problem.name, {"check": -1.0})
+    entry = entries.get(problem.name, {"check": -1.0})
     if abs(entry["check"] - check) < SAME_TRUTH and entry["evaluations"] == evaluations:
         return float(entry["hypervolume"])
     from lightning_subnet.strategies._toolkit.breeding import evolve
-    from lightning_subnet.study.problem import Problem
+    from lightning_subnet.study import Problem
 
     population, rng = 200, np.random.default_rng(0)
     exact = {measure.name: measure for measure in problem.measures}
-    told = Problem(problem.space, parse_objectives(problem.objectives), (), exact)
-    _, seen = evolve(
-        told,
+    setting = Problem(problem.space, parse_objectives(problem.objectives), (), exact)
+    _, rows = evolve(
+        setting,
         lambda X: (problem.unit(X), np.zeros(len(X))),
         problem.space.sample_indices(population, rng),
         population=population,
         generations=evaluations // population - 1,
         rng=rng,
     )
-    best = round(pareto.hypervolume(problem.unit(seen), [1.0] * len(problem.objectives)), 6)
-    known[problem.name] = {
+    best = round(pareto.hypervolume(problem.unit(rows), [1.0] * len(problem.objectives)), 6)
+    entries[problem.name] = {
         "hypervolume": best,
         "evaluations": evaluations,
         "check": round(check, 6),
     }
-    path.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+    path.write_text(json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
     return best
 
 

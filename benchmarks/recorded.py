@@ -19,8 +19,8 @@ import pandas as pd
 
 from benchmarks import truths
 from benchmarks.data import RESULTS
+from benchmarks.efficiency_runs import curves_of, read, settings_hash, strategy_of
 from benchmarks.problems import in_square, ofa
-from benchmarks.search_efficiency import curves_of, read, settings_hash, strategy_of
 from lightning_subnet.study import pareto
 
 CHECKPOINTS = (20, 50, 100, 150, 200, 250, 350, 500)
@@ -59,10 +59,10 @@ def compared(label: str, truth: str) -> list[dict]:
     run = data.runs[label]
     macs = problem.measures[0](data.X)
     rows = same_rows(run, macs, data.top1)
-    found = rows >= 0
-    if not found.all():
-        print(f"{label}: {len(run) - found.sum()} of {len(run)} evaluations have no measured row")
-    top1 = np.where(found, problem.values(data.X)["top1"][rows], run[:, 0])
+    has_row = rows >= 0
+    if not has_row.all():
+        print(f"{label}: {len(run) - has_row.sum()} of {len(run)} evaluations have no measured row")
+    top1 = np.where(has_row, problem.values(data.X)["top1"][rows], run[:, 0])
     curves = {
         name: pareto.hypervolumes(
             in_square({"top1": column, "macs": run[:, 1]}, problem.objectives, problem.bounds),
@@ -81,13 +81,13 @@ def compared(label: str, truth: str) -> list[dict]:
 
 
 def statement(frame: pd.DataFrame) -> str:
-    """Say how far ours is from the recorded run on the same truth."""
+    """Return a sentence: how far ours is from the recorded run on the same truth."""
     recorded = frame["recorded, on the truth"]
     inside = ((recorded >= frame.lowest) & (recorded <= frame.highest)).sum()
-    apart = (frame.ours - recorded).loc[(frame.ours - recorded).abs().idxmax()]
+    largest = (frame.ours - recorded).loc[(frame.ours - recorded).abs().idxmax()]
     return (
         f"{frame.strategy.iloc[0]} on {frame.truth.iloc[0]}: recorded within the range of our "
-        f"seeds at {inside} of {len(frame)} checkpoints; our median is at most {apart:+.4f} off"
+        f"seeds at {inside} of {len(frame)} checkpoints; our median is at most {largest:+.4f} off"
     )
 
 

@@ -31,8 +31,7 @@ import pandas as pd
 from benchmarks.problems import SearchProblem, nb201, ofa, ofa_latency
 from lightning_subnet import SubnetSearch
 from lightning_subnet.errors import ReductionWarning
-from lightning_subnet.experiments import Comparison
-from lightning_subnet.experiments.space_reduction import Reduction, reduction
+from lightning_subnet.experiments import Comparison, Reduction, reduction
 from lightning_subnet.strategies import LINAS, NSGA2, RandomSearch
 
 HERE = Path(__file__).resolve().parent
@@ -52,7 +51,7 @@ PAIRS: dict[str, Callable[[], tuple[SearchProblem, SearchProblem]]] = {
 def run(name: str, seeds: int, budget: int) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """Return hypervolume curves (seeds, budget) by "strategy/variant", and the reductions."""
     first, second = PAIRS[name]()
-    found: dict[tuple[str, int], Any] = {}
+    results: dict[tuple[str, int], Any] = {}
     reductions = []
     for seed in range(seeds):
         archive = SubnetSearch(
@@ -67,30 +66,31 @@ def run(name: str, seeds: int, budget: int) -> tuple[dict[str, np.ndarray], list
         start = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ReductionWarning)
-            made: Reduction = reduction(archive, seed=seed)
+            smaller: Reduction = reduction(archive, seed=seed)
         reductions.append(
             {"problem": name, "seed": seed, "size": float(second.space.size)}
-            | {"reduced": float(made.space.size), "clusters": made.clusters, "noise": made.noise}
-            | {"dropped": sum(map(len, made.dropped.values()))}
-            | {"kept_for_front": sum(map(len, made.rescued.values()))}
+            | {"reduced": float(smaller.space.size), "clusters": smaller.clusters}
+            | {"noise": smaller.noise}
+            | {"dropped": sum(map(len, smaller.dropped.values()))}
+            | {"kept_for_front": sum(map(len, smaller.rescued.values()))}
             | {"seconds": round(time.perf_counter() - start, 1)}
         )
         published = second.space.narrowed_to(
             {
-                name: [v for v in values if v not in made.rescued.get(name, ())]
-                for name, values in made.space.values.items()
+                name: [v for v in values if v not in smaller.rescued.get(name, ())]
+                for name, values in smaller.space.values.items()
             }
         )
         reductions[-1]["published"] = float(published.size)
-        spaces = {"reduced": made.space, "published": published}
+        spaces = {"reduced": smaller.space, "published": published}
         for strategy, make in STRATEGIES.items():
             for variant in VARIANTS:
                 space = spaces.get(variant, second.space)
                 if variant in spaces and space.size == second.space.size:
-                    whole = found[f"{strategy}/whole", seed]  # a search repeats exactly
-                    found[f"{strategy}/{variant}", seed] = whole
+                    whole = results[f"{strategy}/whole", seed]  # a search repeats exactly
+                    results[f"{strategy}/{variant}", seed] = whole
                     continue
-                found[f"{strategy}/{variant}", seed] = SubnetSearch(
+                results[f"{strategy}/{variant}", seed] = SubnetSearch(
                     space=space,
                     objectives=second.objectives,
                     strategy=make,
@@ -100,7 +100,7 @@ def run(name: str, seeds: int, budget: int) -> tuple[dict[str, np.ndarray], list
                     warm_start=archive if variant == "warm" else (),
                 ).run(second.evaluator, progress=False)
         print(f"{name}: seed {seed}, {reductions[-1]}", flush=True)
-    return Comparison(found, budget=budget, bounds=second.bounds).curves, reductions
+    return Comparison(results, budget=budget, bounds=second.bounds).curves, reductions
 
 
 def reached(curve: np.ndarray, level: float) -> str:
@@ -118,16 +118,16 @@ def main() -> None:
     args = parser.parse_args()
     pd.set_option("display.width", 200)
     for name in args.problems:
-        curves, made = run(name, args.seeds, args.budget)
+        curves, reductions = run(name, args.seeds, args.budget)
         rows: list[dict[str, Any]] = []
-        shown = {}
+        table = {}
         for label, curve in curves.items():
             strategy, variant = label.split("/")
             goal = 0.99 * float(np.median(curves[f"{strategy}/whole"][:, -1]))
-            shown[strategy, variant] = {"reached": reached(curve, goal)}
+            table[strategy, variant] = {"reached": reached(curve, goal)}
             for k in (20, 50, 100, args.budget):
                 values = np.quantile(curve[:, k - 1], [0.5, 0.25, 0.75])
-                shown[strategy, variant][f"hv@{k}"] = "{:.4f} ({:.4f}-{:.4f})".format(*values)
+                table[strategy, variant][f"hv@{k}"] = "{:.4f} ({:.4f}-{:.4f})".format(*values)
             rows += [
                 {"problem": name, "strategy": strategy, "variant": variant, "seed": seed}
                 | {"goal": round(goal, 5), "reached": _first(curve[seed], goal)}
@@ -135,9 +135,11 @@ def main() -> None:
                 | {"hv@end": round(float(curve[seed, -1]), 5)}
                 for seed in range(args.seeds)
             ]
-        print(f"{name}\n{pd.DataFrame(shown).T.to_string()}\n", flush=True)
+        print(f"{name}\n{pd.DataFrame(table).T.to_string()}\n", flush=True)
         pd.DataFrame(rows).to_csv(HERE / "results" / f"reduction_{name}.csv", index=False)
-        pd.DataFrame(made).to_csv(HERE / "results" / f"reduction_{name}_spaces.csv", index=False)
+        pd.DataFrame(reductions).to_csv(
+            HERE / "results" / f"reduction_{name}_spaces.csv", index=False
+        )
 
 
 def _first(row: np.ndarray, level: float) -> float:

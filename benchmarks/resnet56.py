@@ -31,8 +31,9 @@ import torch
 
 from benchmarks.curves import from_text, to_text
 from benchmarks.data import RESULTS, ROOT, SCRATCH, data_folder
+from benchmarks.efficiency_runs import settings_hash, strategy_of
 from benchmarks.problems import in_square
-from benchmarks.search_efficiency import commit, settings_hash, strategy_of, versions, write
+from benchmarks.search_efficiency import commit, versions, write
 from benchmarks.training import QUIET
 from lightning_subnet import Latency, SearchResult, SubnetSearch
 from lightning_subnet.strategies import names

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import hashlib
 import json
 import multiprocessing
 import os
@@ -33,33 +32,26 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.curves import from_text, to_text
-from benchmarks.data import RESULTS, ROOT, SCRATCH
+from benchmarks.curves import to_text
+from benchmarks.data import ROOT, SCRATCH
+from benchmarks.efficiency_report import report
+from benchmarks.efficiency_runs import (
+    CHECKPOINTS,
+    FOLDER,
+    STRATEGIES,
+    available,
+    read,
+    settings_hash,
+    strategy_of,
+)
 from benchmarks.problems import PROBLEMS, SAME_TRUTH, SearchProblem, in_square
 from lightning_subnet import SubnetSearch
-from lightning_subnet.strategies import Strategy, names, resolve
+from lightning_subnet.strategies import Strategy
 from lightning_subnet.study import pareto
 
-CHECKPOINTS = (10, 20, 50, 100, 250, 800, 2000)
 BUDGET, FEW_SEEDS, SEEDS = 250, 5, 10
-FOLDER = RESULTS / "efficiency"
 PACKAGES = ("lightning-subnet", "numpy", "scikit-learn", "pymoo", "moocore", "botorch")
 
-# By label: the strategy's name and its settings. What names() does not have is skipped.
-STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "random": ("random", {}),
-    "nsga2": ("nsga2", {"population": 50, "mutation": 0.02}),
-    "linas": ("linas", {}),
-    "weaknas-front": ("weaknas", {"reading": "front"}),
-    "weaknas-bands": ("weaknas", {"reading": "bands"}),
-    "nsganetv2": ("nsganetv2", {}),
-    "local-search": ("local-search", {}),
-    "full": ("full", {}),
-    "bayesian": ("bayesian", {}),
-    "hybrid": ("hybrid", {}),
-}
-# WeakNAS as published for NAS-Bench-201: 10 per round from the top 100.
-ON_TABLES = {label: {"batch_size": 10, "top": 100} for label in ("weaknas-front", "weaknas-bands")}
 # Budgets on the OFA space, where they are longer.
 LONG = {
     "random": 2000,
@@ -95,22 +87,6 @@ class Run:
         return f"{self.problem} {self.label} {self.seed}"
 
 
-def available() -> list[str]:
-    """Return the labels whose strategies are there."""
-    return [label for label, (name, _) in STRATEGIES.items() if name in names()]
-
-
-def strategy_of(label: str, problem: str) -> Strategy:
-    name, settings = STRATEGIES[label]
-    more = {} if problem.startswith("ofa") else ON_TABLES.get(label, {})
-    return type(resolve(name))(**settings, **more)
-
-
-def settings_hash(strategy: Strategy) -> str:
-    text = json.dumps({"name": strategy.name, **strategy.settings()}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
 def seeds_of(label: str, problem: str, seeds: int) -> range:
     few = label == "bayesian" or problem.startswith("hwgpt")
     return range(min(seeds, FEW_SEEDS) if few else seeds)
@@ -131,7 +107,7 @@ def search(run: Run) -> dict[str, Any]:
     """Make or finish a run; return its row."""
     problem, strategy = problem_of(run.problem), run.strategy
     run.database.parent.mkdir(parents=True, exist_ok=True)
-    searched = SubnetSearch(
+    subnet_search = SubnetSearch(
         space=problem.space,
         measures=problem.measures,
         objectives=problem.objectives,
@@ -141,14 +117,15 @@ def search(run: Run) -> dict[str, Any]:
         name=str(run),
         seed=run.seed,
     )
-    told = [name for name in problem.objectives if name not in {m.name for m in problem.measures}]
-    while subnets := searched.ask(run.budget):  # a generation at a time, measured at once
+    exact = {measure.name for measure in problem.measures}
+    names = [name for name in problem.objectives if name not in exact]
+    while subnets := subnet_search.ask(run.budget):  # a generation at a time, measured at once
         columns = problem.values(problem.space.indices(subnets))
         for i, subnet in enumerate(subnets):
-            searched.tell(subnet, {name: float(columns[name][i]) for name in told})
-    history = searched.history
-    measured = {name: history.column(name) for name in problem.objectives}
-    unit = in_square(measured, problem.objectives, problem.bounds)
+            subnet_search.tell(subnet, {name: float(columns[name][i]) for name in names})
+    history = subnet_search.history
+    values = {name: history.column(name) for name in problem.objectives}
+    unit = in_square(values, problem.objectives, problem.bounds)
     curve = pareto.hypervolumes(unit, [1.0] * unit.shape[1])
     return {
         "strategy": run.label,
@@ -191,14 +168,6 @@ def locked() -> Iterator[None]:
         yield
 
 
-def read(problem: str) -> pd.DataFrame:
-    """Return the rows of a problem; hypervolumes as numbers."""
-    path = FOLDER / f"{problem}.csv"
-    if not path.exists():
-        return pd.DataFrame(columns=["strategy", "settings", "seed", "validations", "curve"])
-    return pd.read_csv(path, dtype={"settings": str, "commit": str}, keep_default_na=False)
-
-
 def write(path: Path, new: pd.DataFrame, keys: list[str]) -> None:
     """Put rows into a sorted CSV, in place of those of equal keys; others stay to the letter."""
     with locked():
@@ -213,13 +182,8 @@ def write(path: Path, new: pd.DataFrame, keys: list[str]) -> None:
         temporary.replace(path)
 
 
-def curves_of(frame: pd.DataFrame) -> dict[int, Any]:
-    """Return curves by seed."""
-    return {int(r.seed): from_text(str(r.curve), int(r.validations)) for r in frame.itertuples()}
-
-
-def described(name: str) -> dict[str, Any]:
-    """Return a problem's square and truth."""
+def problem_row(name: str) -> dict[str, Any]:
+    """Return a problem's row of problems.csv: its square, its best hypervolume and its truth."""
     problem = problem_of(name)
     square = "; ".join(f"{k} {best:g} to {worst:g}" for k, (best, worst) in problem.bounds.items())
     return {
@@ -229,11 +193,11 @@ def described(name: str) -> dict[str, Any]:
         "hypervolume": round(problem.true_hypervolume, 6),
         "which": "exact front" if problem.exact_front else "NSGA-II, 100,000 evaluations",
         "check": round(problem.check, 5),
-        "truths": "" if name in known_problems() else taus(name),
+        "truths": "" if name in known_checks() else taus(name),
     }
 
 
-def known_problems() -> dict[str, float]:
+def known_checks() -> dict[str, float]:
     """Return the checks of the problems that have results."""
     path = FOLDER / "problems.csv"
     return dict(pd.read_csv(path).set_index("problem").check) if path.exists() else {}
@@ -243,13 +207,13 @@ def register(row: dict[str, Any]) -> None:
     """Write a problem's row; refuse to mix results of different truths."""
     name = row["problem"]
     print(f"{name}: {int(row['subnets']):,} subnets; square: {row['square']}", file=sys.stderr)
-    known = known_problems()
-    if name not in known:
+    checks = known_checks()
+    if name not in checks:
         write(FOLDER / "problems.csv", pd.DataFrame([row]), ["problem"])
-    elif abs(known[name] - row["check"]) > SAME_TRUTH:
+    elif abs(checks[name] - row["check"]) > SAME_TRUTH:
         raise SystemExit(
             f"The truth of {name} is another one here (check {row['check']}, recorded "
-            f"{known[name]}): its fit depends on the machine and on versions. Move "
+            f"{checks[name]}): its fit depends on the machine and on versions. Move "
             f"{FOLDER / name}.csv and its row of problems.csv away to start anew."
         )
 
@@ -261,10 +225,10 @@ def taus(name: str) -> str:
     from benchmarks import truths
 
     kind = name.removeprefix("ofa-")
-    found = {"top1": truths.top1("networks" if kind == "latency" else kind).tau()}
+    values = {"top1": truths.top1("networks" if kind == "latency" else kind).tau()}
     if kind == "latency":
-        found["latency_ms"] = truths.latency().tau()
-    return "; ".join(f"{measure} tau {tau:.3f}" for measure, tau in found.items())
+        values["latency_ms"] = truths.latency().tau()
+    return "; ".join(f"{measure} tau {tau:.3f}" for measure, tau in values.items())
 
 
 def main() -> None:
@@ -277,8 +241,6 @@ def main() -> None:
     add("--again", action="store_true", help="forget the runs of these strategies and problems")
     add("--report", action="store_true", help="print the tables of what is there, and run nothing")
     args = parser.parse_args()
-    from benchmarks.efficiency_report import report
-
     problems = [p for p in PROBLEMS if any(p.startswith(start) for start in args.problems)]
     if not problems:
         parser.error(f"--problems: there are {', '.join(PROBLEMS)}")
@@ -296,8 +258,8 @@ def missing_runs(problem: str, labels: list[str], args: argparse.Namespace) -> I
     for label in labels:
         strategy, budget = strategy_of(label, problem), budget_of(label, problem)
         row = {"strategy": label, "settings": settings_hash(strategy)}
-        told = row | {"values": json.dumps(strategy.settings(), sort_keys=True)}
-        write(FOLDER / "settings.csv", pd.DataFrame([told]), list(row))
+        settings = row | {"values": json.dumps(strategy.settings(), sort_keys=True)}
+        write(FOLDER / "settings.csv", pd.DataFrame([settings]), list(row))
         for seed in seeds_of(label, problem, args.seeds):
             run = Run(problem, label, seed, budget)
             if args.again:
@@ -309,17 +271,17 @@ def missing_runs(problem: str, labels: list[str], args: argparse.Namespace) -> I
 
 def run_all(problems: list[str], args: argparse.Namespace) -> int:
     """Make all runs that are not there; return how many failed."""
-    there = [label for label in args.strategies if label in available()]
-    if missing := [label for label in args.strategies if label not in there]:
+    labels = [label for label in args.strategies if label in available()]
+    if missing := [label for label in args.strategies if label not in labels]:
         print(f"not in this version, left out: {', '.join(missing)}", file=sys.stderr)
     os.environ.update({"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"})
     failed, start = 0, time.perf_counter()
     context = multiprocessing.get_context("spawn")  # one thread each, from their first import on
     pool = ProcessPoolExecutor(args.jobs, mp_context=context)
     try:
-        for row in pool.map(described, problems):
+        for row in pool.map(problem_row, problems):
             register(row)
-        runs = [run for problem in problems for run in missing_runs(problem, there, args)]
+        runs = [run for problem in problems for run in missing_runs(problem, labels, args)]
         waiting = {pool.submit(search, run): run for run in runs}
         for n, future in enumerate(as_completed(waiting), 1):
             run = waiting[future]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a super-network is worth: against other ways to train one, and its subnets alone.
+"""The worth of a super-network: against other ways to train one, and its subnets alone.
 
     python -m benchmarks.supernets [--parts rules alone] [--rules ...] [--searched ...]
                                    [--seeds 0 1] [--epochs 6]
@@ -100,7 +100,7 @@ def done(path: Any, row: dict[str, Any]) -> bool:
 
 def ways(seed: int, epochs: int) -> dict[str, tuple[SubnetSampling, int, int]]:
     """Return by label, as `rules` does: the callback, the images per step, and the epochs."""
-    found = rules(seed, IMAGES, epochs)
+    shared = rules(seed, IMAGES, epochs)
 
     def taught(rule: Any) -> SubnetSampling:
         return SubnetSampling(rule, distill=True, label_weight=1, seed=seed)
@@ -109,12 +109,12 @@ def ways(seed: int, epochs: int) -> dict[str, tuple[SubnetSampling, int, int]]:
     return {
         TURNS: (taught("turns"), half, 2 * epochs),
         FEWER: (taught("turns"), half, round(2 * epochs / 1.4)),
-        ONE: found[ONE],
-        f"{ONE}, {half} images": (found[ONE][0], half, 4 * epochs),
-        LONGER: (found[ONE][0], half, round(4 * epochs * 2.06)),
+        ONE: shared[ONE],
+        f"{ONE}, {half} images": (shared[ONE][0], half, 4 * epochs),
+        LONGER: (shared[ONE][0], half, round(4 * epochs * 2.06)),
         TAUGHT: (taught("sandwich"), IMAGES, epochs),
-        "four random": found["four random"],
-        DISTILLED: found[DISTILLED],
+        "four random": shared["four random"],
+        DISTILLED: shared[DISTILLED],
         f"{TAUGHT}, {quarter} images": (taught("sandwich"), quarter, epochs),
     }
 
@@ -137,14 +137,14 @@ def by_rule(label: str, seed: int, epochs: int, train: int) -> Any:
     row |= {size: round(value, 5) for size, value in sizes.items()}
     row |= {"seconds": round(seconds, 1), "commit": commit()}
     row["tera_macs"] = round(macs_passed(sampling, model.net, steps, batch) / 1e12, 1)
-    path = kept(label, seed, epochs, train)
+    path = checkpoint_of(label, seed, epochs, train)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"weights": model.state_dict(), "seconds": seconds}, path)
     write(RULES, pd.DataFrame([row]), KEYS[RULES])
     print(row, file=sys.stderr, flush=True)
 
 
-def kept(label: str, seed: int, epochs: int, train: int) -> Any:
+def checkpoint_of(label: str, seed: int, epochs: int, train: int) -> Any:
     """Return where the weights of a super-network are."""
     return FOLDER / f"{label.replace(' ', '')}-{seed}-{epochs}-{train}.pt"
 
@@ -162,15 +162,15 @@ def alone(label: str, seed: int, epochs: int, train: int, budget: int) -> None:
     keys = {"train": train, "epochs": epochs, "training": label, "seed": seed}
     if all(done(ALONE, {**keys, "place": place}) for place in range(FEW)):
         return
-    path = kept(label, seed, epochs, train)
+    path = checkpoint_of(label, seed, epochs, train)
     if not path.exists():
         by_rule(label, seed, epochs, train)
     _, batch, times = ways(seed, epochs)[label]
     images, val, test, calibration = parts(train)
-    found = torch.load(path)
+    checkpoint = torch.load(path)
     model = example().LitImages(example().network())
-    model.load_state_dict(found["weights"])
-    front, searched = front_of(model, val, calibration, path.stem, budget)
+    model.load_state_dict(checkpoint["weights"])
+    front, seconds_of_search = front_of(model, val, calibration, path.stem, budget)
     chosen = [front[i] for i in np.linspace(0, len(front) - 1, FEW).round().astype(int)]
     for place, e in enumerate(chosen):
         row: dict[str, Any] = {**keys, "place": place}
@@ -183,10 +183,13 @@ def alone(label: str, seed: int, epochs: int, train: int, budget: int) -> None:
         for module in plain.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-        own, _, seconds = trained(plain, images, batch, times, [])
-        row["alone"] = round(accuracy(own, calibration, test), 5)
-        row |= {"seconds_alone": round(seconds, 1), "seconds_shared": round(found["seconds"], 1)}
-        row |= {"seconds_searched": round(searched, 1), "commit": commit()}
+        net, _, seconds = trained(plain, images, batch, times, [])
+        row["alone"] = round(accuracy(net, calibration, test), 5)
+        row |= {
+            "seconds_alone": round(seconds, 1),
+            "seconds_shared": round(checkpoint["seconds"], 1),
+        }
+        row |= {"seconds_searched": round(seconds_of_search, 1), "commit": commit()}
         write(ALONE, pd.DataFrame([row]), KEYS[ALONE])
         print(row, file=sys.stderr, flush=True)
 
@@ -224,17 +227,17 @@ def report(train: int, epochs: int) -> None:
         print(f"\n{title} ({epochs} epochs of {train:,} images, seeds {sorted(set(frame.seed))})")
         if path == RULES:
             frame[SIZES] *= 100
-            shown = [*SIZES, "steps", "tera_macs", "seconds"]
-            table = frame.groupby("training")[shown].agg(["mean", "std"])
+            columns = [*SIZES, "steps", "tera_macs", "seconds"]
+            table = frame.groupby("training")[columns].agg(["mean", "std"])
             order = [label for label in ways(0, epochs) if label in table.index]
             exact = [("steps", "std"), ("tera_macs", "std")]
             print(table.loc[order].drop(columns=exact).round(1).to_string())
             continue
-        shown = ["searched", "shared", "alone"]
-        frame[shown] *= 100
+        accuracies = ["searched", "shared", "alone"]
+        frame[accuracies] *= 100
         frame["gap"] = frame.shared - frame.alone
         frame["M MACs"] = frame.macs / 1e6
-        columns = ["training", "seed", "M MACs", *shown, "gap", "seconds_alone"]
+        columns = ["training", "seed", "M MACs", *accuracies, "gap", "seconds_alone"]
         print(frame[columns].round(1).to_string())
         for (label, seed), rows in frame.groupby(["training", "seed"]):
             print(

@@ -33,8 +33,7 @@ from torch.utils.data import DataLoader
 from benchmarks.training import QUIET, digits
 from lightning_subnet import Subnet
 from lightning_subnet.supernets import ElasticMobileNetV3
-from lightning_subnet.training.evaluator import TrainerEvaluator
-from lightning_subnet.training.frozen_data import Source
+from lightning_subnet.training import Source, TrainerEvaluator
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "examples"))
@@ -119,7 +118,7 @@ def measured(model: Any, data: L.LightningDataModule, subnets: list[Subnet]) -> 
 
 
 def growth(model: Any, data: L.LightningDataModule, subnets: list[Subnet]) -> dict[str, float]:
-    """Return what 500 evaluations add to the process after the first hundred."""
+    """Return the growth of the process by 500 evaluations, after the first hundred."""
     process = psutil.Process()
 
     def state() -> np.ndarray:
@@ -133,8 +132,8 @@ def growth(model: Any, data: L.LightningDataModule, subnets: list[Subnet]) -> di
             evaluator.evaluate(subnets[i % len(subnets)])
             if i == 99:
                 before = state()
-        grown = state() - before
-    return dict(zip(("memory, MiB", "threads", "open files"), grown, strict=True))
+        increase = state() - before
+    return dict(zip(("memory, MiB", "threads", "open files"), increase, strict=True))
 
 
 def main() -> None:
@@ -154,14 +153,14 @@ def main() -> None:
         space = resnet.net.search_space()
         columns["ResNet-56"] = measured(resnet, Cifar10(1000), space.sample(args.whole, rng=0))
     table = pd.DataFrame(columns)
-    grown = pd.Series(growth(small, Digits(), subnets), name="growth over 400 evaluations")
+    increase = pd.Series(growth(small, Digits(), subnets), name="growth over 400 evaluations")
     print(f"{torch.get_num_threads()} threads")
     print(table.to_string(float_format="{:.3g}".format))
-    print(grown.to_string())
+    print(increase.to_string())
     out = HERE / "results"
     out.mkdir(exist_ok=True)
     table.to_csv(out / "throughput.csv")
-    grown.to_csv(out / "throughput_growth.csv")
+    increase.to_csv(out / "throughput_growth.csv")
 
 
 if __name__ == "__main__":

@@ -39,8 +39,9 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_subnet import Subnet, SubnetSampling, recalibrate
-from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3
+from lightning_subnet import SearchSpace, Subnet, SubnetSampling, recalibrate
+from lightning_subnet.supernets import ElasticMobileNetV3
+from lightning_subnet.training.sampling_rules import step_subnets, uniform
 
 HERE = Path(__file__).resolve().parent
 QUIET: dict[str, Any] = {
@@ -185,6 +186,16 @@ def one_epoch(net: ElasticMobileNetV3, steps: int, callback: L.Callback | None) 
     return watch.seconds
 
 
+def sandwiches(space: SearchSpace, steps: int, seed: int) -> list[Subnet]:
+    """Return the subnets that `SubnetSampling(n_random=2, seed=seed)` trains, one after another."""
+    draw, largest = uniform(space, seed), space.largest
+    return [
+        subnet
+        for step in range(steps)
+        for subnet in step_subnets("sandwich", largest, space, draw, step=step, n_random=2)
+    ]
+
+
 def cost(blocks: int = 9, steps: int = 2) -> dict[str, float]:
     """Return the ratio of sandwich steps to plain steps of the same subnets."""
     torch.manual_seed(0)
@@ -192,21 +203,20 @@ def cost(blocks: int = 9, steps: int = 2) -> dict[str, float]:
     ratios: dict[bool, list[float]] = {False: [], True: []}
     for block in range(blocks + 1):
         seconds: dict[Any, float] = {}
+        subnets = sandwiches(net.search_space(), steps, block)
         labels = [False, True, "plain"]  # without distillation, with it
         for label in labels if block % 2 else labels[::-1]:
-            sampling = SubnetSampling(n_random=2, distill=label is True, seed=block)
-            sampling._part = net
-            subnets = [s for t in range(steps) for s in sampling.subnets(t)]
             if label == "plain":
                 seconds[label] = one_epoch(net, len(subnets), Activate(subnets))
             else:
+                sampling = SubnetSampling(n_random=2, distill=label is True, seed=block)
                 seconds[label] = one_epoch(net, steps, sampling)
-        for distilled, found in ratios.items():
+        for distilled, values in ratios.items():
             if block:  # the first warms up
-                found.append(seconds[distilled] / seconds["plain"])
+                values.append(seconds[distilled] / seconds["plain"])
     row = {}
-    for distilled, found in ratios.items():
-        low, median, high = np.quantile(found, [0.25, 0.5, 0.75])
+    for distilled, values in ratios.items():
+        low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
         label = f"{DISTILLED if distilled else 'sandwich'} / plain, time"
         row |= {label: median, f"{label}, lower quartile": low, f"{label}, upper quartile": high}
     return row

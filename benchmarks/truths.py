@@ -20,8 +20,8 @@ from sklearn.neural_network import MLPRegressor
 
 from benchmarks.data import OFA_NAMES, columns_of, data_folder, ofa_space, rows_of, values_in
 from lightning_subnet import Choice, SearchSpace
+from lightning_subnet.predictors import features
 from lightning_subnet.predictors._sklearn import one_thread
-from lightning_subnet.predictors.masked_features import features
 from lightning_subnet.supernets import ElasticMobileNetV3
 
 DEVICE = "titan_rtx_32"  # of the four the one whose latency the data determines best
@@ -50,7 +50,7 @@ TRUTHS = {"networks": Networks, "trees": trees}
 
 
 class Measured(NamedTuple):
-    """What is measured of OFA's MobileNetV3: rows (n, 45) of the network's space, top-1 in %.
+    """Measurements of OFA's MobileNetV3: rows (n, 45) of the network's space, top-1 in %.
 
     The two recorded runs are (n, 2): top-1 and MACs of real evaluations, in order.
     """

@@ -107,9 +107,9 @@ def main() -> None:
                 if [dataset, name, seed] in frame[KEYS].to_numpy().tolist():
                     continue
                 start = time.perf_counter()
-                n, found = queries(dataset, name, seed, args.cap)
+                n, is_best = queries(dataset, name, seed, args.cap)
                 row = {"dataset": dataset, "strategy": name, "seed": seed, "queries": n}
-                row |= {"found": found, "seconds": round(time.perf_counter() - start, 1)}
+                row |= {"found": is_best, "seconds": round(time.perf_counter() - start, 1)}
                 print(row, file=sys.stderr, flush=True)
                 frame = pd.concat([frame, pd.DataFrame([row])], ignore_index=True)
                 frame.sort_values(KEYS).to_csv(args.out, index=False)

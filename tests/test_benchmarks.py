@@ -15,8 +15,9 @@ import benchmarks
 from benchmarks import search_efficiency, supernets, training
 from benchmarks.curves import from_text, to_text
 from benchmarks.data import data_folder
+from benchmarks.efficiency_runs import settings_hash, strategy_of
 from benchmarks.problems import in_square
-from benchmarks.search_efficiency import Run, search, settings_hash, strategy_of
+from benchmarks.search_efficiency import Run, search
 from lightning_subnet.errors import SearchError
 from lightning_subnet.study import pareto
 
