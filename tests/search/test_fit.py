@@ -105,6 +105,7 @@ def test_two_processes_find_what_one_finds(alone: dict[str, Any], tmp_path: Path
         assert "own_acc" not in two["values"]
 
 
+@pytest.mark.slow
 def test_an_objective_that_is_not_reduced_is_one_clear_error(tmp_path: Path) -> None:
     first, second = run(tmp_path / "two", 2, "unreduced")
     assert "'own_acc' differs between the processes" in first["error"]
@@ -112,6 +113,7 @@ def test_an_objective_that_is_not_reduced_is_one_clear_error(tmp_path: Path) -> 
     assert second["error"].startswith("SearchError: Process 0 ended the search: MeasurementError")
 
 
+@pytest.mark.slow
 def test_a_subnet_that_fails_in_all_processes_is_a_recorded_failure(
     alone: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -123,6 +125,7 @@ def test_a_subnet_that_fails_in_all_processes_is_a_recorded_failure(
     assert {e["reason"] for e in failed} == {"RuntimeError: process 0: ValueError: no"}
 
 
+@pytest.mark.slow
 def test_the_callback_in_two_processes(tmp_path: Path) -> None:
     first, second = run(tmp_path / "two", 2, "callback")
     assert first == second

@@ -235,6 +235,7 @@ def best_share(strategy: Any, seed: int, budget: int) -> float:
     return result.hypervolume(worst)
 
 
+@pytest.mark.slow
 def test_on_measured_networks_it_is_ahead_of_random_search() -> None:
     data_file("nasbench_macro.npz")  # or skip
     strategy = Bayesian(batch_size=8, samples=16, scored=100, rounds=2)

@@ -104,12 +104,12 @@ def known(name: str, n_objectives: int) -> tuple[Discretised, float]:
 # 0.6.2 (in the comment; random: 0.17, 0.00, 0.65). A broken operator or survival falls far under.
 KNOWN = [
     ("zdt1", 2, NSGA2, 0.90),  # 1.00
-    ("zdt1", 2, UNSGA3, 0.90),  # 0.98
-    ("zdt1", 2, SMSEMOA, 0.90),  # 0.99
-    ("zdt2", 2, NSGA2, 0.80),  # 0.98
+    pytest.param("zdt1", 2, UNSGA3, 0.90, marks=pytest.mark.slow),  # 0.98
+    pytest.param("zdt1", 2, SMSEMOA, 0.90, marks=pytest.mark.slow),  # 0.99
+    pytest.param("zdt2", 2, NSGA2, 0.80, marks=pytest.mark.slow),  # 0.98
     ("zdt2", 2, SMSEMOA, 0.80),  # 0.98
     ("dtlz2", 3, UNSGA3, 0.88),  # 0.95
-    ("dtlz2", 3, SMSEMOA, 0.88),  # 0.94
+    pytest.param("dtlz2", 3, SMSEMOA, 0.88, marks=pytest.mark.slow),  # 0.94
 ]
 
 
@@ -138,6 +138,7 @@ def test_the_front_of_all_cells_is_the_published_one(nb201: NasBench201) -> None
         assert set(indices) <= set(rows), "exact ties all stay on the front"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", EVOLUTION)
 def test_evolution_beats_random_on_measured_cells(cls: type[NSGA2], nb201: NasBench201) -> None:
     pair = "cifar100/gold_6226"

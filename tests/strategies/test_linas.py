@@ -100,7 +100,10 @@ def additive(n: int = 12) -> tuple[SearchSpace, FunctionEvaluator]:
     )
 
 
-@pytest.mark.parametrize("strategy", [LINAS(population=20, predictions=2000), Hybrid()])
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(LINAS(population=20, predictions=2000), marks=pytest.mark.slow), Hybrid()],
+)
 def test_predictions_find_in_80_what_evolution_does_not_in_200(strategy: object) -> None:
     space, evaluator = additive()
     reference = {"error": 40.0, "cost": 40.0}
@@ -119,6 +122,7 @@ def test_predictions_find_in_80_what_evolution_does_not_in_200(strategy: object)
     assert found(strategy, 80) > found(RandomSearch(), 200)
 
 
+@pytest.mark.slow
 def test_on_measured_cells_they_are_ahead_of_evolution() -> None:
     cells, pair = NasBench201(), "cifar10/2080ti_1"
     shares = []

@@ -149,7 +149,7 @@ def test_predicted_violation_comes_last() -> None:
 @pytest.mark.parametrize(
     ("name", "least"),
     # Measured: 0.76, 0.84, 0.73; a model that learns nothing has 0.
-    [("boosting", 0.6), ("mlp", 0.6), ("forest", 0.6)],
+    [("boosting", 0.6), pytest.param("mlp", 0.6, marks=pytest.mark.slow), ("forest", 0.6)],
 )
 def test_the_published_predictors_learn_the_order(name: str, least: float) -> None:
     space = grid(6, 4)

@@ -170,6 +170,7 @@ def test_four_processes_write_one_study_at_once(tmp_path: Path) -> None:
         assert found == {"f0": (float(row), 0.0)}
 
 
+@pytest.mark.slow
 def test_four_processes_write_four_studies_of_one_file_at_once(tmp_path: Path) -> None:
     path = tmp_path / "search.db"
     names = [f"study {i}" for i in range(WRITERS)]

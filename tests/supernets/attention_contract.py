@@ -17,7 +17,7 @@ from lightning_subnet._torch.macs import count_macs
 from lightning_subnet.elasticity.attention import MultiheadAttention
 from lightning_subnet.errors import InvalidSubnetError
 
-N_SUBNETS = 50
+N_SUBNETS = [5, pytest.param(50, marks=pytest.mark.slow)]
 
 
 def shaken(net: nn.Module) -> nn.Module:
@@ -76,13 +76,14 @@ class AttentionContract:
         torch.manual_seed(0)
         return {name: shaken(build()) for name, build in self.SIZES.items()}
 
+    @pytest.mark.parametrize("n_subnets", N_SUBNETS)
     def test_random_subnets_extracted_are_the_same_and_cost_what_the_tables_say(
-        self, nets: dict[str, Any]
+        self, nets: dict[str, Any], n_subnets: int
     ) -> None:
         for net in nets.values():
             space, inputs = net.search_space(), self.inputs(net, 3)
             single = tuple(x[:1] for x in inputs)
-            subnets = [space.smallest, space.largest, *space.sample(N_SUBNETS, 1)]
+            subnets = [space.smallest, space.largest, *space.sample(n_subnets, 1)]
             X = space.indices(subnets)
             table = {m.name: m.evaluate(space, X)[0] for m in net.exact_measures()}
             outputs = []

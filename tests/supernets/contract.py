@@ -69,7 +69,7 @@ class SupernetContract:
         config: The class of its sizes.
         inactive: Returns, of each parameter by name, where it is not in force in a subnet.
         parts: Ends of names of parameters whose gradients must have been seen.
-        draws: Random subnets of each size.
+        draws: Random subnets of each size, in the slow tests; otherwise a tenth.
     """
 
     cls: ClassVar[type]
@@ -104,12 +104,17 @@ class SupernetContract:
         assert net.search_space() == net.search_space()
         assert copy.deepcopy(net).search_space() == net.search_space()
 
+    @pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
     def test_random_subnets_extracted_give_the_same_outputs_and_cost_what_the_tables_say(
-        self, net: Any, size: str
+        self, net: Any, size: str, share: float
     ) -> None:
         torch.manual_seed(1)
         x, space = images(net, 1), net.search_space()
-        subnets = [space.smallest, space.largest, *space.sample(self.draws[size], 1)]
+        subnets = [
+            space.smallest,
+            space.largest,
+            *space.sample(math.ceil(share * self.draws[size]), 1),
+        ]
         X = space.indices(subnets)
         table = {m.name: m.evaluate(space, X)[0] for m in net.exact_measures()}
         outputs = []

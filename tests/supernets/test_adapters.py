@@ -41,9 +41,13 @@ def told() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "size", "names"),
     [
-        ("OFAMobileNetV3", 7371**5, 5 + 20 + 20),
-        ("OFAProxylessNASNets", 7371**5 * 9, 5 + 21 + 21),  # the last stage has one block
-        ("OFAResNets", 117**3 * 1053 * 2 * 2 * 3**5, 5 + 18 + 6),
+        pytest.param("OFAMobileNetV3", 7371**5, 5 + 20 + 20, marks=pytest.mark.slow),
+        pytest.param(  # the last stage has one block
+            "OFAProxylessNASNets", 7371**5 * 9, 5 + 21 + 21, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "OFAResNets", 117**3 * 1053 * 2 * 2 * 3**5, 5 + 18 + 6, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_from_ofa_is_what_the_network_does_by_its_own_methods(

@@ -234,7 +234,11 @@ def test_what_lightning_counts_is_as_without_the_callback() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "goal", "accumulated"),
-    [("batchnorm", "labels", 1), ("plain", "labels", 1), ("plain", "distill", 2)],
+    [
+        pytest.param("batchnorm", "labels", 1, marks=pytest.mark.slow),
+        pytest.param("plain", "labels", 1, marks=pytest.mark.slow),
+        ("plain", "distill", 2),
+    ],
 )
 def test_two_processes_average_over_their_halves(
     kind: str, goal: str, accumulated: int, tmp_path: Path
@@ -269,6 +273,7 @@ def test_two_processes_average_over_their_halves(
     assert_equal_gradients(gradient, expected)
 
 
+@pytest.mark.slow
 def test_ranks_train_one_subnet_each_and_average_once(tmp_path: Path) -> None:
     accumulated = 2
     program = [sys.executable, "-m", "tests.programs.ddp_sampling_program"]
@@ -604,8 +609,11 @@ def test_a_schedule_trains_what_is_open_and_logs_its_phase() -> None:
 @pytest.mark.parametrize(
     ("unit", "stop", "end"),
     [
-        *[("steps", stop, 15) for stop in (4, 6, 8, 12)],  # within phases 2, 3, 5; 8: at a sorting
-        *[("epochs", stop, 5) for stop in (2, 3)],
+        # Within phases 2, 3, 5; 8: at a sorting.
+        *[pytest.param("steps", stop, 15, marks=pytest.mark.slow) for stop in (4, 6, 12)],
+        ("steps", 8, 15),
+        pytest.param("epochs", 2, 5, marks=pytest.mark.slow),
+        ("epochs", 3, 5),
     ],
 )
 def test_a_training_resumes_anywhere_in_a_schedule(

@@ -379,6 +379,7 @@ def test_mistakes_show_before_training() -> None:
             assert torch.equal(value, before[name]), name
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "tests.programs.ddp_watch_program", str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, check=False)

@@ -132,7 +132,10 @@ def two_threads() -> Any:  # so that one thread while timing is another number
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", names())
+COLD = {"compile": pytest.mark.slow}  # its first compilation takes a quarter of a minute
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=COLD.get(n, ())) for n in names()])
 def test_each_runtime_measures_and_leaves_nothing_changed(name: str) -> None:
     net = Wide()
     space = net.search_space()
