@@ -5,6 +5,10 @@ from .closest import (
     Closest as Closest,
     closest_subnet as closest_subnet,
 )
+from .device import (
+    describe_device as describe_device,
+    usable_device as usable_device,
+)
 from .energy import (
     Energy as Energy,
 )

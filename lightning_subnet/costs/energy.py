@@ -22,9 +22,9 @@ from torch import nn
 from lightning_subnet._checks import checked_int
 from lightning_subnet._json import digest
 from lightning_subnet._torch.contexts import random_state
-from lightning_subnet._torch.device import describe_device, usable_device
 from lightning_subnet._torch.fingerprints import code_fingerprint
 from lightning_subnet._torch.inputs import arguments, batched, described
+from lightning_subnet.costs.device import describe_device, usable_device
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, ObjectiveError

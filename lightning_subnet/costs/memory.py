@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_subnet._checks import checked_int
 from lightning_subnet._torch.contexts import collection_paused, plain_attention, random_state
-from lightning_subnet._torch.device import usable_device
 from lightning_subnet._torch.inputs import arguments, batched, described
 from lightning_subnet.costs.counts import remembered
+from lightning_subnet.costs.device import usable_device
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.space.subnet import Subnet

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from lightning_subnet._checks import checked_int
-from lightning_subnet._torch.device import usable_device
 from lightning_subnet._torch.inputs import batched, described
+from lightning_subnet.costs.device import usable_device
 from lightning_subnet.costs.latency.timing import (
     FEWEST,
     Timing,

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 from torch import nn
 
 from lightning_subnet._json import digest
-from lightning_subnet._torch.device import describe_device
 from lightning_subnet._torch.fingerprints import code_fingerprint
 from lightning_subnet._torch.inputs import described
+from lightning_subnet.costs.device import describe_device
 from lightning_subnet.costs.latency.bench import Bench, Meter, TimingSettings
 from lightning_subnet.costs.latency.timing import Timing, torch_threads
 from lightning_subnet.costs.runtimes.base import ForwardPass

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from lightning_subnet._json import differences
-from lightning_subnet._torch.device import describe_device
 from lightning_subnet._types import Floats
+from lightning_subnet.costs.device import describe_device
 from lightning_subnet.errors import MeasurementError
 from lightning_subnet.predictors.base import kendall_tau
 from lightning_subnet.space.space import SearchSpace

@@ -74,13 +74,13 @@ class LatencyTable:
         >>> import torch
         >>> from lightning_subnet import Latency
         >>> from lightning_subnet.supernets import ElasticMobileNetV3
-        >>> net = ElasticMobileNetV3.tiny(n_classes=10, depths=(1, 2), expansions=(1, 2))
+        >>> net = ElasticMobileNetV3.tiny(n_classes=10, depths=(1,), expansions=(1, 2))
         >>> quick = Latency(repeats=15, seconds=0.0)
-        >>> table = LatencyTable.build(net, torch.zeros(1, 1, 8, 8), latency=quick, calibrate=4,
-        ...                            check=4)
+        >>> table = LatencyTable.build(net, torch.zeros(1, 1, 8, 8), latency=quick, calibrate=3,
+        ...                            check=3)
         >>> small, large = table.predict([table.space.smallest, table.space.largest])
         >>> bool(0 < small < large), len(table.blocks)
-        (True, 18)
+        (True, 14)
 
     References:
         Cai et al., ProxylessNAS, ICLR 2019, section 3.3.2, and Once-for-All, ICLR 2020, section 3.4
