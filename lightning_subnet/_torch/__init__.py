@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helpers for torch without subnets: inputs, contexts, fingerprints, devices, MACs."""
+"""Helpers for torch without subnets: inputs, contexts, fingerprints, MACs."""

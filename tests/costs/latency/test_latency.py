@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from lightning_subnet import SearchSpace, Subnet, SubnetMixin
-from lightning_subnet._torch.device import describe_device
 from lightning_subnet.costs import Throughput
+from lightning_subnet.costs.device import describe_device
 from lightning_subnet.costs.latency.latency import Latency, LatencyMeasure
 from lightning_subnet.elasticity.protocol import elastic
 from lightning_subnet.errors import MeasurementError, ObjectiveError

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from lightning_subnet import Latency, Measure, SubnetSearch
-from lightning_subnet._torch.device import describe_device
 from lightning_subnet.costs import LatencyPredictor, network_measure
+from lightning_subnet.costs.device import describe_device
 from lightning_subnet.errors import MeasurementError, ObjectiveError, StorageError, SubnetError
 from lightning_subnet.supernets import ElasticMobileNetV3
 from tests.networks import ElasticMlp

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from lightning_subnet import Latency, SubnetSearch
-from lightning_subnet._torch.device import describe_device
 from lightning_subnet.costs import LatencyTable, closest_subnet
+from lightning_subnet.costs.device import describe_device
 from lightning_subnet.costs.tables.blocks import Tracer
 from lightning_subnet.costs.tables.files import Agreement
 from lightning_subnet.costs.tables.latency_table import BlockTime

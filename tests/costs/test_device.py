@@ -7,17 +7,17 @@ import sys
 import pytest
 import torch
 
-from lightning_subnet._torch.device import describe_device, usable_device
+from lightning_subnet.costs.device import describe_device, usable_device
 from lightning_subnet.errors import ObjectiveError
 
 
 def test_a_device_is_described_by_processor_kind_and_torch() -> None:
-    told = describe_device("cpu")
-    assert told.endswith(f" (cpu), torch {torch.__version__}")
-    program = "from lightning_subnet._torch.device import *; print(describe_device('cpu'))"
+    text = describe_device("cpu")
+    assert text.endswith(f" (cpu), torch {torch.__version__}")
+    program = "from lightning_subnet.costs.device import *; print(describe_device('cpu'))"
     command = [sys.executable, "-c", program]
     again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert again.stdout.strip() == told
+    assert again.stdout.strip() == text
 
 
 def test_a_usable_device_has_an_index_where_there_are_several() -> None:
