@@ -11,6 +11,17 @@ from .exporting import (
 from .formats.base import (
     Format as Format,
 )
+from .formats.onnx import (
+    onnx_session as onnx_session,
+    to_onnx as to_onnx,
+)
+from .formats.openvino import (
+    openvino_compiled as openvino_compiled,
+    to_openvino as to_openvino,
+)
+from .formats.torch_export import (
+    to_exported_program as to_exported_program,
+)
 from .loading import (
     Deployed as Deployed,
     load_exported as load_exported,

@@ -15,6 +15,8 @@ from .adapters import (
 from .decoding import (
     Decoding as Decoding,
     ElasticDecoding as ElasticDecoding,
+    beam_search as beam_search,
+    decode as decode,
 )
 from .gpt import (
     GPT as GPT,
