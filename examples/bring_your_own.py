@@ -168,9 +168,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="validated per subnet (500)")
     parser.add_argument("--smoke", action="store_true", help="a minute instead of a quarter hour")
     args = parser.parse_args()
-    given = {"budget": args.budget, "images": args.images}
+    options = {"budget": args.budget, "images": args.images}
     size = SMOKE if args.smoke else WHOLE
-    size = size | {name: value for name, value in given.items() if value is not None}
+    size = size | {name: value for name, value in options.items() if value is not None}
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*(many workers|LeafSpec|no `val_dataloader`).*")
     if not DATA.is_dir():
@@ -198,8 +198,8 @@ def main() -> None:
     whole = result.history[0]
     best = result.best("val_acc", where={"latency_ms": "<= 80%"})
     for label, e in (("The whole network", whole), ("Best within 80 % of its latency", best)):
-        kept = sum(e.subnet.values())
-        print(f"{label}: {kept} of 24 blocks, {e.values['val_acc']:.1%}, "
+        blocks = sum(e.subnet.values())
+        print(f"{label}: {blocks} of 24 blocks, {e.values['val_acc']:.1%}, "
               f"{e.values['latency_ms']:.2f} ms")  # fmt: skip
 
     # The winner is trained on as any other module: what was skipped is no longer in it.

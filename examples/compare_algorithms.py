@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import TensorDataset
 
 from lightning_subnet import Choice, SearchSpace, SubnetMixin, SubnetSampling, SubnetSearch, compare
-from lightning_subnet.elasticity.layers import ElasticLinear
+from lightning_subnet.elasticity import ElasticLinear
 from lightning_subnet.strategies import NSGA2, Strategy, fill
 
 EPOCHS, SEEDS, BUDGET = 100, 10, 100

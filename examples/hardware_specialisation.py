@@ -82,7 +82,7 @@ settings = {
 }
 # `specialise` would do this in one call, but starts each search from the fronts of those before,
 # which helps the later ones: here they are compared, so each has its budget for itself.
-found = [
+results = [
     {
         label: SubnetSearch(
             objectives={"val_acc": "max", "latency_ms": "min"}, measures=[latency],
@@ -98,7 +98,7 @@ found = [
 # Whatever is on a front is timed anew, once under either setting: a front was chosen by its own
 # times, the lucky ones among them, and is now judged by others.
 net, image = model.net, val.tensors[0][:1]
-union = list({e.subnet: None for one in found for result in one.values() for e in result.front})
+union = list({e.subnet: None for one in results for result in one.values() for e in result.front})
 times, whole = {}, {}
 for on, latency in settings.items():
     measure = latency.bind(net, image)
@@ -106,21 +106,21 @@ for on, latency in settings.items():
     times[on] = dict(zip(union, measure(union), strict=True))
 
 
-def volume(result, on, drawn):
+def volume(result, on, latencies):
     """Return the share of the square [FLOOR, 1] x [0, time of the largest subnet] it dominates."""
-    there = result.remeasure(drawn, name="latency_ms")
+    there = result.remeasure(latencies, name="latency_ms")
     return there.hypervolume({"val_acc": FLOOR, "latency_ms": whole[on]}) / (1 - FLOOR) / whole[on]
 
 
-def slower(own, other):
-    """Return how much more time the other front takes at the accuracies of one's own."""
+def slower(result, other):
+    """Return the share of time that the other front takes more, at the accuracies of this one."""
 
     def time(front, least):
         fast = [e.values["latency_ms"] for e in front if e.values["val_acc"] >= least]
         return min(fast, default=np.inf)
 
-    levels = {e.values["val_acc"] for e in own.front if e.values["val_acc"] >= FLOOR}
-    ratios = [time(other.front, level) / time(own.front, level) for level in levels]
+    levels = {e.values["val_acc"] for e in result.front if e.values["val_acc"] >= FLOOR}
+    ratios = [time(other.front, level) / time(result.front, level) for level in levels]
     return np.median(ratios) - 1 if ratios else np.nan
 
 
@@ -131,26 +131,27 @@ print(
     + "".join(f"{'under ' + on:>28}" for on in settings)
 )
 for of in settings:
-    cells = [[volume(one[of], on, times[on]) for one in found] for on in settings]
+    cells = [[volume(one[of], on, times[on]) for one in results] for on in settings]
     print(f"{of:24}" + "".join(f"{np.mean(c):14.3f} ({min(c):.3f}-{max(c):.3f})" for c in cells))
 print()
 for on, of in zip(settings, reversed(settings), strict=True):
-    lost = []
+    losses = []
     for draw in range(DRAWS + 1):  # the values as they are, and then as their errors allow
-        drawn = {
+        latencies = {
             subnet: (value + (draw > 0) * error * rng.standard_normal(), error)
             for subnet, (value, error) in times[on].items()
         }
-        own, other = ([volume(one[k], on, drawn) for one in found] for k in (on, of))
-        lost.append(np.subtract(own, other))
-    low, high = np.percentile(np.mean(lost[1:], axis=1), [2.5, 97.5])
-    ahead = int((lost[0] > 0).sum())
+        here, there = ([volume(one[k], on, latencies) for one in results] for k in (on, of))
+        losses.append(np.subtract(here, there))
+    low, high = np.percentile(np.mean(losses[1:], axis=1), [2.5, 97.5])
+    ahead = int((losses[0] > 0).sum())
     more = [
-        slower(*(one[k].remeasure(times[on], name="latency_ms") for k in (on, of))) for one in found
+        slower(*(one[k].remeasure(times[on], name="latency_ms") for k in (on, of)))
+        for one in results
     ]
     verdict = "specialising pays" if ahead == SEEDS and low > 0 else "no difference is shown"
     print(
-        f"Under {on}, the front of {of} loses {np.mean(lost[0]):.3f} of the square\n"
+        f"Under {on}, the front of {of} loses {np.mean(losses[0]):.3f} of the square\n"
         f"  ({low:.3f} to {high:.3f} by the errors of the times; in {ahead} of {SEEDS} seeds)"
         f"\n  and takes {100 * np.median(more):+.0f} % time at equal accuracy "
         f"({100 * min(more):+.0f} to {100 * max(more):+.0f} % by seed): {verdict}."
@@ -158,7 +159,7 @@ for on, of in zip(settings, reversed(settings), strict=True):
 
 print(f"\n{'mean of the front of':24}{'blocks':>8}{'expansion':>11}{'kernel':>8}")
 for of in settings:
-    chosen = [e.subnet.grouped() for one in found for e in one[of].front]
+    chosen = [e.subnet.grouped() for one in results for e in one[of].front]
     blocks = np.mean([sum(g["d"]) for g in chosen])
     rest = [np.mean([np.mean(g[name]) for g in chosen]) for name in ("e", "ks")]
     print(f"{of:24}{blocks:8.2f}{rest[0]:11.2f}{rest[1]:8.2f}")
@@ -166,7 +167,7 @@ for of in settings:
 FigureCanvasAgg(figure := Figure(figsize=(10, 4.2), layout="constrained"))
 for axes, on in zip(figure.subplots(1, 2, sharey=True), settings, strict=True):
     for of, colour, marker in zip(settings, ("#0072B2", "#D55E00"), "os", strict=True):
-        for seed, one in enumerate(found):
+        for seed, one in enumerate(results):
             front = one[of].remeasure(times[on], name="latency_ms").front
             points = sorted((e.values["latency_ms"], e.values["val_acc"]) for e in front)
             axes.step(

@@ -1,9 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train an elastic ResNet on small photographs, and search accuracy against MACs.
 
     python examples/images.py [--smoke]
 
 10,000 images of CIFAR-10 train it, from the folder that LIGHTNING_SUBNET_DATA names. Of 2,000
-others every second one is validated in the search, and the rest tests what it found. MACs are exact
+others every second one is validated in the search, and the rest tests the winner. MACs are exact
 and looked up; latency, of one image, is measured beside them. Everything is written to
 images_output/, that of --smoke to images_output/smoke/.
 """
@@ -39,12 +40,12 @@ def photographs(train: int, val: int, path: Path = IMAGES) -> list[TensorDataset
     step, other = len(arrays["train_y"]) // train, len(arrays["test_y"]) // val
     parts = [("train", 0, step), ("test", 0, other), ("test", other // 2, other)]
     mean, std = torch.tensor([[0.491, 0.482, 0.447], [0.247, 0.243, 0.262]])[..., None, None]
-    found = []
+    datasets = []
     for name, start, by in parts:
         x = torch.tensor(arrays[f"{name}_x"][start::by]).permute(0, 3, 1, 2)
         y = torch.tensor(arrays[f"{name}_y"][start::by]).long()
-        found.append(TensorDataset(((x / 255 - mean) / std).contiguous(), y))
-    return found
+        datasets.append(TensorDataset(((x / 255 - mean) / std).contiguous(), y))
+    return datasets
 
 
 def augmented(samples: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train an elastic GPT on the characters of Shakespeare, and search perplexity against MACs.
 
     python examples/language_model.py [--smoke]
@@ -111,10 +112,10 @@ def main() -> None:
         print(f"{label}: perplexity {e.values['perplexity']:.2f}, {e.values['macs'] / 1e6:.1f} M")
     plain = result.extract(best)  # an ordinary network
     prompt = torch.tensor([[number[c] for c in "ROMEO:"]])
-    drawn = plain.generate(
+    tokens = plain.generate(
         prompt, CONTEXT - 6, temperature=0.7, generator=torch.Generator().manual_seed(0)
     )
-    print("ROMEO:" + "".join(alphabet[i] for i in drawn[0]))
+    print("ROMEO:" + "".join(alphabet[i] for i in tokens[0]))
     figure, ax = result.plot("macs", "perplexity")
     ax.set_title(f"Elastic GPT on Shakespeare: {ax.get_title()}", fontsize=11)
     figure.savefig(output / "front.png", dpi=120)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train HAT's elastic Transformer on English-German captions, and search BLEU against latency.
 
     python examples/translate.py [--smoke]
@@ -64,14 +65,14 @@ class Words:
             for s, t in zip(*pairs, strict=True)
         ]
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i][0]), len(rows[i][1])))
-        found = []
+        batches = []
         for start in range(0, len(order), size):
             at = order[start : start + size]
             source, target = (
                 pad_sequence([rows[i][j] for i in at], batch_first=True)[:, :100] for j in (0, 1)
             )
-            found.append((source, target, torch.tensor(at)))
-        return found
+            batches.append((source, target, torch.tensor(at)))
+        return batches
 
     def text(self, tokens: torch.Tensor) -> list[str]:
         rows = [[t for t in row if t > 2] for row in tokens.tolist()]
@@ -111,10 +112,10 @@ class LitTranslator(L.LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
-def bleu(said: list[str], references: list[str]) -> float:
+def bleu(texts: list[str], references: list[str]) -> float:
     import sacrebleu
 
-    return float(sacrebleu.corpus_bleu(said, [references]).score)
+    return float(sacrebleu.corpus_bleu(texts, [references]).score)
 
 
 def main() -> None:
@@ -167,13 +168,13 @@ def main() -> None:
     batches = words.batches(test, 100)
     for label, e in (("Largest subnet", whole), ("Best within 75 % of its latency", best)):
         plain = result.extract(e)  # an ordinary network
-        said: dict[int, str] = {}
+        texts: dict[int, str] = {}
         for source, _, at in batches:
-            said |= dict(zip(at.tolist(), words.text(plain.beam(source, STEPS)[0]), strict=True))
-        score = bleu([said[i] for i in range(len(said))], test[1])
+            texts |= dict(zip(at.tolist(), words.text(plain.beam(source, STEPS)[0]), strict=True))
+        score = bleu([texts[i] for i in range(len(texts))], test[1])
         print(
             f"{label}: {e.values['val_bleu']:.1f} BLEU in the search, {score:.1f} on test with a "
-            f"beam of 4, {e.values['latency_ms']:.2f} ms\n  {test[0][0]} -> {said[0]}"
+            f"beam of 4, {e.values['latency_ms']:.2f} ms\n  {test[0][0]} -> {texts[0]}"
         )
     figure, ax = result.plot("latency_ms", "val_bleu")
     ax.set_title(f"Elastic Transformer on Multi30k: {ax.get_title()}", fontsize=11)
