@@ -57,7 +57,7 @@ class Registry:
         return name in self.table or name in self.plugins
 
     def __getitem__(self, name: str) -> Any:
-        """Return what a name stands for; a name of our own stays ours, with a warning.
+        """Return the object of a name; a name of our own stays ours, with a warning.
 
         Raises:
             KeyError: The name is unknown.

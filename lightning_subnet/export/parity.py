@@ -18,7 +18,7 @@ from lightning_subnet.export.formats.base import Format
 
 @dataclass(frozen=True)
 class Parity:
-    """How far outputs are from those of the network, at most.
+    """The largest difference of outputs from those of the network.
 
     Args:
         absolute: The largest difference.

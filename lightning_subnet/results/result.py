@@ -23,7 +23,7 @@ _Module = TypeVar("_Module")
 
 
 class SearchResult(SearchRecord):
-    """The result of a search: its record, and what can be made of it.
+    """The result of a search: its record, with tables, pictures, files and networks made of it.
 
     Args:
         problem: Space, objectives and constraints of the search.

@@ -150,7 +150,7 @@ def _situation(
 
 
 def situations() -> dict[str, Situation]:
-    """Return what a strategy has to cope with, by name; none of the spaces is exhausted."""
+    """Return situations that a strategy must cope with, by name; no space is exhausted."""
     pool = grid(4, 4).restricted_to(grid(4, 4).sample(60, rng=1))
     situations = {
         "empty": _situation(conditional(), 0),

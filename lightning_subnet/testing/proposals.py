@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a strategy proposes in every situation, here or in a process of its own.
+"""Proposals of a strategy in every situation, here or in a process of its own.
 
-`python -m lightning_subnet.testing.proposals MODULE CLASS SETTINGS_JSON` prints it.
+`python -m lightning_subnet.testing.proposals MODULE CLASS SETTINGS_JSON` prints them.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ _MOST_ROWS = 200_000  # of exact measures in one call of propose: bounded work, 
 
 
 def contents(s: Situation) -> tuple[Any, ...]:
-    """Return what a strategy must leave alone."""
+    """Return all parts of a situation that a strategy must not change."""
     problem = s.problem
     return (
         record(s.history),

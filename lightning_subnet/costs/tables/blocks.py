@@ -117,7 +117,7 @@ class Tracer:
 
     @property
     def n_traced(self) -> int:
-        """How many subnets were traced."""
+        """The number of subnets that were traced."""
         return len(self._keys)
 
     def blocks(self) -> dict[str, Block]:
