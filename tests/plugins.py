@@ -6,10 +6,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
 
+from lightning_subnet import _registry
 from lightning_subnet._registry import Registry
 
 
@@ -32,11 +34,23 @@ def write_package(folder: Path, package: str, modules: Mapping[str, str], points
 
 @contextmanager
 def installed(registry: Registry, *folders: Path) -> Iterator[None]:
-    """Have a registry look for entry points anew, with these folders on `sys.path`."""
+    """Have a registry look for entry points anew, in these folders, which are on `sys.path`.
+
+    What else is installed here is hidden: a package of the developer's may have entry points too.
+    """
+
+    def of_folders(**parameters: str) -> list[EntryPoint]:
+        return [
+            point
+            for point in entry_points(**parameters)
+            if point.dist is not None and Path(str(point.dist.locate_file(""))) in folders
+        ]
+
     modules = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         for folder in folders:
             patch.syspath_prepend(folder)
+        patch.setattr(_registry, "entry_points", of_folders)
         _forget(registry)
         try:
             yield

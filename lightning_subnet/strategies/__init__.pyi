@@ -1,9 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Public names of lightning_subnet.strategies; the one list of them."""
 
+from ._toolkit.ranking import (
+    best_first as best_first,
+)
+from ._toolkit.sampling import (
+    by_choice as by_choice,
+    neighbour_rows as neighbour_rows,
+)
 from .base import (
     Opening as Opening,
     Strategy as Strategy,
+    check_positive as check_positive,
     fill as fill,
 )
 from .registry import (

@@ -110,7 +110,13 @@ class Strategy(ABC):
 
 
 def check_positive(**settings: int) -> None:
-    """Raise `StrategyError` for a setting that is not a whole number from 1."""
+    """Raise `StrategyError` for a setting that is not a whole number from 1.
+
+    Example:
+        >>> check_positive(population=50, batch_size=0)
+        Traceback (most recent call last):
+        lightning_subnet.errors.StrategyError: batch_size=0 must be a whole number from 1...
+    """
     for name, value in settings.items():
         checked_int(value, name, error=StrategyError)
 

@@ -24,7 +24,7 @@ from sklearn.neighbors import KNeighborsRegressor
 
 
 class Nearest(Predictor):
-    name = "nearest"
+    name = "demo-nearest"
 
     def __init__(self, k=1, *, random_state=0):
         super().__init__(random_state=random_state)
@@ -64,20 +64,20 @@ def test_every_class_of_the_table_is_public_and_has_its_name() -> None:
 
 
 def test_a_predictor_of_another_package_is_found_by_name(tmp_path: Path) -> None:
-    points = "nearest = demo:Nearest\nneighbours = demo:neighbours"
+    points = "demo-nearest = demo:Nearest\ndemo-neighbours = demo:neighbours"
     F, y = sample(30)
     with installed(PREDICTORS, write(tmp_path, points)):
-        assert names() == [*PREDICTORS.table, "nearest", "neighbours"]
-        assert make("nearest", random_state=7).get_params() == {"k": 1, "random_state": 7}
-        assert make("nearest", space=grid(2, 3)).get_params()["k"] == 9
-        wrapped = make("neighbours")
+        assert names() == [*PREDICTORS.table, "demo-nearest", "demo-neighbours"]
+        assert make("demo-nearest", random_state=7).get_params() == {"k": 1, "random_state": 7}
+        assert make("demo-nearest", space=grid(2, 3)).get_params()["k"] == 9
+        wrapped = make("demo-neighbours")
         assert isinstance(wrapped, Wrapped)
         expected = make(KNeighborsRegressor(3)).fit(F, y).predict(F)
         np.testing.assert_array_equal(wrapped.fit(F, y).predict(F), expected)
-        with pytest.raises(PredictorError, match="Did you mean 'nearest'"):
-            make("nerest")
+        with pytest.raises(PredictorError, match="Did you mean 'demo-nearest'"):
+            make("demo-nerest")
     with pytest.raises(PredictorError):
-        make("nearest")
+        make("demo-nearest")
 
 
 def test_a_predictor_that_cannot_be_imported_breaks_no_other(tmp_path: Path) -> None:
@@ -108,13 +108,13 @@ def test_a_name_of_ours_stays_ours(tmp_path: Path) -> None:
 
 
 def test_two_packages_with_one_name_are_both_named(tmp_path: Path) -> None:
-    one = write(tmp_path, "nearest = demo:Nearest")
-    two = write(tmp_path, "nearest = other:Nearest\nfine = other:Nearest", package="other")
+    one = write(tmp_path, "demo-nearest = demo:Nearest")
+    two = write(tmp_path, "demo-nearest = other:Nearest\nfine = other:Nearest", package="other")
     with installed(PREDICTORS, one, two):
-        assert make("fine").name == "nearest"
+        assert make("fine").name == "demo-nearest"
         with pytest.raises(PluginError) as caught:
-            make("nearest")
-    assert_clear(caught.value, "'nearest'", "demo (demo:Nearest)", "other (other:Nearest)")
+            make("demo-nearest")
+    assert_clear(caught.value, "'demo-nearest'", "demo (demo:Nearest)", "other (other:Nearest)")
 
 
 # Errors

@@ -16,6 +16,7 @@ from lightning_subnet import Subnet, check_elastic, extract
 from lightning_subnet._torch.macs import count_macs
 from lightning_subnet.elasticity.attention import MultiheadAttention
 from lightning_subnet.errors import InvalidSubnetError
+from lightning_subnet.testing import SupernetContract
 
 N_SUBNETS = [5, pytest.param(50, marks=pytest.mark.slow)]
 
@@ -54,8 +55,8 @@ def of_torch(layer: MultiheadAttention, query: torch.Tensor, *rest: Any) -> torc
     return layer.out(y)
 
 
-class AttentionContract:
-    """Inherit, say which networks, and how they are called."""
+class AttentionContract(SupernetContract):
+    """The tests of super-networks of attention layers, beside those that ship."""
 
     SIZES: ClassVar[dict[str, Any]]  # by name, a function that builds the network
     PLAIN: type[nn.Module]
@@ -63,9 +64,15 @@ class AttentionContract:
         dict[Any, str]
     ]  # changes of a size that give choices which the network does not have
 
-    def inputs(self, net: Any, n: int) -> tuple[torch.Tensor, ...]:
+    def inputs_of(self, net: Any, n: int) -> tuple[torch.Tensor, ...]:
         """Inputs of `forward`, of the lengths that `macs` is for."""
         raise NotImplementedError
+
+    def build(self) -> Any:
+        return next(iter(self.SIZES.values()))()
+
+    def inputs(self, n: int) -> tuple[torch.Tensor, ...]:
+        return self.inputs_of(self.build(), n)
 
     def loss(self, net: Any, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Something to learn."""
@@ -81,7 +88,7 @@ class AttentionContract:
         self, nets: dict[str, Any], n_subnets: int
     ) -> None:
         for net in nets.values():
-            space, inputs = net.search_space(), self.inputs(net, 3)
+            space, inputs = net.search_space(), self.inputs_of(net, 3)
             single = tuple(x[:1] for x in inputs)
             subnets = [space.smallest, space.largest, *space.sample(n_subnets, 1)]
             X = space.indices(subnets)
@@ -115,7 +122,7 @@ class AttentionContract:
                     with_kwargs=True,
                 )
             with torch.no_grad():
-                net(*self.inputs(net, 3))
+                net(*self.inputs_of(net, 3))
                 assert {id(layer) for layer, _, _ in calls} == set(map(id, layers))
                 for layer, given, got in calls:
                     expected = of_torch(layer, *given)
@@ -133,7 +140,7 @@ class AttentionContract:
                 assert not hasattr(plain, "activate")
                 fresh = self.PLAIN(net.config, plain.shape).eval()
                 fresh.load_state_dict(plain.state_dict())  # strict: names and shapes
-                inputs = self.inputs(net, 2)
+                inputs = self.inputs_of(net, 2)
                 with torch.no_grad():
                     assert torch.equal(fresh(*inputs), plain(*inputs))
                 tensors = [*net.state_dict().values(), *net.buffers()]
@@ -156,7 +163,7 @@ class AttentionContract:
                 shapes = {k: v.shape for k, v in extract(net, subnet).named_parameters()}
                 net.activate(subnet)
                 net.zero_grad(set_to_none=True)
-                net(*self.inputs(net, 4)).square().sum().backward()
+                net(*self.inputs_of(net, 4)).square().sum().backward()
                 for name, parameter in net.named_parameters():
                     if name not in shapes:
                         assert parameter.grad is None or not parameter.grad.any(), name
@@ -177,7 +184,7 @@ class AttentionContract:
 
     def test_before_anything_is_put_in_force_it_is_the_largest(self, nets: dict[str, Any]) -> None:
         for net in nets.values():
-            inputs = self.inputs(net, 2)
+            inputs = self.inputs_of(net, 2)
             with torch.no_grad():
                 before = net(*inputs)
                 net.activate(net.search_space().largest)
@@ -190,7 +197,7 @@ class AttentionContract:
             net = build().train()
             space = net.search_space()
             net.activate(space.sample(1, 9)[0] if which == "random" else getattr(space, which))
-            inputs = self.inputs(net, 8)
+            inputs = self.inputs_of(net, 8)
             optimizer = torch.optim.Adam(net.parameters(), 1e-2)
             losses = []
             for _ in range(20):
@@ -209,7 +216,7 @@ class AttentionContract:
                 net = build().train()
                 optimizer = torch.optim.SGD(net.parameters(), 0.05)
                 rng = np.random.default_rng(0)
-                inputs = self.inputs(net, 4)
+                inputs = self.inputs_of(net, 4)
                 for _ in range(3):
                     net.activate(net.search_space().sample(1, rng)[0])
                     loss = self.loss(net, inputs)
@@ -221,7 +228,7 @@ class AttentionContract:
 
     def test_every_value_of_every_choice_is_another_network(self, nets: dict[str, Any]) -> None:
         for net in nets.values():
-            check_elastic(net, self.inputs(net, 2))
+            check_elastic(net, self.inputs_of(net, 2))
 
     def test_a_network_of_another_type_extracts_in_that_type(self, nets: dict[str, Any]) -> None:
         for net in nets.values():
@@ -234,7 +241,9 @@ class AttentionContract:
             plain = extract(net, subnet)
             net.activate(subnet)
             assert {p.dtype for p in plain.parameters()} == {torch.float64}
-            inputs = tuple(x.double() if x.is_floating_point() else x for x in self.inputs(net, 2))
+            inputs = tuple(
+                x.double() if x.is_floating_point() else x for x in self.inputs_of(net, 2)
+            )
             with torch.no_grad():
                 torch.testing.assert_close(plain(*inputs), net(*inputs), atol=1e-12, rtol=1e-12)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every super-network owes: subclass `SupernetContract`, name the classes and what rests."""
+"""The contract of super-networks of convolutions: name the classes, and what is not active."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_subnet import Subnet, check_elastic
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import Elastic
+from lightning_subnet.testing import SupernetContract
 
 PIXELS = 64  # of the full size
 
@@ -56,12 +57,12 @@ def images(net: Any, n: int) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=4)
-def _shared(contract: type[SupernetContract], size: str) -> Any:
+def _shared(contract: type[ConvolutionalContract], size: str) -> Any:
     return shaken(contract().build(size))
 
 
-class SupernetContract:
-    """The tests that every super-network inherits.
+class ConvolutionalContract(SupernetContract):
+    """The tests that every super-network of convolutions inherits, beside those that ship.
 
     Attributes:
         cls: Its class, with the constructors `tiny` and `small`.
@@ -79,7 +80,10 @@ class SupernetContract:
     parts: ClassVar[frozenset[str]]
     draws: ClassVar[dict[str, int]] = {"tiny": 50, "small": 50, "full": 50}
 
-    def build(self, size: str, **changes: Any) -> Any:
+    def inputs(self, n: int) -> tuple[Any, ...]:
+        return (images(self.build(), n),)
+
+    def build(self, size: str = "tiny", **changes: Any) -> Any:
         torch.manual_seed(0)
         if size == "full":
             return self.cls(self.config(image_size=PIXELS, **changes))

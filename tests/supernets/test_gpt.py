@@ -32,7 +32,7 @@ class TestGPT(AttentionContract):
         ("kv_heads", ()): r"'kv_heads.0'",
     }
 
-    def inputs(self, net: Any, n: int) -> tuple[torch.Tensor, ...]:
+    def inputs_of(self, net: Any, n: int) -> tuple[torch.Tensor, ...]:
         rng = torch.Generator().manual_seed(0)
         return (torch.randint(net.config.vocab, (n, net.config.context), generator=rng),)
 

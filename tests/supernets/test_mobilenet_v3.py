@@ -20,7 +20,7 @@ from lightning_subnet.supernets.mobilenet_v3 import (
     MobileNetV3Config,
 )
 from tests.problems import assert_clear, data_file
-from tests.supernets.contract import SupernetContract, megabytes, shaken, untouched
+from tests.supernets.contract import ConvolutionalContract, megabytes, shaken, untouched
 
 SIZES = {"tiny": 8, "small": 32, "full": 64}  # pixels
 Sized = tuple[ElasticMobileNetV3, int]
@@ -87,7 +87,7 @@ def inactive_masks(net: ElasticMobileNetV3, subnet: Subnet) -> dict[str, torch.T
     return masks
 
 
-class TestElasticMobileNetV3(SupernetContract):
+class TestElasticMobileNetV3(ConvolutionalContract):
     cls, plain, config = ElasticMobileNetV3, MobileNetV3, MobileNetV3Config
     inactive = staticmethod(inactive_masks)
     parts = frozenset({"expand.0.weight", "project.1.bias", "se.reduce.bias"})

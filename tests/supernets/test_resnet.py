@@ -15,7 +15,7 @@ from lightning_subnet.errors import InvalidSubnetError, SpaceError
 from lightning_subnet.supernets import ElasticResNet, ResNet, ResNetConfig
 from lightning_subnet.supernets._blocks.mbconv import make_divisible
 from tests.problems import assert_clear
-from tests.supernets.contract import SupernetContract, images, shaken
+from tests.supernets.contract import ConvolutionalContract, images, shaken
 
 
 def inactive_masks(net: ElasticResNet, subnet: Subnet) -> dict[str, torch.Tensor]:
@@ -60,7 +60,7 @@ def inactive_masks(net: ElasticResNet, subnet: Subnet) -> dict[str, torch.Tensor
     return masks
 
 
-class TestElasticResNet(SupernetContract):
+class TestElasticResNet(ConvolutionalContract):
     cls, plain, config = ElasticResNet, ResNet, ResNetConfig
     inactive = staticmethod(inactive_masks)
     parts = frozenset(
@@ -69,7 +69,7 @@ class TestElasticResNet(SupernetContract):
     draws: ClassVar = {"tiny": 50, "small": 50, "full": 8}  # the parity tests have 20 more
 
 
-class TestElasticResolution(SupernetContract):
+class TestElasticResolution(ConvolutionalContract):
     """The same with the choice of a resolution."""
 
     cls, plain, config = ElasticResNet, ResNet, ResNetConfig
@@ -77,7 +77,7 @@ class TestElasticResolution(SupernetContract):
     parts = frozenset({"conv2.0.weight"})
     draws: ClassVar = {"tiny": 50}
 
-    def build(self, size: str, **changes: Any) -> ElasticResNet:
+    def build(self, size: str = "tiny", **changes: Any) -> ElasticResNet:
         return super().build(size, resolutions=(4, 6, 8), **changes)
 
     @pytest.fixture(params=["tiny"])

@@ -45,7 +45,7 @@ class TestTransformer(AttentionContract):
         ("ffn", (16, 64)): r"'enc_ffn.0' cannot be 64",
     }
 
-    def inputs(self, net: Any, n: int) -> tuple[torch.Tensor, ...]:
+    def inputs_of(self, net: Any, n: int) -> tuple[torch.Tensor, ...]:
         config = net.config
         source = tokens(net, n, config.source_length, config.source_vocab or config.vocab)
         source[1:, -2:] = config.pad

@@ -26,7 +26,7 @@ class TestViT(AttentionContract):
         ("ffn", (16, 20)): r"'ffn.0' cannot be 20",
     }
 
-    def inputs(self, net: Any, n: int) -> tuple[torch.Tensor, ...]:
+    def inputs_of(self, net: Any, n: int) -> tuple[torch.Tensor, ...]:
         size, rng = net.config.image_size, torch.Generator().manual_seed(0)
         return (torch.randn(n, net.config.in_channels, size, size, generator=rng),)
 

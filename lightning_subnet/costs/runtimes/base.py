@@ -131,7 +131,7 @@ class Runtime(ABC):
         if cuda_graph and not self.graphs:
             msg = (
                 f"cuda_graph=True: runtime={self.name!r} replays no graph. "
-                "Use 'eager' or 'compile'."
+                "Use a runtime of torch: 'eager' or 'compile'."
             )
             raise ObjectiveError(msg)
         for import_library in self.libraries:

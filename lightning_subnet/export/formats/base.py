@@ -63,15 +63,18 @@ class Format(ABC):
     def writers(self) -> Sequence[Writer]:
         """Return the ways to write a file, of which the first is taken whose file holds.
 
-        A writer leaves the batch size open where `call.batch` is not None, and raises an
-        `ExportError` for a network that it cannot write; see `refusal`.
+        A writer leaves the batch size open where `call.batch` is not None: the outputs of the file
+        then grow with its inputs, which is tried before the file is kept, and a file that cannot
+        is a `FixedBatchError`. It raises an `ExportError` for a network that it cannot write; see
+        `refusal`.
         """
 
     @abstractmethod
     def load(self, path: Path, threads: int | None) -> Runner:
         """Return a file in its runtime, with this number of threads; None: as the runtime has it.
 
-        Errors of the runtime's own classes may pass.
+        The runner names outputs as `call.output_names` did, and refuses inputs of another size
+        than a file of fixed size takes. Errors of the runtime's own classes may pass.
         """
 
     @abstractmethod

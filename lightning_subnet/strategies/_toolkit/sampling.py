@@ -56,7 +56,15 @@ def in_order(problem: Problem, X: Indices) -> Draw:
 
 
 def neighbour_rows(space: SearchSpace, subnets: Iterable[Subnet]) -> Indices:
-    """Return the rows that differ from a subnet in one choice; one may come several times."""
+    """Return the rows that differ from a subnet in one choice; one may come several times.
+
+    In a pool (`SearchSpace.restricted_to`) a subnet may have none.
+
+    Example:
+        >>> space = SearchSpace(depth=[1, 2], width=[8, 16])
+        >>> neighbour_rows(space, [space.smallest]).tolist()
+        [[1, 0], [0, 1]]
+    """
     return space.indices(other for subnet in subnets for other in space.neighbours(subnet))
 
 
