@@ -65,7 +65,7 @@ def of_path(path: Path, name: object = None) -> Format:
         'torch'
         >>> of_path(Path("a.onx"))
         Traceback (most recent call last):
-        lightning_subnet.errors.ExportError: 'a.onx' has the suffix '.onx'. Did you mean ...?
+        lightning_subnet.errors.ExportError: 'a.onx' has the suffix '.onx'. Did you mean ...
     """
     first = [name] if isinstance(name, str) and name in FORMATS else []
     suffix, suffixes = path.suffix.lower(), {}
