@@ -21,7 +21,13 @@ collect_ignore = ["docs/conf.py"]  # Sphinx's, no module of doctests
 collect_ignore_glob = ["tests/programs/*"]  # run by tests as processes of their own
 pytest.register_assert_rewrite("lightning_subnet.testing")
 
-SLOW_PAGES = ("README.md", "training.md", "exporting.md", "comparing.md")  # train, step by step
+SLOW_PAGES = (
+    "README.md",
+    "training.md",
+    "exporting.md",
+    "comparing.md",
+    "costs.md",
+)  # train, step by step
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -114,6 +114,7 @@ def test_the_rules_of_training_pass_equally_many_samples() -> None:
 
 
 @needs_data
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:Found .* in eval mode", "ignore:.*LeafSpec")
 def test_super_networks_are_compared_with_their_subnets_and_nothing_is_made_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -76,6 +76,7 @@ def test_a_bound_relative_to_the_largest_may_be_told_after_the_samples() -> None
     assert len(propose(FullSearch(**SMALL), Situation(problem, history, 10))) == 10
 
 
+@pytest.mark.slow
 def test_it_is_ahead_of_random_where_predictors_know_the_problem() -> None:
     space = grid(8, 5)
     weights = np.arange(1, 9)

@@ -111,6 +111,7 @@ def test_with_one_objective_it_measures_the_best_predicted() -> None:
     assert cost(space.indices(propose(strategy, Situation(problem, history, 8)))).max() < least
 
 
+@pytest.mark.slow
 def test_switching_drives_a_search_that_is_ahead_of_random() -> None:
     space, weights = grid(8, 5), np.arange(1, 9)
 

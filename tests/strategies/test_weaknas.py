@@ -183,6 +183,7 @@ def test_equal_values_and_failures_alone_are_no_trouble() -> None:
     assert len(propose(WeakNAS(**SMALL), Situation(problem, failed, 10))) == 10
 
 
+@pytest.mark.slow
 def test_on_measured_cells_it_is_ahead_of_random() -> None:
     cells, pair = NasBench201(), "cifar100/gold_6226"
 

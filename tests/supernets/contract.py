@@ -209,7 +209,7 @@ class ConvolutionalContract(SupernetContract):
             rows = [m.evaluate(space, X[i : i + 1])[0][0] for i in range(50)]
             assert rows == v[:50].tolist()
 
-    @pytest.mark.parametrize("kind", ["tiny", "small"])
+    @pytest.mark.parametrize("kind", ["tiny", pytest.param("small", marks=pytest.mark.slow)])
     @pytest.mark.parametrize("which", ["smallest", "largest", "random"])
     def test_subnets_learn(self, kind: str, which: str) -> None:
         net = self.build(kind, n_classes=4, dropout=0.0)

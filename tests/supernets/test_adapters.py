@@ -81,6 +81,7 @@ def test_from_ofa_of_something_else() -> None:
         assert_clear(caught.value, f"got a {type(other).__name__}", "'OFAResNets'", "elastic(")
 
 
+@pytest.mark.slow
 def test_the_blocks_of_torchvisions_networks_that_may_be_skipped() -> None:
     nets = told()["torchvision"]
     assert nets["resnet18"]["blocks"] == [f"layer{s}" for s in ("1.0", "1.1", "2.1", "3.1", "4.1")]

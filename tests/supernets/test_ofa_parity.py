@@ -35,7 +35,12 @@ def differences(network: str, n: int) -> Differences:
 @pytest.mark.parametrize("n", N_SUBNETS)
 @pytest.mark.parametrize("layout", ["current", "released"])
 @pytest.mark.parametrize(
-    ("network", "size"), [("mobilenet_v3", "1.0"), ("mobilenet_v3", "1.2"), ("resnet", "resnet")]
+    ("network", "size"),
+    [
+        ("mobilenet_v3", "1.0"),
+        ("mobilenet_v3", "1.2"),
+        pytest.param("resnet", "resnet", marks=pytest.mark.slow),
+    ],
 )
 def test_same_weights_and_subnet_give_the_logits_of_the_original(
     network: str, size: str, layout: str, n: int

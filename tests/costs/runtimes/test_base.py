@@ -454,6 +454,7 @@ class Many(Wide):
         return Tagged(subnet["tag"])
 
 
+@pytest.mark.slow
 def test_every_subnet_is_compiled_although_all_share_their_code() -> None:
     from torch._dynamo.utils import counters
 
