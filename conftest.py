@@ -31,7 +31,7 @@ SLOW_PAGES = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the pages that train for minutes."""
+    """Mark the slow pages."""
     for item in items:
         if item.path.name in SLOW_PAGES:
             item.add_marker(pytest.mark.slow)
