@@ -101,7 +101,7 @@ def _part(model: nn.Module) -> nn.Module:
 
 
 MACS = Count("macs", _macs, "MAC", needs_sample=True)
-"""Multiply-accumulates for the sample: of the extracted subnet, if the network can be sliced."""
+"""Multiply-accumulates for the sample, of the extracted subnet if the network can be sliced."""
 
 PARAMS = Count("params", _params)
 """Parameters of the extracted subnet; of a frozen copy they are those of the super-network."""

@@ -40,7 +40,7 @@ class ElasticEmbedding(ElasticLayer, nn.Embedding):
 
     @property
     def active_weight(self) -> torch.Tensor:
-        """The vectors in force, (num_embeddings, active_out): a view."""
+        """A view of the vectors in force, (num_embeddings, active_out)."""
         return self.weight[:, : at_most("active_out", self.active_out, self.embedding_dim)]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

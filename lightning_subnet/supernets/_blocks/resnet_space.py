@@ -95,7 +95,7 @@ class ResNetConfig:
 
     @property
     def channels(self) -> list[list[int]]:
-        """Channels by multiplier: within the stem, at its end, of each stage."""
+        """Channels by multiplier, within the stem, at its end, of each stage."""
         stem = [self.scaled(self.stem * w) for w in self.width_mults]
         return [
             [self.scaled(c // 2) for c in stem],
