@@ -164,7 +164,7 @@ def sortable_part(net: nn.Module) -> Any:
     if not isinstance(part, Sortable):
         msg = (
             f"{type(part).__name__} does not say which channels can be sorted. Give it a method "
-            "sortable_channels(keep) that returns a list of elasticity.sorting.Channels."
+            "sortable_channels(keep) that returns a list of lightning_subnet.elasticity.Channels."
         )
         raise SearchError(msg)
     return part

@@ -37,7 +37,7 @@ Part = tuple[Indices, Floats, float]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Effects:
-    """Which effects the values of a space's choices have, and which of them are alike.
+    """Effects of the values of a space's choices, and which of them are alike.
 
     An ordered choice has an effect of being there, and one of each step up; another choice has one
     of each value. Choices `ks.0, ks.1 ...` are a group: their effects are alike, the more so the

@@ -16,6 +16,7 @@ from .history import (
 )
 from .measures import (
     Measure as Measure,
+    NetworkMeasure as NetworkMeasure,
     measure as measure,
 )
 from .objectives import (
