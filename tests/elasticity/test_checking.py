@@ -60,6 +60,7 @@ def test_mobilenets_are_wired(net: Any, image: tuple[int, ...]) -> None:
     check_elastic(net(), torch.randn(image))
 
 
+@pytest.mark.slow
 def test_the_full_mobilenet_is_wired() -> None:
     torch.manual_seed(0)
     check_elastic(ElasticMobileNetV3(MobileNetV3Config(image_size=64)), torch.randn(1, 3, 64, 64))

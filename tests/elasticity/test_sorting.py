@@ -162,6 +162,7 @@ def shuffled(net: Any, seed: int) -> None:
                 tensor.copy_(tensor.index_select(dim, order))
 
 
+@pytest.mark.slow
 def test_sorted_channels_keep_more_of_a_trained_network() -> None:
     torch.manual_seed(0)
     data = load_digits()

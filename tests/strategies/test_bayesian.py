@@ -54,6 +54,10 @@ class TestBayesian(StrategyContract):
         "rounds": 1,
     }
 
+    @pytest.mark.slow  # another process imports BoTorch first
+    def test_another_process_proposes_the_same_under_another_hash_seed(self) -> None:
+        super().test_another_process_proposes_the_same_under_another_hash_seed()
+
 
 def conflict(space: SearchSpace, constraints: dict | None = None) -> Problem:
     """Return a problem whose objectives, both minimised, are distances to opposite corners."""

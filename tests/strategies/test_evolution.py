@@ -108,7 +108,7 @@ KNOWN = [
     pytest.param("zdt1", 2, SMSEMOA, 0.90, marks=pytest.mark.slow),  # 0.99
     pytest.param("zdt2", 2, NSGA2, 0.80, marks=pytest.mark.slow),  # 0.98
     pytest.param("zdt2", 2, SMSEMOA, 0.80, marks=pytest.mark.slow),  # 0.98
-    ("dtlz2", 3, UNSGA3, 0.88),  # 0.95
+    pytest.param("dtlz2", 3, UNSGA3, 0.88, marks=pytest.mark.slow),  # 0.95
     pytest.param("dtlz2", 3, SMSEMOA, 0.88, marks=pytest.mark.slow),  # 0.94
 ]
 

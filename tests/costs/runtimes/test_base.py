@@ -241,6 +241,7 @@ def test_signals_find_their_stack_when_openvino_is_done() -> None:
     assert output == "handled"
 
 
+@pytest.mark.slow
 def test_fingerprints_are_those_of_another_process() -> None:
     cases = [{}, {"runtime": "compile"}, {"runtime": "onnxruntime", "precision": "16-true"}]
     output = program(
