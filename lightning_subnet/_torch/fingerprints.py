@@ -97,8 +97,8 @@ def stable_text(value: Any) -> str:
 
 
 # Raise it by one when the numbers that a network of this package gives change, with the same
-# weights, inputs and subnet: stored values are not reused then. A comment, a docstring, another
-# name for a variable or a faster way to the same numbers leave it as it is.
+# weights, inputs and subnet, or when it becomes faster or slower: stored values, latencies too, are
+# not reused then. A comment, a docstring or another name for a variable leave it as it is.
 NETWORKS_VERSION = 1
 
 _PACKAGE = __name__.partition(".")[0]
@@ -185,6 +185,8 @@ def _update_by_code(digest: Any, code: types.CodeType) -> None:
     steps: list[tuple[str, Any]] = []
     for instruction in dis.get_instructions(code):
         name, value = instruction.opname, instruction.argval
+        if instruction.opcode in dis.hasconst:  # Python 3.11 gives no argval to names of keywords
+            value = code.co_consts[instruction.arg or 0]
         if name == "STORE_NAME" and value in _ABOUT_A_CLASS:  # of a class inside a function
             steps.pop()  # the value that it stores
         elif name != "EXTENDED_ARG":

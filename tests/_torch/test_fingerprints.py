@@ -80,6 +80,14 @@ def test_constants_and_statements_count(before: str, after: str) -> None:
     assert fingerprint(NET.replace(before, after)) != fingerprint(NET)
 
 
+def test_the_names_of_keywords_of_a_call_count() -> None:
+    call = "class Net(nn.Module):\n    def forward(self, x):\n        return f(x, gain=5.0)\n"
+    other = call.replace("gain", "offset")
+    assert fingerprint(call) != fingerprint(other)
+    twice = call.replace("gain=5.0", "gain=5.0, to=1")
+    assert len(set(map(fingerprint, (call, twice, twice.replace("to", "at"))))) == 3
+
+
 def test_a_text_that_is_no_docstring_counts() -> None:
     stated = "class Net(nn.Module):\n    def forward(self, x):\n        return 'a'\n"
     assert fingerprint(stated) != fingerprint(stated.replace("'a'", "'b'"))
