@@ -133,7 +133,7 @@ class ExportWarning(SubnetWarning):
 
 
 class PluginWarning(SubnetWarning):
-    """Another package offers something under a name of this package's own.
+    """Another package offers something under a name that is in use already.
 
     Silence it with `warnings.simplefilter("ignore", lightning_subnet.errors.PluginWarning)`.
     """

@@ -75,9 +75,14 @@ def _by_name(name: str, random_state: int, space: SearchSpace | None) -> Predict
     factory = PREDICTORS[name]
     if space is not None and isinstance(factory, type) and issubclass(factory, Predictor):
         return factory.for_space(space, random_state=random_state)
-    predictor = factory(random_state=random_state) if callable(factory) else factory
-    if isinstance(predictor, Predictor):
-        return predictor
+    try:
+        predictor = factory(random_state=random_state) if callable(factory) else factory
+    except TypeError as error:
+        if name in PREDICTORS.table:
+            raise
+        raise PREDICTORS.unusable(name, f"does not take random_state=: {error}") from error
+    if isinstance(predictor, Predictor):  # another one at every call: each learns something else
+        return type(predictor)(**predictor.get_params()) if predictor is factory else predictor
     if _is_regressor(predictor):
         return Wrapped(predictor, random_state=random_state)
     raise PREDICTORS.unusable(name, f"is {predictor!r:.80}, which has no fit and predict")

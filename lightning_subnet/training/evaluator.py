@@ -12,6 +12,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from lightning_subnet._json import digest
+from lightning_subnet._messages import warn
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet._torch.fingerprints import (
     code_fingerprint,
@@ -19,9 +20,9 @@ from lightning_subnet._torch.fingerprints import (
     hashed,
     stable_text,
 )
-from lightning_subnet.costs.resolve import measure_names, resolve
+from lightning_subnet.costs.resolve import MEASURES, measure_names, resolve
 from lightning_subnet.elasticity.protocol import elastic_part
-from lightning_subnet.errors import MeasurementError, SearchError
+from lightning_subnet.errors import MeasurementError, PluginWarning, SearchError
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.evaluators import Evaluator, Measured
@@ -102,6 +103,7 @@ class TrainerEvaluator(Evaluator):
         self._data = FrozenData()
         self._callbacks: list[Callback] = []
         self.built_in = tuple(measure_names())
+        self._of_plugins: list[str] = []
         self.provenance: dict[str, str] = {}
         self._hashes = hashes
         self._digest = ""
@@ -165,6 +167,7 @@ class TrainerEvaluator(Evaluator):
             names: Names of measures that the search needs, and of logged metrics.
         """
         built_in = [name for name in names if name in self.built_in]
+        self._of_plugins = [name for name in built_in if name in MEASURES.plugins]
         return [*resolve(self._model, measures, built_in, self._example).values()]
 
     def _example(self) -> Any:
@@ -204,6 +207,14 @@ class TrainerEvaluator(Evaluator):
                 "Log the objectives: self.log('val_acc', ...)."
             )
             raise MeasurementError(msg)
+        for name in set(self._of_plugins) & metrics.keys():
+            self._of_plugins.remove(name)
+            warn(
+                f"{name!r} is logged by {type(self._model).__name__}, and is a measure of another "
+                "package, whose values are taken. To search what is logged, log it under another "
+                "name.",
+                PluginWarning,
+            )
         return metrics
 
     def on_evaluation(self, evaluation: Evaluation) -> None:

@@ -80,6 +80,26 @@ def test_a_predictor_of_another_package_is_found_by_name(tmp_path: Path) -> None
         make("demo-nearest")
 
 
+def test_an_instance_of_another_package_is_another_one_at_every_call(tmp_path: Path) -> None:
+    text = "from lightning_subnet.predictors import Ridge\nRIDGE = Ridge(alpha=2.0)\n"
+    F, y = sample(30)
+    with installed(PREDICTORS, write(tmp_path, "demo-one = demo:RIDGE", text=text)):
+        one, other = make("demo-one"), make("demo-one")
+    assert one.get_params() == other.get_params() == {"alpha": 2.0, "random_state": 0}
+    before = one.fit(F, y).predict(F)
+    other.fit(F, -y)
+    np.testing.assert_array_equal(one.predict(F), before)
+
+
+def test_a_class_of_another_package_that_takes_no_seed_is_named(tmp_path: Path) -> None:
+    points = "demo-line = sklearn.linear_model:LinearRegression"
+    with (
+        installed(PREDICTORS, write(tmp_path, points)),
+        pytest.raises(PluginError, match=r"'demo-line' of demo .* does not take random_state="),
+    ):
+        make("demo-line")
+
+
 def test_a_predictor_that_cannot_be_imported_breaks_no_other(tmp_path: Path) -> None:
     with installed(PREDICTORS, write(tmp_path, "broken = demo:Nearest", text="1 / 0\n")):
         assert make("ridge").name == "ridge"

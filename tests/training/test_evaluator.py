@@ -12,10 +12,17 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, Subset
 
 from lightning_subnet import Latency, SearchSpace
-from lightning_subnet.errors import MeasurementError, SearchError, StudyMismatchError
+from lightning_subnet.costs.resolve import MEASURES
+from lightning_subnet.errors import (
+    MeasurementError,
+    PluginWarning,
+    SearchError,
+    StudyMismatchError,
+)
 from lightning_subnet.training.evaluator import TrainerEvaluator
 from lightning_subnet.training.frozen_data import Source
 from tests.networks import WIDTHS, Digits, LitMlp, digits, quiet_trainer, search
+from tests.plugins import installed, write_package
 
 TRAIN = DataLoader(digits(), 100)
 
@@ -398,3 +405,22 @@ def test_the_space_may_be_passed_by_the_model_only() -> None:
     with pytest.raises(SearchError, match="This search has no space"):
         search().profile()
     assert isinstance(search(space=SearchSpace(a=[1, 2])).space, SearchSpace)
+
+
+def test_a_measure_of_another_package_under_a_logged_name_is_told(
+    model: LitMlp, tmp_path: Path
+) -> None:
+    module = (
+        "from lightning_subnet.costs import network_measure\n"
+        "loss = network_measure('val_loss', exact=True)(lambda net, x: 123.0)\n"
+    )
+    points = "[lightning_subnet.measures]\nval_loss = demo_loss:loss\n"
+    write_package(tmp_path, "demo_loss", {"demo_loss": module}, points)
+    objectives = {"val_acc": "max", "val_loss": "min"}
+    with (
+        installed(MEASURES, tmp_path),
+        pytest.warns(PluginWarning, match="'val_loss' is logged by LitMlp") as caught,
+    ):
+        result = search(objectives=objectives, budget=2).fit(model, Digits(), progress=False)
+    assert len([w for w in caught if w.category is PluginWarning]) == 1
+    assert {e.values["val_loss"] for e in result.history} == {123.0}

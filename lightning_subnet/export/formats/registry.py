@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._registry import Registry
-from lightning_subnet.errors import ExportError
+from lightning_subnet.errors import ExportError, PluginError
 from lightning_subnet.export.formats.base import Format
 
 FORMATS = Registry(
@@ -68,12 +68,18 @@ def of_path(path: Path, name: object = None) -> Format:
         lightning_subnet.errors.ExportError: 'a.onx' has the suffix '.onx'. Did you mean ...
     """
     first = [name] if isinstance(name, str) and name in FORMATS else []
-    suffix, suffixes = path.suffix.lower(), {}
+    suffix, suffixes, broken = path.suffix.lower(), {}, None
     for other in [*first, *names()]:
-        form = make(other)
+        try:
+            form = make(other)
+        except PluginError as error:  # of a package that may have nothing to do with this file
+            broken = error
+            continue
         if form.suffix == suffix:
             return form
         suffixes[other] = form.suffix
+    if broken is not None:
+        raise broken
     start = f"the suffix {path.suffix!r}" if suffix else "no suffix"
     msg = f"{path.name!r} has {start}.{did_you_mean(suffix, suffixes.values())} Known are "
     raise ExportError(msg + ", ".join(f"{s} ({n})" for n, s in suffixes.items()) + ".")

@@ -108,3 +108,12 @@ def test_a_package_that_offers_something_else_does_not_disturb_our_formats(
         with pytest.raises(PluginError) as caught:
             export(net, tmp_path / "two.onnx", x, format="doubled")
         assert_clear(caught.value, "'doubled'", "demo", *parts)
+
+
+def test_a_format_that_cannot_be_imported_hides_no_other(tmp_path: Path) -> None:
+    points = f"[lightning_subnet.formats]\nabroken = demo:Nothing\n{POINTS}\n"
+    write_package(tmp_path / "demo", "demo", {"demo": PLUGIN}, points)
+    with installed(registry.FORMATS, tmp_path / "demo"):
+        assert registry.of_path(Path("net.other")).name == "other"
+        with pytest.raises(PluginError, match="'abroken' of demo"):
+            registry.of_path(Path("net.abroken"))
