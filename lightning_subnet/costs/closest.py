@@ -17,7 +17,7 @@ from torch import nn
 from lightning_subnet._checks import checked_int
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet._types import Floats, Indices
-from lightning_subnet.costs.resolve import resolve
+from lightning_subnet.costs.resolve import resolve, with_sample
 from lightning_subnet.elasticity.protocol import activated, elastic_part
 from lightning_subnet.errors import MeasurementError, NoFeasibleSubnet, ObjectiveError, SearchError
 from lightning_subnet.predictors._sklearn import one_thread
@@ -120,7 +120,7 @@ def closest_subnet(
     rng = np.random.default_rng(seed)
     # Counting puts one subnet after the other in force.
     with nullcontext() if part is None else activated(part, space.largest), random_state():
-        bound = _measures(model, part, example_input, measures, targets)
+        bound = _measures(model, example_input, measures, targets)
         costs = _Costs(space, bound, targets, below=below)
         if all(measure.vectorised for measure in bound):
             row = least_rows(space, lambda X: costs.score(costs.values(X)), rng=rng)[0]
@@ -142,18 +142,16 @@ def closest_subnet(
 
 
 def _measures(
-    model: Any, part: Any, example_input: Any, measures: Any, targets: Mapping[str, float]
+    model: Any, example_input: Any, measures: Any, targets: Mapping[str, float]
 ) -> list[Measure]:
     """Return the measures of the targets, in order."""
     lone = isinstance(measures, (Measure, NetworkMeasure))
     items = [measures] if lone else list(measures)
     by_name(items)
-    # A sample that is passed is for the super-network itself, not for a module around it.
-    array = getattr(model, "example_input_array", None)
-    whole = model if part is None or (example_input is None and array is not None) else part
-    sample = array if example_input is None else example_input
-    items = [item for item in items if item.name in targets]
-    by_target = resolve(whole, items, targets, lambda: sample)
+    host, sample = with_sample(model, example_input)
+    of_targets = [item for item in items if item.name in targets]
+    names = [item.name for item in items]
+    by_target = resolve(host, of_targets, targets, lambda: sample, also=names)
     return [by_target[name] for name in targets]
 
 

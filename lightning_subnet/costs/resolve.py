@@ -74,6 +74,7 @@ def resolve(
     *,
     error: type[SubnetError] = ObjectiveError,
     hint: str = "Give others as objects in measures=[...].",
+    also: Iterable[str] = (),
 ) -> dict[str, Measure]:
     """Return the measures of a model by name, those of networks bound to it.
 
@@ -84,6 +85,7 @@ def resolve(
         sample: Returns one sample as `model` takes it, or None; called if a measure needs it.
         error: The class that is raised.
         hint: What to write in place of an unknown name: a sentence.
+        also: Names of measures that the caller has besides, for the message.
 
     Returns:
         Measures that were bound before, then those of networks, then those by name, exact ones
@@ -110,7 +112,7 @@ def resolve(
     present = {*texts, *(item.name for item in objects)}
     lookups = [*texts, *(name for name in dict.fromkeys(names) if name not in present)]
     binding = _Binding(model, sample, error)
-    options = [*(item.name for item in objects), *binding.names()]
+    options = [*(item.name for item in objects), *also, *binding.names()]
     for name in lookups:
         if binding.part is None and name in MEASURES:
             raise binding.without_network(name)
@@ -122,6 +124,22 @@ def resolve(
     result += [binding.bind(item) for item in objects if not isinstance(item, Measure)]
     result += sorted((binding.named(name) for name in lookups), key=lambda measure: measure.exact)
     return by_name(result)
+
+
+def with_sample(model: Any, example_input: Any) -> tuple[Any, Any]:
+    """Return what measures are bound to, and one sample as that takes it.
+
+    A sample that is passed is for the super-network itself, not for a module around it; the
+    `example_input_array` of a module is as that module takes it.
+
+    Args:
+        model: A super-network or a module around one; a space or None, if there is no network.
+        example_input: What the caller passed, or None.
+    """
+    array = getattr(model, "example_input_array", None)
+    if not isinstance(model, nn.Module) or (example_input is None and array is not None):
+        return model, array if example_input is None else example_input
+    return elastic_part(model), example_input
 
 
 class _Binding:
@@ -150,9 +168,8 @@ class _Binding:
         if self.part is None:
             raise self.without_network(measure.name)
         of_model = getattr(measure, "of_model", False)
-        has_input = getattr(measure, "input", None) is not None
-        sample = None
-        if getattr(measure, "needs_sample", True) and not has_input:
+        sample = getattr(measure, "input", None)
+        if sample is None and getattr(measure, "needs_sample", True):
             sample = self.sample if of_model else self.sample_of_part
         return measure.bind(self.model if of_model else self.part, sample)
 

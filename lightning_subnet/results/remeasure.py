@@ -10,8 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lightning_subnet._messages import listed
-from lightning_subnet._torch.inputs import sample_for
-from lightning_subnet.costs.resolve import resolve
+from lightning_subnet.costs.resolve import resolve, with_sample
 from lightning_subnet.errors import MeasurementError, ObjectiveError, SearchError
 from lightning_subnet.results.record import SearchRecord
 from lightning_subnet.space.space import SearchSpace
@@ -120,7 +119,8 @@ def _named(
 ) -> tuple[str, ValueOf]:
     """Return the name of the values and the function that gives them."""
     if isinstance(measure, NetworkMeasure) and not isinstance(measure, (Measure, type)):
-        bound = resolve(model, [measure], sample=lambda: sample_for(model, example_input))
+        host, sample = with_sample(model, example_input)
+        bound = resolve(host, [measure], sample=lambda: sample)
         (measure,) = bound.values()
     if isinstance(measure, Measure):
         return name or measure.name, _of_measure(measure, space, subnets)

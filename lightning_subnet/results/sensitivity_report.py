@@ -274,14 +274,14 @@ def _space_and_measures(
     """Return the space of a model and its measures, in order, those of networks bound to it."""
     if isinstance(model, SearchSpace) and all(isinstance(m, Measure) for m in measures):
         return model, list(by_name(measures).values())  # without torch
-    from lightning_subnet._torch.inputs import sample_for
-    from lightning_subnet.costs.resolve import resolve
+    from lightning_subnet.costs.resolve import resolve, with_sample
 
     space = _space_of(model)
+    host, sample = with_sample(model, example_input)
     bound = resolve(
-        model,
+        host,
         measures,
-        sample=lambda: sample_for(model, example_input),
+        sample=lambda: sample,
         error=SearchError,
         hint="Give others as objects, such as Energy().",
     )

@@ -190,3 +190,8 @@ def test_bad_input(call: Callable[[], Any], parts: tuple[str, ...]) -> None:
     with pytest.raises((ObjectiveError, SubnetError)) as caught:
         call()
     assert_clear(caught.value, *parts)
+
+
+def test_a_measure_that_was_passed_is_named_where_a_target_is_misspelt() -> None:
+    with pytest.raises(ObjectiveError, match="Did you mean 'slow'"):
+        closest_subnet(TINY, slwo=1, measures=[slow])

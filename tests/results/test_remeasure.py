@@ -7,14 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 
 from lightning_subnet import FunctionEvaluator, SearchResult, SubnetError, SubnetSearch, measure
-from lightning_subnet.costs import network_measure
+from lightning_subnet.costs import PeakMemory, network_measure
 from lightning_subnet.errors import MeasurementError
 from lightning_subnet.strategies import NSGA2
+from lightning_subnet.supernets import ElasticMobileNetV3
 from tests.networks import ElasticMlp
 from tests.problems import assert_clear, grid
 
@@ -197,3 +199,39 @@ def test_bad_input(
         call(result)
     assert_clear(caught.value, *parts)
     assert np.isfinite(result.front.column("latency_ms")).all()
+
+
+class Upsampled(L.LightningModule):
+    """A super-network behind a step that makes its images four times as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = ElasticMobileNetV3.tiny(n_classes=10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(torch.nn.functional.interpolate(x, scale_factor=4.0))
+
+
+def test_a_sample_that_is_passed_is_for_the_super_network_itself() -> None:
+    model, image = Upsampled(), torch.zeros(1, 1, 8, 8)
+    values = FunctionEvaluator(lambda subnet: {"error": float(subnet.indices.sum())})
+    search = SubnetSearch(
+        space=model.net.search_space(),
+        objectives={"error": "min"},
+        strategy="random",
+        budget=3,
+        storage=None,
+    )
+    front = search.run(values, progress=False)
+    subnet = front.front[0].subnet
+
+    def peak(again: SearchResult) -> float:
+        return again.history[0].values["peak_memory_mb"]
+
+    bound = PeakMemory().bind(model.net, image)
+    space = model.net.search_space()
+    (expected,), _ = bound.evaluate(space, space.indices([subnet]))
+    given = front.remeasure(PeakMemory(), model=model, example_input=image)
+    assert peak(given) == expected
+    model.example_input_array = image  # as the module takes it
+    assert peak(front.remeasure(PeakMemory(), model=model)) > 2 * expected
