@@ -107,13 +107,11 @@ class Plan:
         return plan
 
     def _warn_of_small_budget(self) -> None:
-        limit, opening, name = (
-            self.budget.evaluations,
-            self.strategy.opening,
-            self.settings.strategy,
-        )
-        if limit is None or limit > opening.size or not isinstance(name, str):
+        limit, name = self.budget.evaluations, self.settings.strategy
+        if limit is None or not isinstance(name, str):
             return  # whoever passes an object has chosen its numbers
+        if limit > (opening := self.strategy.opening).size:
+            return
         smaller = f"{type(self.strategy).__name__}({opening.setting}={max(limit // 4, 2)})"
         advice = (
             f"Give fewer: strategy={smaller}, from lightning_subnet.strategies."

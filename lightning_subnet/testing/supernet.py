@@ -97,11 +97,11 @@ class SupernetContract:
         subnets = ends_and_more(space, self.n_subnets, seed=2)
 
         def outputs(order: list[int]) -> dict[int, list[torch.Tensor]]:
-            found = {}
+            results = {}
             for i in order:
                 supernet.activate(subnets[i])
-                found[i] = outputs_of(supernet, inputs)
-            return found
+                results[i] = outputs_of(supernet, inputs)
+            return results
 
         order = list(range(len(subnets)))
         there, back = outputs(order), outputs(order[::-1])

@@ -114,3 +114,11 @@ def test_a_plan_keeps_the_settings_beside_what_they_mean() -> None:
     assert isinstance(search.plan.storage, Storage)
     assert search.plan.settings.name is None
     assert search.name == search.plan.name != search.replace().name
+
+
+def test_an_attribute_of_a_strategy_that_is_passed_is_its_own_matter() -> None:
+    class Mine(RandomSearch):
+        opening = 7  # type: ignore[assignment] # of something else
+
+    search = search_of(strategy=Mine(), budget=3)
+    assert len(search.ask(3)) == 3
