@@ -50,7 +50,7 @@ bench: $(STAMP) ## Run what is missing of the search efficiency benchmark (hours
 
 clean: ## Remove what the targets wrote, .venv excepted
 	rm -rf build dist demo_output docs/_build lightning_logs htmlcov .coverage
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .grimp_cache .import_linter_cache
 	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp goes first and comes back last, so that an interrupted install is repeated.
