@@ -80,6 +80,25 @@ class Registry:
             reason = f"cannot be imported: {type(error).__name__}: {error}"
             raise self.unusable(name, reason) from error
 
+    def subclass(self, name: str, base: type[Any]) -> Any:
+        """Return the class of a name, which is one of a kind.
+
+        Raises:
+            KeyError: The name is unknown.
+            PluginError: It is of another package, which cannot be imported or offers something
+                else.
+
+        Example:
+            >>> errors = Registry("error", "example.errors", {"value": "builtins:ValueError"})
+            >>> errors.subclass("value", Exception)
+            <class 'ValueError'>
+        """
+        kind = self[name]
+        if isinstance(kind, type) and issubclass(kind, base):
+            return kind
+        what = f"{base.__module__}.{base.__qualname__}"
+        raise self.unusable(name, f"is {kind!r:.80}, which is not a subclass of {what}")
+
     def unusable(self, name: str, reason: str) -> PluginError:
         """Return the error for an entry point of another package that cannot be used.
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._registry import Registry
 from lightning_subnet.costs.runtimes.base import Runtime
@@ -42,8 +40,5 @@ def make(name: str) -> Runtime:
     if not isinstance(name, str) or name not in RUNTIMES:
         msg = f"runtime={name!r} is unknown.{did_you_mean(name, names())} "
         raise ObjectiveError(f"{msg}It is one of: {listed(names())}.")
-    kind: Any = RUNTIMES[name]
-    if isinstance(kind, type) and issubclass(kind, Runtime):
-        return kind()
-    reason = f"is {kind!r:.80}, which is not a subclass of {Runtime.__module__}.Runtime"
-    raise RUNTIMES.unusable(name, reason)
+    runtime: Runtime = RUNTIMES.subclass(name, Runtime)()
+    return runtime

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._registry import Registry
@@ -42,11 +41,8 @@ def make(name: str) -> Format:
     if not isinstance(name, str) or name not in FORMATS:
         msg = f"{name!r} is not a format.{did_you_mean(name, names())} Known are {listed(names())}."
         raise ExportError(msg)
-    form: Any = FORMATS[name]
-    if isinstance(form, type) and issubclass(form, Format):
-        return form()
-    reason = f"is {form!r:.80}, which is not a subclass of {Format.__module__}.Format"
-    raise FORMATS.unusable(name, reason)
+    form: Format = FORMATS.subclass(name, Format)()
+    return form
 
 
 def of_path(path: Path, name: object = None) -> Format:
