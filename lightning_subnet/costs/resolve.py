@@ -23,7 +23,7 @@ from torch import nn
 from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._registry import Registry
 from lightning_subnet._torch.contexts import evaluating, random_state
-from lightning_subnet._torch.inputs import arguments
+from lightning_subnet._torch.inputs import arguments, sample_for
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import ObjectiveError, SubnetError
 from lightning_subnet.space.space import SearchSpace
@@ -136,10 +136,9 @@ def with_sample(model: Any, example_input: Any) -> tuple[Any, Any]:
         model: A super-network or a module around one; a space or None, if there is no network.
         example_input: What the caller passed, or None.
     """
-    array = getattr(model, "example_input_array", None)
-    if not isinstance(model, nn.Module) or (example_input is None and array is not None):
-        return model, array if example_input is None else example_input
-    return elastic_part(model), example_input
+    sample = sample_for(model, example_input)
+    of_part = isinstance(model, nn.Module) and (example_input is not None or sample is None)
+    return elastic_part(model) if of_part else model, sample
 
 
 class _Binding:

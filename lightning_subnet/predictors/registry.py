@@ -81,10 +81,8 @@ def _by_name(name: str, random_state: int, space: SearchSpace | None) -> Predict
         if name in PREDICTORS.table:
             raise
         raise PREDICTORS.unusable(name, f"does not take random_state=: {error}") from error
-    if isinstance(predictor, Predictor):  # another one at every call: each learns something else
-        return type(predictor)(**predictor.get_params()) if predictor is factory else predictor
-    if _is_regressor(predictor):
-        return Wrapped(predictor, random_state=random_state)
+    if isinstance(predictor, Predictor) or _is_regressor(predictor):
+        return make(predictor, random_state=random_state)  # a copy: each learns something else
     raise PREDICTORS.unusable(name, f"is {predictor!r:.80}, which has no fit and predict")
 
 
