@@ -10,6 +10,7 @@ import ast
 import re
 import tomllib
 from collections import Counter, defaultdict
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -29,31 +30,38 @@ def floors() -> list[list[str]]:
     return [re.findall(r"\w+", layer) for layer in contract["layers"]]
 
 
-def arrows() -> dict[str, set[str]]:
-    """Return, by package, the packages that it imports, type-only imports included."""
+@cache
+def imports() -> tuple[tuple[str, str], ...]:
+    """Return which module imports which, type-only imports included."""
     graph = grimp.build_graph("lightning_subnet")
+    return tuple(
+        (module, other)
+        for module in graph.modules
+        for other in graph.find_modules_directly_imported_by(module)
+    )
+
+
+def arrows() -> dict[str, set[str]]:
+    """Return, by package, the packages that it imports."""
     found: dict[str, set[str]] = defaultdict(set)
-    for module in graph.modules:
-        for other in graph.find_modules_directly_imported_by(module):
-            one, two = (name.split(".")[1:2] for name in (module, other))
-            if one and two and one not in (two, [MARGIN]):
-                found[one[0]].add(two[0])
+    for pair in imports():
+        one, two = (name.split(".")[1:2] for name in pair)
+        if one and two and one not in (two, [MARGIN]):
+            found[one[0]].add(two[0])
     return dict(found)
 
 
 def circles() -> list[str]:
     """Return the circles among the children of each package."""
-    graph = grimp.build_graph("lightning_subnet")
     children: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for module in graph.modules:
-        for other in graph.find_modules_directly_imported_by(module):
-            one, two = module.split("."), other.split(".")
-            same = next(
-                (i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b),
-                min(len(one), len(two)),
-            )
-            if same < min(len(one), len(two)):
-                children[".".join(one[:same])][one[same]].add(two[same])
+    for module, other in imports():
+        one, two = module.split("."), other.split(".")
+        same = next(
+            (i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b),
+            min(len(one), len(two)),
+        )
+        if same < min(len(one), len(two)):
+            children[".".join(one[:same])][one[same]].add(two[same])
     found = []
     for package, uses in children.items():
         try:
