@@ -25,8 +25,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 RECORDED: dict[str, Any] = json.loads((previous.DATA / "proposals.json").read_text("utf-8"))
 
 
+LONG = ("bayesian, by name", "weaknas, mlp")  # seconds each
+
 CASES = [
-    pytest.param(*case, seed, marks=[pytest.mark.slow] if seed else [])
+    pytest.param(*case, seed, marks=[pytest.mark.slow] if seed or case[0] in LONG else [])
     for case in previous.cases()
     for seed in previous.seeds_of(case[0])
 ]

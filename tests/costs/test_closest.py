@@ -136,6 +136,7 @@ class Naps(ElasticMlp):
         return super().forward(x)
 
 
+@pytest.mark.slow
 def test_milliseconds() -> None:
     naps, quick = Naps(), Latency(repeats=15, seconds=0.0)
     closest = closest_subnet(naps, torch.zeros(1, 64), latency_ms=12, measures=quick, evaluations=4)

@@ -237,7 +237,7 @@ def test_what_lightning_counts_is_as_without_the_callback() -> None:
     [
         pytest.param("batchnorm", "labels", 1, marks=pytest.mark.slow),
         pytest.param("plain", "labels", 1, marks=pytest.mark.slow),
-        ("plain", "distill", 2),
+        pytest.param("plain", "distill", 2, marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_average_over_their_halves(

@@ -103,6 +103,7 @@ def test_a_sum_of_known_times_is_found_and_calibrated() -> None:
     assert (report.tau, report.mape) == (1.0, pytest.approx(0, abs=1e-9))
 
 
+@pytest.mark.slow
 def test_a_network_without_a_lookup_is_traced() -> None:
     net, x = Entangled(), torch.zeros(1, 4)
     table = LatencyTable.build(net, x, latency=QUICK, calibrate=0, check=0)
