@@ -23,7 +23,7 @@ from lightning_subnet.study.problem import check_part
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lightning_subnet.training.frozen_data import Source
+    from lightning_subnet.training.validation.frozen_data import Source
 
 ValueOf = Callable[[Subnet], Any]
 """A function of a subnet that returns its value, or a pair (value, standard error)."""
@@ -215,7 +215,7 @@ def validate_front(record: SearchRecord, model: Any, source: Source, trainer: An
     """Validate the front on other data; see `SearchResult.verify`."""
     import pandas as pd
 
-    from lightning_subnet.training.evaluator import TrainerEvaluator
+    from lightning_subnet.training.validation.evaluator import TrainerEvaluator
 
     front = record.front
     rows: list[dict[str, float]] = []

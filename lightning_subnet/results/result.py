@@ -191,7 +191,7 @@ class SearchResult(SearchRecord):
             SearchError: As `fit`.
         """
         from lightning_subnet.results.remeasure import validate_front
-        from lightning_subnet.training.frozen_data import Source
+        from lightning_subnet.training.validation.frozen_data import Source
 
         if calibration_images is None:
             calibration_images = getattr(self._extractor, "images", 512)

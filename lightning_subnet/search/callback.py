@@ -27,8 +27,8 @@ from lightning_subnet.training._lightning import (
     inner_trainer,
     validates,
 )
-from lightning_subnet.training.evaluator import TrainerEvaluator
-from lightning_subnet.training.frozen_data import Source
+from lightning_subnet.training.validation.evaluator import TrainerEvaluator
+from lightning_subnet.training.validation.frozen_data import Source
 
 Weights = Literal["last", "best"]
 

@@ -23,8 +23,8 @@ from lightning_subnet.study.history import Evaluation, Verified
 from lightning_subnet.study.problem import check_part
 from lightning_subnet.study.storage import Storage
 from lightning_subnet.training._lightning import gather
-from lightning_subnet.training.evaluator import TrainerEvaluator
-from lightning_subnet.training.extractor import Extractor
+from lightning_subnet.training.validation.evaluator import TrainerEvaluator
+from lightning_subnet.training.validation.extractor import Extractor
 
 _log = logging.getLogger(__name__)
 _REHEARSAL = 3  # evaluations under fast_dev_run

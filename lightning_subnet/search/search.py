@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lightning_subnet.study.storage import Storage
-    from lightning_subnet.training.evaluator import TrainerEvaluator
+    from lightning_subnet.training.validation.evaluator import TrainerEvaluator
 
 
 class SubnetSearch:
@@ -322,8 +322,8 @@ class SubnetSearch:
     def _evaluator(
         self, model: Any, datamodule: Any, dataloaders: Any, train: Any = None, *, images: int
     ) -> TrainerEvaluator:
-        from lightning_subnet.training.evaluator import TrainerEvaluator
-        from lightning_subnet.training.frozen_data import Source
+        from lightning_subnet.training.validation.evaluator import TrainerEvaluator
+        from lightning_subnet.training.validation.frozen_data import Source
 
         source = Source(datamodule, dataloaders, train, calibration_images=images)
         return TrainerEvaluator(model, source, trainer=self.plan.settings.trainer)

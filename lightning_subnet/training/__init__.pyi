@@ -4,12 +4,6 @@
 from .distillation import (
     alpha_divergence as alpha_divergence,
 )
-from .evaluator import (
-    TrainerEvaluator as TrainerEvaluator,
-)
-from .frozen_data import (
-    Source as Source,
-)
 from .progressive_shrinking import (
     ProgressiveShrinking as ProgressiveShrinking,
 )
@@ -21,4 +15,10 @@ from .subnet_sampling import (
 )
 from .subnet_validation import (
     SubnetValidation as SubnetValidation,
+)
+from .validation.evaluator import (
+    TrainerEvaluator as TrainerEvaluator,
+)
+from .validation.frozen_data import (
+    Source as Source,
 )

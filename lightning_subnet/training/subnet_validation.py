@@ -26,9 +26,13 @@ from lightning_subnet.training._lightning import (
     validates,
     weights_of_validation,
 )
-from lightning_subnet.training.evaluator import TrainerEvaluator
-from lightning_subnet.training.frozen_data import Source, calibration_batches, with_own_workers
-from lightning_subnet.training.restore import untouched
+from lightning_subnet.training.validation.evaluator import TrainerEvaluator
+from lightning_subnet.training.validation.frozen_data import (
+    Source,
+    calibration_batches,
+    with_own_workers,
+)
+from lightning_subnet.training.validation.restore import untouched
 
 End = Literal["smallest", "largest"]
 _ENDS: tuple[End, ...] = ("smallest", "largest")

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 from lightning_subnet import SearchSpace, SubnetSampling, SubnetValidation
 from lightning_subnet.errors import InvalidSubnetError, SearchError
-from lightning_subnet.training.evaluator import TrainerEvaluator
-from lightning_subnet.training.frozen_data import Source
+from lightning_subnet.training.validation.evaluator import TrainerEvaluator
+from lightning_subnet.training.validation.frozen_data import Source
 from tests.networks import Digits, LitMlp, digits, quiet_trainer
 from tests.problems import assert_clear
 

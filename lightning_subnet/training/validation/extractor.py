@@ -22,9 +22,13 @@ from lightning_subnet.elasticity.protocol import activated
 from lightning_subnet.errors import SearchError
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.training._lightning import LightningModule, Trainer, transfer
-from lightning_subnet.training.batch_input import calibration_step, model_input, network_of
-from lightning_subnet.training.frozen_data import FrozenData
-from lightning_subnet.training.restore import BufferState
+from lightning_subnet.training.validation.batch_input import (
+    calibration_step,
+    model_input,
+    network_of,
+)
+from lightning_subnet.training.validation.frozen_data import FrozenData
+from lightning_subnet.training.validation.restore import BufferState
 
 
 @dataclass(frozen=True)

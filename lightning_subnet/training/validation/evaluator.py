@@ -40,11 +40,11 @@ from lightning_subnet.training._lightning import (
     quiet,
     restore_metrics,
 )
-from lightning_subnet.training.batch_input import first_input
-from lightning_subnet.training.extractor import Extractor
-from lightning_subnet.training.frozen_data import FrozenData, Source, frozen_data
-from lightning_subnet.training.recalibration import Recalibration
-from lightning_subnet.training.restore import StepState, module_state
+from lightning_subnet.training.validation.batch_input import first_input
+from lightning_subnet.training.validation.extractor import Extractor
+from lightning_subnet.training.validation.frozen_data import FrozenData, Source, frozen_data
+from lightning_subnet.training.validation.recalibration import Recalibration
+from lightning_subnet.training.validation.restore import StepState, module_state
 
 # The same for every search, so that strategies and seeds are compared on the same data.
 _SEED = 0

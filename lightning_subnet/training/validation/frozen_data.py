@@ -28,7 +28,7 @@ from lightning_subnet.training._lightning import (
     like_combined,
     prepares_data,
 )
-from lightning_subnet.training.batch_input import calibration_step, model_input
+from lightning_subnet.training.validation.batch_input import calibration_step, model_input
 
 _RESIDENT_BYTES = 2**31
 

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from lightning_subnet.training.restore import module_state, untouched
+from lightning_subnet.training.validation.restore import module_state, untouched
 from tests.networks import Digits, LitMlp, quiet_trainer, search
 from tests.problems import numpy_state
 

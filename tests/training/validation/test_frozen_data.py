@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from lightning_subnet._torch.fingerprints import data_fingerprint
 from lightning_subnet.errors import SearchError
-from lightning_subnet.training.evaluator import TrainerEvaluator
-from lightning_subnet.training.frozen_data import Resident, Source
+from lightning_subnet.training.validation.evaluator import TrainerEvaluator
+from lightning_subnet.training.validation.frozen_data import Resident, Source
 from tests.networks import Digits, LitMlp, digits, quiet_trainer, search
 
 TRAIN = DataLoader(digits(), 100)

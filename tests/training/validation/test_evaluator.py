@@ -19,8 +19,8 @@ from lightning_subnet.errors import (
     SearchError,
     StudyMismatchError,
 )
-from lightning_subnet.training.evaluator import TrainerEvaluator
-from lightning_subnet.training.frozen_data import Source
+from lightning_subnet.training.validation.evaluator import TrainerEvaluator
+from lightning_subnet.training.validation.frozen_data import Source
 from tests.networks import WIDTHS, Digits, LitMlp, digits, quiet_trainer, search
 from tests.plugins import installed, write_package
 

@@ -12,8 +12,8 @@ import torch
 from lightning_subnet import recalibrate
 from lightning_subnet.errors import MeasurementError
 from lightning_subnet.supernets import ElasticMobileNetV3
-from lightning_subnet.training.evaluator import TrainerEvaluator
-from lightning_subnet.training.frozen_data import Source
+from lightning_subnet.training.validation.evaluator import TrainerEvaluator
+from lightning_subnet.training.validation.frozen_data import Source
 from tests.networks import Digits, LitMlp, quiet_trainer, search
 
 

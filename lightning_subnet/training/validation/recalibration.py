@@ -18,8 +18,12 @@ from lightning_subnet.training._lightning import (
     in_precision,
     transfer,
 )
-from lightning_subnet.training.batch_input import calibration_step, model_input, network_of
-from lightning_subnet.training.frozen_data import FrozenData
+from lightning_subnet.training.validation.batch_input import (
+    calibration_step,
+    model_input,
+    network_of,
+)
+from lightning_subnet.training.validation.frozen_data import FrozenData
 
 
 class Recalibration(Callback):
