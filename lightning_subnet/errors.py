@@ -66,6 +66,10 @@ class FixedBatchError(ExportError):
     """A network takes batches of one size only."""
 
 
+class ParityError(SubnetError, RuntimeError):
+    """A subnet, as a module or a file of its own, gives other outputs than where it was scored."""
+
+
 class PluginError(SubnetError, ImportError):
     """An entry point of another package cannot be used."""
 
@@ -87,6 +91,34 @@ class SubnetWarning(UserWarning):
     """Base of every warning of this package.
 
     Silence all with `warnings.simplefilter("ignore", lightning_subnet.errors.SubnetWarning)`.
+    """
+
+
+class ParityWarning(SubnetWarning):
+    """It is not known whether what ships gives what was scored, or a choice changes no value.
+
+    Silence it with `warnings.simplefilter("ignore", lightning_subnet.errors.ParityWarning)`.
+    """
+
+
+class CalibrationWarning(SubnetWarning):
+    """Running statistics are renewed on data that makes the network worse, or cannot be renewed.
+
+    Silence it with `warnings.simplefilter("ignore", lightning_subnet.errors.CalibrationWarning)`.
+    """
+
+
+class CostWarning(SubnetWarning):
+    """A cost does not tell subnets apart, or leaves something out.
+
+    Silence it with `warnings.simplefilter("ignore", lightning_subnet.errors.CostWarning)`.
+    """
+
+
+class ElasticityWarning(SubnetWarning):
+    """A space or a super-network is likely not what its author means.
+
+    Silence it with `warnings.simplefilter("ignore", lightning_subnet.errors.ElasticityWarning)`.
     """
 
 

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten_with_path
 
 from lightning_subnet._torch.contexts import evaluating
 from lightning_subnet._torch.inputs import arguments
+from lightning_subnet._torch.outputs import named_outputs
 from lightning_subnet.errors import ExportError
 
 Returns = Literal["tensor", "tuple", "dict"]
@@ -136,24 +136,6 @@ class Call:
             return {0: rows} if self.in_batch(x.shape) else {}
 
         return spec
-
-
-def named_outputs(output: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors in the output of a network, by name.
-
-    Example:
-        >>> list(named_outputs({"logits": torch.zeros(2), "hidden": [torch.zeros(1)]}))
-        ['logits', 'hidden.0']
-    """
-    if isinstance(output, torch.Tensor):
-        return {"output": output}
-    flat = tree_flatten_with_path(output)[0]
-    prefix = "" if isinstance(output, Mapping) else "output_"
-    return {
-        prefix + ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): leaf
-        for path, leaf in flat
-        if isinstance(leaf, torch.Tensor)
-    }
 
 
 def restored(

@@ -1,35 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parity: how far the outputs of a file, in its own runtime, are from those of its network."""
+"""Difference: how far the outputs of a file, in its own runtime, are from those of its network."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from lightning_subnet._torch.contexts import evaluating
+from lightning_subnet._torch.outputs import Difference, difference
 from lightning_subnet.errors import ExportError, FixedBatchError
 from lightning_subnet.export.call import Call, Flat, brief
 from lightning_subnet.export.formats.base import Format
 
 
-@dataclass(frozen=True)
-class Parity:
-    """The largest difference of outputs from those of the network.
-
-    Args:
-        absolute: The largest difference.
-        relative: The largest as a share of the largest absolute output.
-    """
-
-    absolute: float = 0.0
-    relative: float = 0.0
-
-
-def compared(file: Path, form: Format, net: nn.Module, call: Call, tolerance: float) -> Parity:
+def compared(file: Path, form: Format, net: nn.Module, call: Call, tolerance: float) -> Difference:
     """Return the largest difference of the outputs of a file and of its network.
 
     Args:
@@ -43,7 +29,7 @@ def compared(file: Path, form: Format, net: nn.Module, call: Call, tolerance: fl
         ExportError: It is too large.
         FixedBatchError: It is, or the file cannot run, for other batch sizes only.
     """
-    runner, worst = form.open(file), Parity()
+    runner, worst = form.open(file), Difference()
     reference = Flat(net, call)
     for i, tensors in enumerate(call.batches):
         kind = FixedBatchError if i else ExportError
@@ -65,25 +51,10 @@ def compared(file: Path, form: Format, net: nn.Module, call: Call, tolerance: fl
                     "difference is fine, pass tolerance=."
                 )
                 raise kind(msg)
-            worst = Parity(
+            worst = Difference(
                 max(worst.absolute, parity.absolute), max(worst.relative, parity.relative)
             )
     return worst
-
-
-def difference(expected: torch.Tensor, output: torch.Tensor) -> Parity:
-    """Return the difference of one output; equal NaNs and infinities do not differ."""
-    if expected.shape != output.shape:
-        return Parity(math.inf, math.inf)
-    if not expected.numel():
-        return Parity()
-    one, other = expected.detach().cpu().double(), output.double()
-    same = (one == other) | (one.isnan() & other.isnan())
-    gap = torch.where(same, torch.zeros_like(one), (one - other).abs()).nan_to_num(nan=math.inf)
-    finite = one[one.isfinite()]
-    scale = float(finite.abs().max()) if len(finite) else 0.0
-    absolute = float(gap.max())
-    return Parity(absolute, absolute / scale if scale else absolute)
 
 
 def rows(tensors: tuple[torch.Tensor, ...]) -> int:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from lightning_subnet._torch.contexts import evaluating
-from lightning_subnet.export.call import Call, Flat, named_outputs
+from lightning_subnet._torch.outputs import named_outputs
+from lightning_subnet.export.call import Call, Flat
 from lightning_subnet.export.formats.base import Format, Runner, Writer, quiet, refusal
 
 
