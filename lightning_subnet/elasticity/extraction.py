@@ -13,11 +13,11 @@ from torch.utils._pytree import tree_leaves
 from lightning_subnet._torch.contexts import evaluating
 from lightning_subnet.elasticity.layers import ElasticLayer, ElasticSequential
 from lightning_subnet.elasticity.protocol import activated, elastic_part
-from lightning_subnet.errors import MeasurementError
+from lightning_subnet.errors import ElasticityError, MeasurementError
 from lightning_subnet.space.subnet import Subnet
 
 
-def extract(module: nn.Module, subnet: Subnet) -> nn.Module:
+def extract(module: nn.Module, subnet: Subnet, example_input: Any = None) -> nn.Module:
     """Return a subnet as a module of its own.
 
     A network with an `extract(subnet)` method does it itself; those of this package return ordinary
@@ -28,10 +28,15 @@ def extract(module: nn.Module, subnet: Subnet) -> nn.Module:
     Args:
         module: A super-network, or a module with one elastic descendant, which is then extracted.
         subnet: The subnet.
+        example_input: Arguments of the super-network's forward pass: a tensor, a tuple of
+            positional or a dict of keyword arguments.
 
     Returns:
         The module, in eval mode, with a copy of the weights; its attribute `sliced` is True if it
         is the subnet only.
+
+    Raises:
+        ElasticityError: The network's own `extract` returned something other than a module.
 
     Example:
         >>> from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3
@@ -43,7 +48,13 @@ def extract(module: nn.Module, subnet: Subnet) -> nn.Module:
     part = elastic_part(module)
     hook = getattr(part, "extract", None)
     if callable(hook):
-        plain: nn.Module = hook(subnet)
+        plain: Any = hook(subnet)
+        if not isinstance(plain, nn.Module):
+            msg = (
+                f"{type(part).__name__}.extract() returned {plain!r:.60} for {subnet!r:.200}. "
+                "Return the subnet as a network of its own, an nn.Module."
+            )
+            raise ElasticityError(msg)
         plain.sliced = True  # type: ignore[assignment] # a mark
         return plain.eval()
     with activated(module, subnet):
