@@ -65,6 +65,7 @@ search = SubnetSearch(
     measures=[Latency(batch_size=64, seconds=1)], budget=72,
     storage=f"sqlite:///{output}/search.db", name="digits",
 )  # fmt: skip
+# BatchNorm is recalibrated for each subnet on what the training saw, here the images as they are.
 result = search.fit(model, dataloaders=loaders[1], train_dataloaders=loaders[0])
 best = result.best("val_acc", where={"latency_ms": "<= 60%"})
 net = result.extract(best)  # an ordinary nn.Module, with no trace of elasticity

@@ -129,8 +129,9 @@ def main() -> None:
         measures=[Latency(batch_size=1, seconds=size["seconds"])], budget=size["budget"],
         storage=f"sqlite:///{output}/search.db", name="cifar10",
     )  # fmt: skip
-    as_they_are = DataLoader(train, 128, shuffle=True)  # recalibrate BatchNorm for each subnet
-    result = search.fit(model, dataloaders=DataLoader(val, 250), train_dataloaders=as_they_are)
+    # BatchNorm is recalibrated for each subnet on what the training saw, so augmented too.
+    as_trained = DataLoader(train, 128, shuffle=True, collate_fn=augmented)
+    result = search.fit(model, dataloaders=DataLoader(val, 250), train_dataloaders=as_trained)
     print(result)
     whole = result.history[0]
     best = result.best("val_acc", where={"macs": "<= 50%"})
