@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast the Trainer-driven evaluator measures subnets (C of the benchmark protocol).
 
-    python -m benchmarks.throughput [--subnets 40] [--whole 5]
+    python -m benchmarks.throughput [--parts speed growth scores checks] [--subnets 40] [--whole 5]
 
-For each of the same random subnets, one after the other in one process: (a) the evaluator, (b) the
-naive loop `trainer.validate(model, datamodule=dm)` with two workers, (c) a bare loop
+On a small elastic MobileNetV3 (digits, 719 images) and on the ResNet-56 of
+examples/bring_your_own.py (CIFAR-10, 1,000 images):
+
+Speed: for each of the same random subnets, one after the other in one process: (a) the evaluator,
+(b) the naive loop `trainer.validate(model, datamodule=dm)` with two workers, (c) a bare loop
 `for batch in cached_batches: model(batch)` that computes no metric. Recalibration is off for all
-three and reported by itself. On a small elastic MobileNetV3 (digits, 719 images) and on the
-ResNet-56 of examples/bring_your_own.py (CIFAR-10, 1,000 images). Then 500 evaluations in a row:
-growth of memory, threads and open files after the first hundred.
+three and reported by itself.
+Growth: 500 evaluations in a row; of memory, threads and open files after the first hundred.
+Scores: searches of the same 20 random subnets with `score="network"`, `"extracted"` and each
+runtime that is installed, in turns of five evaluations; seconds per evaluation, recalibration,
+extraction and conversion included, and the median ratio to `"network"`, subnet by subnet.
+Checks: searches of 100 validations of the ResNet-56 with `checks=True` and without, whole calls of
+`fit` in turns (with, without, without, with); the share of time that the checks add.
 """
 
 from __future__ import annotations
@@ -17,9 +24,11 @@ import argparse
 import gc
 import logging
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +40,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.training import QUIET, digits
-from lightning_subnet import Subnet
+from lightning_subnet import Subnet, SubnetSearch
 from lightning_subnet.supernets import ElasticMobileNetV3
 from lightning_subnet.training import Source, TrainerEvaluator
 
 HERE = Path(__file__).resolve().parent
+RUNTIMES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
 sys.path.insert(0, str(HERE.parent / "examples"))
 from bring_your_own import DATA, Cifar10, LitClassifier, pretrained, searchable  # noqa: E402 - examples are no package
 
@@ -109,11 +119,12 @@ def measured(model: Any, data: L.LightningDataModule, subnets: list[Subnet]) -> 
         low, middle, high = np.quantile(t[other] / t["evaluator"], [0.25, 0.5, 0.75])
         out[label] = middle
         out[f"{label}, quartiles"] = f"{low:.2f}-{high:.2f}"
-    calibrated = Source(data, calibration_images=256)
+    calibrated = Source(data)
     with TrainerEvaluator(model, calibrated, trainer=L.Trainer(**QUIET)) as evaluator:
         evaluator.evaluate(subnets[0])
         with_ = [seconds(lambda s=s: evaluator.evaluate(s)) for s in subnets]
-    out["recalibration on 256 images, s"] = np.median(with_) - np.median(t["evaluator"])
+    label = f"recalibration on {calibrated.calibration_images} images, s"
+    out[label] = np.median(with_) - np.median(t["evaluator"])
     return out
 
 
@@ -136,31 +147,118 @@ def growth(model: Any, data: L.LightningDataModule, subnets: list[Subnet]) -> di
     return dict(zip(("memory, MiB", "threads", "open files"), increase, strict=True))
 
 
+def searched(
+    model: Any, data: Any, budget: int, storage: str | None, **settings: Any
+) -> tuple[Any, float]:
+    """Search random subnets, the same whatever the settings; return the result, and the seconds."""
+    search = SubnetSearch(
+        objectives={"val_acc": "max", "macs": "min"},
+        strategy="random",
+        budget=budget,
+        storage=storage,
+        name="throughput",
+        trainer=L.Trainer(**QUIET),
+        verify_front=False,
+        **settings,
+    )
+    start = time.perf_counter()
+    result = search.fit(model, data, progress=False)
+    return result, time.perf_counter() - start
+
+
+def scores(model: Any, data: Any, budget: int = 20, turn: int = 5) -> dict[str, Any]:
+    """Return the seconds per evaluation of each way to score, and its ratios to `"network"`."""
+    ways = [
+        "network",
+        "extracted",
+        *(r for r, needs in RUNTIMES.items() if all(map(find_spec, needs))),
+    ]
+    histories = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for done in range(turn, budget + 1, turn):
+            for way in ways:  # a storage each: no value is taken from another search
+                storage = f"sqlite:///{folder}/{way}.db"
+                histories[way] = searched(model, data, done, storage, score=way)[0].history
+    subnets = [e.subnet for e in histories["network"]]
+    out: dict[str, Any] = {}
+    for way, history in histories.items():
+        if not history.ok.all() or [e.subnet for e in history] != subnets:
+            raise SystemExit(f"score={way!r} evaluated other subnets, or failed: {history[-1]}")
+        t = np.array([e.seconds for e in history])
+        out[f"{way}, s"] = np.median(t)
+        if way != "network":
+            ratios = t / np.array([e.seconds for e in histories["network"]])
+            low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+            out[f"{way} / network"] = middle
+            out[f"{way} / network, quartiles"] = f"{low:.2f}-{high:.2f}"
+            gap = history.column("val_acc") - histories["network"].column("val_acc")
+            out[f"{way} - network, largest difference of accuracies"] = np.abs(gap).max()
+    return out
+
+
+def checks(model: Any, data: Any, budget: int, rounds: int = 2) -> dict[str, Any]:
+    """Return the seconds of searches with the checks and without, and the share that they add."""
+    searched(model, data, 3, None, checks=True)  # warms up
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for i in range(rounds):
+        for on in (True, False) if i % 2 == 0 else (False, True):
+            times[on].append(searched(model, data, budget, None, checks=on)[1])
+    added = np.array(times[True]) / np.array(times[False]) - 1
+    return {
+        "validations": budget,
+        "with checks, s": np.mean(times[True]),
+        "without, s": np.mean(times[False]),
+        "share that checks add": np.mean(added),
+        "share by round": " ".join(f"{share:.4f}" for share in added),
+    }
+
+
+def networks() -> dict[str, tuple[Any, Any]]:
+    """Return what is measured, by name: the module and its data."""
+    both = {"small MobileNetV3": (ElasticMobileNetV3.tiny(n_classes=10, dropout=0.0), Digits())}
+    if DATA.is_dir():
+        both["ResNet-56"] = (searchable(pretrained()), Cifar10(1000))
+    return {name: (LitClassifier(net), data) for name, (net, data) in both.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = ["speed", "growth", "scores", "checks"]
+    parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
     parser.add_argument("--subnets", type=int, default=40, help="of the small network")
     parser.add_argument("--whole", type=int, default=5, help="subnets of the ResNet-56")
+    parser.add_argument("--scored", type=int, default=20, help="subnets of each way to score")
+    parser.add_argument("--validations", type=int, default=100, help="of each search with checks")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
-    columns = {}
-    small = LitClassifier(ElasticMobileNetV3.tiny(n_classes=10, dropout=0.0))
-    subnets = small.net.search_space().sample(args.subnets, rng=0)
-    columns["small MobileNetV3"] = measured(small, Digits(), subnets)
-    if DATA.is_dir():
-        resnet = LitClassifier(searchable(pretrained()))
-        space = resnet.net.search_space()
-        columns["ResNet-56"] = measured(resnet, Cifar10(1000), space.sample(args.whole, rng=0))
-    table = pd.DataFrame(columns)
-    increase = pd.Series(growth(small, Digits(), subnets), name="growth over 400 evaluations")
+    there = networks()
     print(f"{torch.get_num_threads()} threads")
-    print(table.to_string(float_format="{:.3g}".format))
-    print(increase.to_string())
-    out = HERE / "results"
-    out.mkdir(exist_ok=True)
-    table.to_csv(out / "throughput.csv")
-    increase.to_csv(out / "throughput_growth.csv")
+    args.out.mkdir(exist_ok=True)
+
+    def told(table: pd.DataFrame | pd.Series, name: str) -> None:
+        print(table.to_string(float_format="{:.3g}".format), flush=True)
+        table.to_csv(args.out / f"{name}.csv")
+
+    if "speed" in args.parts:
+        columns = {}
+        for name, (model, data) in there.items():
+            n = args.subnets if name == "small MobileNetV3" else args.whole
+            columns[name] = measured(model, data, model.net.search_space().sample(n, rng=0))
+        told(pd.DataFrame(columns), "throughput")
+    if "growth" in args.parts:
+        model, data = there["small MobileNetV3"]
+        subnets = model.net.search_space().sample(args.subnets, rng=0)
+        increase = growth(model, data, subnets)
+        told(pd.Series(increase, name="growth over 400 evaluations"), "throughput_growth")
+    if "scores" in args.parts:
+        columns = {name: scores(*pair, args.scored) for name, pair in there.items()}
+        told(pd.DataFrame(columns), "throughput_scores")
+    if "checks" in args.parts and "ResNet-56" in there:
+        added = checks(*there["ResNet-56"], args.validations)
+        told(pd.Series(added, name="ResNet-56"), "throughput_checks")
 
 
 if __name__ == "__main__":
