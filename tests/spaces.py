@@ -70,7 +70,7 @@ def nested() -> SearchSpace:
             "k": Choice([3, 5, 7], when={"op": ["conv2"]}),
             "bias": Choice([False, True], when={"op": ["conv"]}),
             "norm": Choice(["none", "batch"], ordered=False, when={"bias": [True]}),
-            "momentum": Choice([0.1, 0.01], when={"norm": ["batch"], "k": [5, 7]}),
+            "momentum": Choice([0.1, 0.01], ordered=True, when={"norm": ["batch"], "k": [5, 7]}),
             "wide": Choice([None, 2.0], when={"op": ["conv", "conv2"]}),
         }
     )

@@ -14,14 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_subnet._json import digest
-from lightning_subnet._messages import did_you_mean, listed
+from lightning_subnet._messages import did_you_mean, listed, warn
 from lightning_subnet._types import Indices
-from lightning_subnet.errors import InvalidSubnetError, SpaceError
+from lightning_subnet.errors import ElasticityWarning, InvalidSubnetError, SpaceError
 
 Value = str | int | float | bool | None
 
 _RESERVED = {"front", "generation", "number", "reason", "reused", "seconds", "status"}
 _MAX_VALUES = 2**16
+_UNSAID: Any = None  # stands for True where the caller says nothing
 
 
 def plain(value: object) -> Value:
@@ -40,6 +41,10 @@ def plain(value: object) -> Value:
     raise SpaceError(msg)
 
 
+def _numbers(values: Iterable[Value]) -> list[float]:
+    return [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+
+
 def _single(value: object) -> bool:
     """Return whether this is one value, not a collection of values."""
     return isinstance(value, (str, bytes)) or not isinstance(value, Iterable)
@@ -51,9 +56,12 @@ class Choice:
 
     Args:
         values: The values it may take. For an ordered choice from the smallest network to the
-            largest; `space.smallest` and `space.largest` are taken from its ends.
-        ordered: Whether the order of the values means something (3 < 5 < 7). A categorical choice
-            (operators, say) has `ordered=False`.
+            largest; `space.smallest` and `space.largest` are taken from its ends. A space warns of
+            numbers that do not ascend.
+        ordered: Whether the order of the values means something (3 < 5 < 7), as is supposed. A
+            categorical choice (operators, say) has `ordered=False`. An `ordered=True` that is
+            written out says that the order is meant, without a warning where numbers descend:
+            with a stride or a patch size the larger number is the smaller network.
         when: The choice exists only while every named earlier choice exists and has one of the
             listed values: `{"depth": [3, 4]}`.
         same: Groups of values that mean the same network, as the first two depths of OFA's
@@ -67,12 +75,15 @@ class Choice:
         (3, 5, 7)
         >>> Choice([0, 1, 2], same=[(0, 1)]).representative(1)
         0
+        >>> SearchSpace(stride=Choice([4, 2, 1], ordered=True)).largest
+        Subnet(stride=1)
     """
 
     values: Sequence[Value]
-    ordered: bool = field(default=True, kw_only=True)
+    ordered: bool = field(default=_UNSAID, kw_only=True)
     when: Mapping[str, Sequence[Value]] = field(default_factory=dict, kw_only=True)
     same: Sequence[Sequence[Value]] = field(default=(), kw_only=True)
+    _supposed: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if _single(self.values) or isinstance(self.values, (Set, Mapping)):  # a set has no order
@@ -105,8 +116,22 @@ class Choice:
                 "each once: same=[(0, 1)] says that 0 and 1 mean the same network."
             )
             raise SpaceError(msg)
-        for name, value in (("values", values), ("when", when), ("same", same)):
+        supposed = self.ordered is _UNSAID
+        settled = {"values": values, "when": when, "same": same, "_supposed": supposed}
+        if supposed:
+            settled["ordered"] = True
+        for name, value in settled.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def ascends(self) -> bool:
+        """Whether the numbers among its values grow, values that mean the same network aside.
+
+        Texts, booleans and None have no size, so they stand anywhere.
+        """
+        distinct = [v for i, v in enumerate(self.values) if self.representative(i) == i]
+        numbers = _numbers(distinct)
+        return numbers == sorted(numbers)
 
     def representative(self, index: int) -> int:
         """Return the index of the first value that means the same network as `values[index]`."""
@@ -129,8 +154,9 @@ class Choice:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Choice:
         """Return the choice that `to_json` described."""
-        options = {key: data[key] for key in ("ordered", "when", "same") if key in data}
-        return cls(data["values"], **options)
+        options = {key: data[key] for key in ("when", "same") if key in data}
+        # The order was that of the data: a study that is opened again repeats no warning.
+        return cls(data["values"], ordered=data.get("ordered", True), **options)
 
 
 def by_name(
@@ -159,6 +185,35 @@ def by_name(
             msg = f"Choice {name!r}: {error}"
             raise SpaceError(msg) from None
     return choices
+
+
+def warn_of_order(choices: Choices) -> None:
+    """Warn of ordered choices whose numbers do not ascend, unless their order is said to be meant.
+
+    One warning names them all, and none of them is named again: a choice that is used in another
+    space (a copy, a part) was warned of before.
+    """
+    doubtful = {
+        name: choice
+        for name, choice in choices.by_name.items()
+        if choice.ordered and choice._supposed and not choice.ascends
+    }
+    if not doubtful:
+        return
+    for choice in doubtful.values():
+        object.__setattr__(choice, "_supposed", False)
+    name, first = next(iter(doubtful.items()))
+    numbers = iter(sorted(_numbers(first.values)))
+    ascending = [next(numbers) if _numbers([value]) else value for value in first.values]
+    others = f" So it is with {listed([*doubtful][1:], 20)}." if len(doubtful) > 1 else ""
+    warn(
+        f"The values of {name!r}, {list(first.values)!r:.120}, do not ascend. An ordered choice "
+        "goes from the smallest network to the largest, so the largest subnet has "
+        f"{first.values[-1]!r} there.{others} Write {ascending!r:.120}, or "
+        "Choice(..., ordered=False) for values without an order; Choice(..., ordered=True) says "
+        "that the order is meant, as where a larger stride is a smaller network.",
+        ElasticityWarning,
+    )
 
 
 class Choices:

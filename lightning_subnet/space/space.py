@@ -14,7 +14,7 @@ import numpy.typing as npt
 from lightning_subnet._json import digest
 from lightning_subnet._types import Indices
 from lightning_subnet.errors import InvalidSubnetError, SpaceError, SpaceExhausted
-from lightning_subnet.space.choices import Choice, Choices, Value, by_name
+from lightning_subnet.space.choices import Choice, Choices, Value, by_name, warn_of_order
 from lightning_subnet.space.encoding import Encoding, column_names, encode
 from lightning_subnet.space.members import (
     AllMembers,
@@ -68,6 +68,7 @@ class SearchSpace:
                 "Give at least one choice two values or more."
             )
             raise SpaceError(msg)
+        warn_of_order(self._choices)
 
     # Choices and members
 

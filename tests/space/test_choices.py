@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import given, strategies as st
 
 from lightning_subnet import Choice, SearchSpace
 from lightning_subnet._json import digest
-from lightning_subnet.errors import InvalidSubnetError, SpaceError
+from lightning_subnet.errors import ElasticityWarning, InvalidSubnetError, SpaceError
 from lightning_subnet.space.choices import Choices, plain
 from tests.spaces import (
     brute_force,
@@ -262,3 +264,102 @@ def test_digest_depends_on_content_not_on_the_order_of_keys() -> None:
 def test_fingerprints_tell_spaces_apart(pair: list[SearchSpace]) -> None:
     one, other = (Choices(space.choices) for space in pair)
     assert (one.fingerprint == other.fingerprint) == (text(one.to_json()) == text(other.to_json()))
+
+
+# The order of values
+
+
+def warnings_of(call: Callable[[], object]) -> list[str]:
+    """Return the warnings about order that a call gives."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    assert all(w.category is ElasticityWarning and w.filename == __file__ for w in caught)
+    return [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize(
+    ("values", "last", "better"),
+    [
+        ([64, 32, 16], "16", "[16, 32, 64]"),
+        ([3, 7, 5], "5", "[3, 5, 7]"),
+        ([1.0, 0.5], "0.5", "[0.5, 1.0]"),
+        ([2, 1.5], "1.5", "[1.5, 2]"),
+        ([-1, -2], "-2", "[-2, -1]"),
+        (range(8, 0, -2), "2", "[2, 4, 6, 8]"),
+        (np.array([8, 4]), "4", "[4, 8]"),
+        ((8, 4), "4", "[4, 8]"),
+        ([None, 8, 4], "4", "[None, 4, 8]"),
+        (Choice([8, 4]), "4", "[4, 8]"),
+        (Choice([2, 0, 1], same=[(2, 0)]), "1", "[0, 1, 2]"),
+        (list({32: "wide", 16: "thin"}), "16", "[16, 32]"),
+    ],
+    ids=str,
+)
+def test_numbers_that_do_not_ascend_are_warned_of(values: Any, last: str, better: str) -> None:
+    (text,) = warnings_of(lambda: SearchSpace(depth=[1, 2], width=values))
+    assert "'width'" in text
+    assert "'depth'" not in text
+    assert f"the largest subnet has {last} there" in text
+    assert f"Write {better}, or Choice(..., ordered=False)" in text
+    assert "Choice(..., ordered=True) says that the order is meant" in text
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, 2, 3],
+        [-2, 0.5, 1],
+        [16],
+        ["large", "small"],
+        ["7", "5"],
+        [True, False],
+        [False, 3, 5],
+        [2, 4, None],
+        [3, 5, "full"],
+        Choice([8, 4], ordered=False),
+        Choice([8, 4], ordered=True),
+        Choice([1, 0, 2], same=[(1, 0)]),
+    ],
+    ids=str,
+)
+def test_other_orders_are_what_they_are(values: Any) -> None:
+    assert warnings_of(lambda: SearchSpace(depth=[1, 2], width=values)) == []
+
+
+def test_one_warning_names_all_choices() -> None:
+    wide = Choice([8, 4])  # the same for two names
+    (text,) = warnings_of(
+        lambda: SearchSpace({"a": wide, "depth": [1, 2], "b": wide, "w.0": [2, 1], "w.1": [2, 1]})
+    )
+    assert text.startswith("The values of 'a', [8, 4], do not ascend")
+    assert "So it is with 'b', 'w.0', 'w.1'." in text
+
+
+def test_what_is_made_of_a_space_repeats_no_warning() -> None:
+    def spaces() -> None:
+        space = SearchSpace(width=[8, 4, 2], stride=Choice([4, 2, 1], ordered=True))
+        assert space.largest == space.subnet(width=2, stride=1)
+        assert SearchSpace(space.choices) == space
+        assert SearchSpace({**space.choices, "depth": [1, 2]}).size == 18
+        assert copy.deepcopy(space) == space
+        assert pickle.loads(pickle.dumps(space)) == space
+        for part in (space.narrowed_to({"width": [8, 4]}), space.restricted_to(space.sample(3, 0))):
+            assert copy.copy(part) == part
+            assert SearchSpace.from_json(part.to_json()) == part
+
+    assert len(warnings_of(spaces)) == 1
+
+
+def test_a_stored_space_opens_without_a_warning_and_is_the_same() -> None:
+    stored = {
+        "choices": {"width": {"values": [8, 4, 2]}, "op": {"values": [2, 1], "ordered": False}}
+    }
+    spaces: list[SearchSpace] = []
+    assert warnings_of(lambda: spaces.append(SearchSpace.from_json(stored))) == []
+    assert spaces[0].to_json() == stored
+    choice = Choice([8, 4, 2])
+    assert choice == Choice([8, 4, 2], ordered=True)
+    assert choice.ordered is True
+    assert choice.to_json() == Choice([8, 4, 2], ordered=True).to_json() == {"values": [8, 4, 2]}
+    assert repr(choice) == repr(Choice([8, 4, 2], ordered=True))
