@@ -75,6 +75,7 @@ class Choice:
         (3, 5, 7)
         >>> Choice([0, 1, 2], same=[(0, 1)]).representative(1)
         0
+        >>> from lightning_subnet import SearchSpace
         >>> SearchSpace(stride=Choice([4, 2, 1], ordered=True)).largest
         Subnet(stride=1)
     """
