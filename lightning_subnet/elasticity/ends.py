@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of values against cost: the largest subnet of a space must not be a cheaper one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lightning_subnet._messages import listed
+from lightning_subnet._torch.contexts import evaluating, random_state, shadowed
+from lightning_subnet._torch.inputs import arguments, cloned
+from lightning_subnet._torch.macs import count_macs
+from lightning_subnet._types import Indices
+from lightning_subnet.elasticity.extraction import extract
+from lightning_subnet.elasticity.protocol import activated, elastic_part
+from lightning_subnet.errors import ElasticityError, MeasurementError
+from lightning_subnet.space.choices import Choice
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.space.subnet import Subnet
+
+_MOST = 100  # choices that are compared one at a time before an error names them
+
+
+def check_ends(
+    module: nn.Module,
+    example_input: Any,
+    named: Mapping[str, Any] | None = None,
+    *,
+    space: SearchSpace | None = None,
+) -> None:
+    """Refuse a super-network whose largest subnet costs less than its smallest.
+
+    Teachers, warm-ups, the sandwich rule and relative bounds take the last value of each ordered
+    choice for the largest. MACs are compared; where none are counted, the parameters that are used.
+    A network with an `extract` method costs what its extraction costs. It takes two forward passes
+    in eval mode, more only before an error. Nothing is said of a pool that lacks the ends of its
+    space, nor of subnets that do not run in eval mode. The subnet in force, buffers and random
+    states come back.
+
+    Args:
+        module: A super-network, or a module with one elastic descendant.
+        example_input: A tensor, a tuple of positional or a dict of keyword arguments of `forward`.
+        named: Keyword arguments beside positional ones.
+        space: The part of the super-network's space that counts; None: all of it.
+
+    Raises:
+        ElasticityError: The smallest subnet costs more than the largest. Both numbers are told, and
+            the choices whose last value is cheaper than their first.
+
+    Example:
+        >>> class Net(nn.Linear):
+        ...     width = 8
+        ...     def search_space(self):
+        ...         return SearchSpace(width=Choice([8, 4, 2], ordered=True))
+        ...     def activate(self, subnet):
+        ...         self.width = subnet["width"]
+        ...     def forward(self, x):
+        ...         return nn.functional.linear(x, self.weight[:self.width])
+        >>> check_ends(Net(3, 8), torch.zeros(1, 3))
+        Traceback (most recent call last):
+        lightning_subnet.errors.ElasticityError: The largest subnet of Net costs less than the
+        smallest: 6 MACs, and 24. The last value of 'width', 2, is cheaper than its first, 8. ...
+    """
+    part: Any = elastic_part(module)
+    space = part.search_space() if space is None else space
+    row = end_row(space)
+    largest, smallest = space.largest, space.smallest
+    if smallest == largest or space.from_indices(row)[0] != largest:
+        return  # no order, or a pool without its ends, in which no choice is to blame
+    with random_state(), same_buffers(module), activated(module, largest):
+        costs = Costs(module, part, example_input, named)
+        excess = costs.excess(smallest, largest)
+        if excess is None:
+            return
+        wrong = {}
+        for name in space.names[:_MOST]:
+            ends = ends_of(space, name, row)
+            if ends is not None and costs.excess(*ends) is not None:
+                wrong[name] = space.choices[name]
+        raise ElasticityError(_message(part, space, excess, wrong))
+
+
+def _message(part: object, space: SearchSpace, excess: Excess, wrong: Mapping[str, Choice]) -> str:
+    text = (
+        f"The largest subnet of {type(part).__name__} costs less than the smallest: "
+        f"{excess.last:,} {excess.unit}, and {excess.first:,}. "
+    )
+    if wrong:
+        name = next(iter(wrong))
+        values = space.values[name]
+        text += f"The last value of {name!r}, {values[-1]!r}, is cheaper than its first, "
+        text += f"{values[0]!r}"
+        text += f"; so it is with {listed([*wrong][1:], 3)}. " if len(wrong) > 1 else ". "
+    return (
+        f"{text}Order the values of a choice from the smallest network to the largest, whatever "
+        "the numbers: Choice([...], ordered=True); or write ordered=False where there is no order."
+    )
+
+
+class Excess(NamedTuple):
+    """The costs of two subnets of which the first is not the cheaper one."""
+
+    unit: str
+    first: int
+    last: int
+
+
+class Costs:
+    """Costs of subnets on one input, each counted once; they leave some subnet in force.
+
+    Args:
+        module: The module that is run, in eval mode.
+        part: The super-network in it.
+        example_input: A tensor, a tuple of positional or a dict of keyword arguments.
+        named: Keyword arguments beside positional ones.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        part: Any,
+        example_input: Any,
+        named: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._part, self._module = part, module
+        args, kwargs = arguments(module, example_input)
+        self._call = (
+            args,
+            {**kwargs, **arguments(module, dict(named or {}))[1]} if named else kwargs,
+        )
+        self._macs: dict[Subnet, int | None] = {}
+        self._parameters: dict[Subnet, int | None] = {}
+        self._shipped: dict[Subnet, tuple[int | None, int] | None] = {}
+
+    def excess(self, first: Subnet, last: Subnet) -> Excess | None:
+        """Return both costs if the first subnet costs more than the last, else None."""
+        a, b, unit = self.macs(first), self.macs(last), "MACs"
+        if a is not None and b is not None and a < b:
+            return None
+        one, other = self._extracted(first), self._extracted(last)
+        if one is not None and other is not None:
+            # A super-network may do work that its subnets do not, or do all of it for each.
+            (a, n_first), (b, n_last) = one, other
+            if a is None or b is None:
+                a, b, unit = n_first, n_last, "parameters"
+        elif a is None or b is None:
+            a, b, unit = self._in_use(first), self._in_use(last), "parameters"
+        return Excess(unit, a, b) if a is not None and b is not None and a > b else None
+
+    def macs(self, subnet: Subnet) -> int | None:
+        """Return the multiply-accumulates of a subnet, None if none can be counted."""
+        if subnet not in self._macs:
+            self._part.activate(subnet)
+            self._macs[subnet] = self._counted()
+        return self._macs[subnet]
+
+    def _inputs(self) -> Any:
+        with torch.no_grad():  # a copy needs no graph
+            return cloned(self._call)
+
+    def _counted(self) -> int | None:
+        args, kwargs = self._inputs()
+        try:
+            return count_macs(_Named(self._module, kwargs) if kwargs else self._module, args)
+        except MeasurementError:
+            return None
+
+    def _extracted(self, subnet: Subnet) -> tuple[int | None, int] | None:
+        """Return the MACs and the parameters of an extraction; None if there is none."""
+        if not callable(getattr(self._part, "extract", None)):
+            return None
+        if subnet not in self._shipped:
+            self._part.activate(subnet)
+            try:
+                plain = extract(self._part, subnet)
+            except Exception:  # what is wrong with it is for others to say
+                self._shipped[subnet] = None
+            else:
+                n = sum(p.numel() for p in plain.parameters())
+                with shadowed(self._part, "forward", plain.forward):
+                    self._shipped[subnet] = self._counted(), n
+        return self._shipped[subnet]
+
+    def _in_use(self, subnet: Subnet) -> int | None:
+        """Return the parameters that a forward pass reads, None if it fails."""
+        if subnet not in self._parameters:
+            self._part.activate(subnet)
+            args, kwargs = self._inputs()
+            try:
+                with evaluating(self._module), torch.no_grad(), _Reads(self._module) as reads:
+                    self._module(*args, **kwargs)
+                self._parameters[subnet] = reads.count
+            except Exception:  # as above
+                self._parameters[subnet] = None
+        return self._parameters[subnet]
+
+
+class _Named(nn.Module):
+    """A module that gets some arguments by name."""
+
+    def __init__(self, module: nn.Module, named: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.module, self._named = module, named
+
+    def forward(self, *args: Any) -> Any:
+        return self.module(*args, **self._named)
+
+
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call] # it has no annotations
+    """Marks the elements of parameters that operators read, through views of any shape."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # as above
+        self._marks = {
+            self._pointer(p): torch.zeros(
+                p.untyped_storage().nbytes() // p.element_size(), dtype=torch.bool
+            )
+            for p in module.parameters()
+        }
+
+    @property
+    def count(self) -> int:
+        """The number of elements that were read."""
+        return sum(int(marks.sum()) for marks in self._marks.values())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        results = {self._pointer(x) for x in tree_leaves(outputs)}
+        for x in tree_leaves((args, kwargs)):
+            pointer = self._pointer(x)
+            if pointer in self._marks and pointer not in results:  # a view reads nothing yet
+                sizes = [n if step else 1 for n, step in zip(x.shape, x.stride(), strict=True)]
+                self._marks[pointer].as_strided(sizes, x.stride(), x.storage_offset()).fill_(True)
+        return outputs
+
+    @staticmethod
+    def _pointer(x: Any) -> int | None:
+        return x.untyped_storage().data_ptr() if isinstance(x, torch.Tensor) else None
+
+
+def end_row(space: SearchSpace) -> Indices:
+    """Return value indices (1, n_choices): the last of ordered choices, else the first.
+
+    They are not canonical: choices that do not exist in the largest subnet have a last value too.
+    """
+    choices = space.choices
+    ends = {n: v[-1] if choices[n].ordered else v[0] for n, v in space.values.items()}
+    return np.array([[choices[name].values.index(value) for name, value in ends.items()]])
+
+
+def ends_of(space: SearchSpace, name: str, row: Indices) -> tuple[Subnet, Subnet] | None:
+    """Return the subnets around a row with the first and with the last value of an ordered choice.
+
+    Args:
+        space: The space.
+        name: The choice.
+        row: Value indices (1, n_choices), canonical or not.
+
+    Returns:
+        Both subnets; None if the choice has no order or does not exist there, if they are equal, or
+        if one of them is not in the space.
+    """
+    choice, values, j = space.choices[name], space.values[name], space.names.index(name)
+    if not choice.ordered:
+        return None
+    rows = np.repeat(row, 2, axis=0)
+    rows[:, j] = choice.values.index(values[0]), choice.values.index(values[-1])
+    if not space.active(rows)[:, j].all():
+        return None
+    first, last = space.from_indices(rows)
+    return (first, last) if first != last and first in space and last in space else None
+
+
+@contextmanager
+def same_buffers(module: nn.Module) -> Iterator[None]:
+    """Give the buffers of a module their values back on leaving."""
+    values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in values:
+                if buffer.shape == value.shape and not torch.equal(buffer, value):
+                    buffer.copy_(value)
