@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet.elasticity.attention import length_of
 from lightning_subnet.elasticity.protocol import SubnetMixin
 from lightning_subnet.elasticity.sorting import Channels, Values
+from lightning_subnet.errors import ElasticityError, SpaceError
 from lightning_subnet.space.choices import Choice
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.measures import Measure
+from lightning_subnet.supernets._blocks.hat import FAIRSEQ, HAT_TASKS, load_hat
 from lightning_subnet.supernets._blocks.transformer_config import (
     TransformerConfig,
     TransformerShape,
@@ -30,9 +34,12 @@ from lightning_subnet.supernets._blocks.transformer_layer import (
     TransformerLayer,
     check_tokens,
     copy_slices,
+    fairseq_places,
+    fairseq_sinusoid,
     feed_channels,
     layer_choices,
     layer_params,
+    look_up,
     resize,
     sinusoid,
     subnet_in,
@@ -66,12 +73,11 @@ class Memory:
 
 
 class _Trunk(nn.Module):
-    """Encoder and decoder of elastic or plain layers; the output layer is the target's table."""
+    """Encoder and decoder of elastic or plain layers, tables, and an output layer."""
 
     def __init__(self, config: TransformerConfig, shape: TransformerShape, kit: Kit) -> None:
         super().__init__()
         self.config, self.shape = config, shape
-        widest = max(*config.enc_embed, *config.dec_embed)
         separate = config.source_vocab is not None
         width = shape.dec_embed if separate else max(shape.enc_embed, shape.dec_embed)
         self.target = kit.embedding(config.vocab, width, padding_idx=config.pad)
@@ -86,20 +92,34 @@ class _Trunk(nn.Module):
             nn.init.normal_(table.weight, std=table.embedding_dim**-0.5)
             with torch.no_grad():
                 table.weight[config.pad].zero_()
-        self.register_buffer("positions", sinusoid(config.max_length, widest), persistent=False)
+        for name, places in _places(config).items():
+            self.register_buffer(name, places, persistent=False)
         self.encoder = nn.ModuleList(TransformerLayer(kit, s, config.style) for s in shape.encoder)
         self.decoder = nn.ModuleList(TransformerLayer(kit, s, config.style) for s in shape.decoder)
         if config.norm_first:
             self.encoder_norm = kit.norm(shape.enc_embed)
             self.decoder_norm = kit.norm(shape.dec_embed)
+        self.output: nn.Linear | None = None
+        if not config.tied:
+            self.output = kit.linear(shape.dec_embed, config.vocab, bias=False)
+            nn.init.normal_(self.output.weight, std=shape.dec_embed**-0.5)
         self.dropout = nn.Dropout(config.dropout)
 
     def _embed(
-        self, table: nn.Embedding, tokens: torch.Tensor, dim: int, start: int = 0
+        self, table: nn.Embedding, tokens: torch.Tensor, dim: int, places: Any, start: int | None
     ) -> torch.Tensor:
-        positions: Any = self.positions
-        end = start + length_of(tokens, 1)
-        x = table(tokens)[..., :dim] * math.sqrt(dim) + positions[start:end, :dim]
+        """Return the vectors of tokens plus those of their places, which `places` has in rows.
+
+        With a start, the number of tokens before, each token counts as one, as in fairseq's
+        incremental decoding; without it fairseq's padding does not count.
+        """
+        counts = self.config.positions == "paper"
+        if counts or start is not None:
+            first = (start or 0) + (0 if counts else self.config.pad + 1)
+            at = places[first : first + length_of(tokens, 1), :dim]
+        else:
+            at = F.embedding(fairseq_places(tokens, self.config.pad), places[:, :dim])
+        x = look_up(table, tokens)[..., :dim] * math.sqrt(dim) + at
         y: torch.Tensor = self.dropout(x)
         return y
 
@@ -108,7 +128,7 @@ class _Trunk(nn.Module):
         check_tokens(source, self.config.max_length)
         padding = source == self.config.pad
         table = self.target if self.source is None else self.source
-        x = self._embed(table, source, self.shape.enc_embed)
+        x = self._embed(table, source, self.shape.enc_embed, self.positions, None)
         states = []
         for layer, _ in zip(self.encoder, self.shape.encoder, strict=False):
             x = layer(x, padding=padding)
@@ -131,15 +151,25 @@ class _Trunk(nn.Module):
         Returns:
             (n, t, vocab).
         """
-        start = 0 if caches is None else len(caches[0].past)
-        check_tokens(target, self.config.max_length - start)
-        x = self._embed(self.target, target, self.shape.dec_embed, start)
+        start = None if caches is None else len(caches[0].past)
+        check_tokens(target, self.config.max_length - (start or 0))
+        if not torch._C._is_tracing() and target.shape[0] != memory.padding.shape[0]:
+            msg = (
+                f"The source has {memory.padding.shape[0]} sequences, and the target "
+                f"{target.shape[0]}. Both are (n, length), of the same n."
+            )
+            raise ElasticityError(msg)
+        places = getattr(self, "target_positions", self.positions)
+        x = self._embed(self.target, target, self.shape.dec_embed, places, start)
         for i, (layer, attend) in enumerate(zip(self.decoder, self.shape.attend, strict=False)):
             states, padding = memory.last(attend)
             cache = None if caches is None else caches[i]
             x = layer(x, causal=True, memory=states, memory_padding=padding, cache=cache)
         if self.config.norm_first:
             x = self.decoder_norm(x)
+        if self.output is not None:
+            logits: torch.Tensor = self.output(x)
+            return logits
         return F.linear(x, self.target.weight[:, : self.shape.dec_embed])
 
     def caches(self) -> list[LayerCache]:
@@ -276,6 +306,68 @@ class ElasticTransformer(SubnetMixin, _Trunk):
         """Return HAT's size for WMT14 English-German, which is that of the defaults."""
         return cls(TransformerConfig(**changes))
 
+    @classmethod
+    def hat(cls, task: str, **changes: Any) -> ElasticTransformer:
+        """Return the network that HAT's SuperTransformers of a task fit, for `load_hat`.
+
+        Sizes and lists are those of its configurations; positions and special tokens are fairseq's:
+        `pad=1`, and a target begins with the token that ends it, `bos=eos=2`.
+
+        Args:
+            task: `"wmt14.en-de"`, `"wmt14.en-fr"`, `"wmt19.en-de"` or `"iwslt14.de-en"`.
+            changes: Of `TransformerConfig`. `vocab` is the length of the (joint) dictionary, 32,768
+                in `"wmt14.en-de"`; for `"iwslt14.de-en"` it is the target's, and `source_vocab` is
+                the source's.
+
+        Raises:
+            SpaceError: Another task, or its vocabulary is missing.
+
+        Example:
+            >>> with torch.device("meta"):
+            ...     net = ElasticTransformer.hat("iwslt14.de-en", vocab=6632, source_vocab=8848)
+            >>> net.config.ffn, net.config.tied
+            ((512, 1024, 2048), False)
+
+        References:
+            `configs/<task>/supertransformer` of mit-han-lab/hardware-aware-transformers.
+        """
+        if task not in HAT_TASKS:
+            msg = f"task={task!r} is not one of {listed(HAT_TASKS)}."
+            raise SpaceError(msg + did_you_mean(task, HAT_TASKS))
+        sizes = {**FAIRSEQ, **HAT_TASKS[task], **changes}
+        if missing := [name for name in HAT_TASKS[task] if sizes[name] is None]:
+            msg = (
+                f"The sizes of {task} are without {listed(missing)}. Pass the lengths of the "
+                "dictionaries that the checkpoint was trained with."
+            )
+            raise SpaceError(msg)
+        return cls(TransformerConfig(**sizes))
+
+    def load_hat(self, state: Mapping[str, Any]) -> None:
+        """Load a SuperTransformer of HAT's own code, of the same size.
+
+        Subnets then give the logits of HAT's: its choice of -1, 1 or 2 for
+        `decoder_arbitrary_ende_attn` is 1, 2 or 3 for `attend`, and other choices have the same
+        values in both.
+
+        Args:
+            state: The state dict of a `TransformerSuperModel`, or the checkpoint that holds it
+                under `"model"`: `torch.load(path, map_location="cpu", weights_only=False)`, as it
+                holds an `argparse.Namespace` too.
+
+        Raises:
+            SpaceError: It is of another network or size (the message has the first tensor and both
+                shapes), or of a variant whose subnets would be others here. Nothing is loaded then.
+
+        Example:
+            >>> net = ElasticTransformer.tiny(positions="fairseq", pad=1, bos=2, eos=2)
+            >>> net.load_hat({"target.weight": torch.zeros(20, 24)})
+            Traceback (most recent call last):
+            ...
+            lightning_subnet.errors.SpaceError: 'target.weight' is not a name of HAT ...
+        """
+        load_hat(self, self.config, state)
+
     def search_space(self) -> SearchSpace:
         """Return the space: embeddings and depths first, as the layers exist under them."""
         if self._space is None:
@@ -329,7 +421,8 @@ class ElasticTransformer(SubnetMixin, _Trunk):
         def ends(enc: int, dec: int) -> Costs:
             wide = max(enc, dec) if config.source_vocab is None else dec
             tables = config.vocab * wide + (config.source_vocab or 0) * enc
-            return t * dec * config.vocab, tables + normed * 2 * (enc + dec)
+            output = 0 if config.tied else config.vocab * dec
+            return t * dec * config.vocab, tables + output + normed * 2 * (enc + dec)
 
         parts: list[Any] = [(("enc_embed", "dec_embed"), ends)]
         parts += [
@@ -359,6 +452,18 @@ class ElasticTransformer(SubnetMixin, _Trunk):
         shape = self.config.shape(subnet_in(self.search_space(), subnet))
         with torch.device("meta"):
             plain = Transformer(self.config, shape)
-        positions: Any = self.positions
-        plain.positions = positions.clone()
+        for name, places in self.named_buffers(recurse=False):  # of no state dict
+            plain.register_buffer(name, places.clone(), persistent=False)
         return copy_slices(plain, self)
+
+
+def _places(config: TransformerConfig) -> dict[str, torch.Tensor]:
+    """Return the tables of positions by name: one, or two where fairseq's sides differ in width."""
+    source, target = max(config.enc_embed), max(config.dec_embed)
+    if config.positions == "paper":
+        return {"positions": sinusoid(config.max_length, max(source, target))}
+    rows = config.max_length + config.pad + 1
+    tables = {"positions": fairseq_sinusoid(rows, source, config.pad)}
+    if target != source:
+        tables["target_positions"] = fairseq_sinusoid(rows, target, config.pad)
+    return tables

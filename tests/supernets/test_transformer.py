@@ -20,6 +20,8 @@ from lightning_subnet.supernets._blocks.transformer_layer import (
     LayerSpec,
     Style,
     TransformerLayer,
+    fairseq_places,
+    fairseq_sinusoid,
     sinusoid,
 )
 from lightning_subnet.supernets.transformer import ElasticTransformer, Transformer
@@ -38,7 +40,11 @@ class TestTransformer(AttentionContract):
         "hat": partial(
             tiny, source_vocab=13, norm_first=False, enc_depths=(3, 4), attend=(1, 2, 3)
         ),
-    }
+        "fairseq": partial(
+            tiny, source_vocab=13, dec_embed=(16, 32), tied=False, positions="fairseq",
+            pad=1, bos=2, eos=2,
+        ),
+    }  # fmt: skip
     PLAIN = Transformer
     OTHER: ClassVar = {
         ("dec_depths", (1, 4)): r"'dec_ffn.3' is not a choice of this space",
@@ -180,6 +186,8 @@ def test_positions_are_those_of_the_paper() -> None:
         ({"vocab": 2.5}, "vocab=2.5 must be a positive integer"),
         ({"source_vocab": -1}, "source_vocab=-1 must be a positive integer"),
         ({"eos": 1}, r"pad, bos and eos are \(0, 1, 1\): three tokens"),
+        ({"eos": 0, "positions": "fairseq"}, r"pad, bos and eos are \(0, 1, 0\): three tokens"),
+        ({"positions": "fairsek"}, r"'fairsek' is not one of 'paper', .* Did you mean 'fairseq'"),
         ({"vocab": 2}, "three tokens of the 2 are needed"),
         ({"target_length": 99}, "target_length=99 must fit into max_length=16"),
         ({"dropout": 1.5}, r"dropout=1.5 must be a share in \[0, 1\)"),
@@ -199,12 +207,63 @@ def test_inputs_that_do_not_fit() -> None:
         net(good, good.float())
     with pytest.raises(ElasticityError, match=r"not \(3,\) torch.int64"):
         net(good[0], good)
+    with pytest.raises(ElasticityError, match=r"of torch.int64 or torch.int32, not .* torch.bool"):
+        net(good > 0, good)
+    with pytest.raises(ElasticityError, match=r"not \(1, 3\) torch.uint8"):
+        net(good.to(torch.uint8), good)
+    with pytest.raises(
+        ElasticityError, match=r"are \(1, 0\): a sequence .* has one token at least"
+    ):
+        net(good, good[:, :0])
+    with pytest.raises(ElasticityError, match="source has 3 sequences, and the target 1"):
+        net(good.T, good)
+    with pytest.raises(ElasticityError, match="source has 1 sequences, and the target 3"):
+        net(good, good.T)
     with pytest.raises(
         ElasticityError, match=r"n_steps=0 must be .* from 1. It is a number of tokens"
     ):
         net.generate(good, 0)
     with pytest.raises(SpaceError, match=r"activation='rely' .* Did you mean 'relu'"):
         Style(activation="rely")
+
+
+@pytest.mark.parametrize(("token", "row"), [(20, "from 1 to 20"), (-1, "from -1 to 1")])
+def test_a_token_that_is_not_in_the_vocabulary(token: int, row: str) -> None:
+    net = tiny()
+    plain = extract(net, net.search_space().smallest)
+    good = torch.ones(2, 3, dtype=torch.long)
+    bad = good.clone()
+    bad[1, 2] = token
+    for module in (net, plain):
+        for source, target in ((bad, good), (good, bad)):
+            with pytest.raises(ElasticityError, match=f"Tokens are {row}.* has 20: 0 to 19"):
+                module(source, target)
+    assert net(good.int(), good.int()).shape == (2, 3, 20)
+
+
+@pytest.mark.parametrize("dim", [8, 9])
+def test_positions_of_fairseq(dim: int) -> None:
+    table = fairseq_sinusoid(20, dim, 1)
+    assert table.shape == (20, dim)
+    half = dim // 2  # the steps go from 1 to 1 / 10,000, both included
+    for row in (0, 2, 7):
+        for i in range(half):
+            angle = torch.tensor(row / 10_000 ** (i / (half - 1)))
+            torch.testing.assert_close(table[row, i], angle.sin())
+            torch.testing.assert_close(table[row, half + i], angle.cos())
+    assert not table[1].any()
+    assert not table[:, 2 * half :].any()
+    tokens = torch.tensor([[5, 6, 7, 1, 1], [1, 1, 5, 6, 7]])
+    assert fairseq_places(tokens, 1).tolist() == [[2, 3, 4, 1, 1], [1, 1, 2, 3, 4]]
+
+
+def test_padding_before_a_sentence_of_fairseq_has_no_influence() -> None:
+    net = shaken(tiny(positions="fairseq", pad=1, bos=2, eos=2))
+    source, target = tokens(net, 1, 5, 20), tokens(net, 1, 6, 20)
+    for sides in ((4, 0), (0, 4), (2, 2)):
+        longer = F.pad(source, sides, value=1)
+        with torch.no_grad():
+            torch.testing.assert_close(net(longer, target), net(source, target), atol=1e-5, rtol=0)
 
 
 def test_a_shared_table_is_as_wide_as_the_wider_side() -> None:

@@ -134,24 +134,40 @@ def load_weights(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         ...
         lightning_subnet.errors.SpaceError: The weights do not fit Linear: 'weight' is (3, 4) in ...
     """
-    weights = module.state_dict()
-    name = type(module).__name__
-    for key, tensor in weights.items():
-        if key in state and state[key].shape != tensor.shape:
+    shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    check_weights(type(module).__name__, shapes, state)
+    module.load_state_dict(dict(state))
+
+
+def check_weights(
+    network: str, shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuse a state dict with other names or shapes than these.
+
+    Raises:
+        SpaceError: With the first tensor of another shape and both, or what is missing or unknown.
+
+    Example:
+        >>> check_weights("Net", {"weight": (2, 3)}, {"bias": torch.zeros(2)})
+        Traceback (most recent call last):
+        ...
+        lightning_subnet.errors.SpaceError: The weights do not fit Net: missing 'weight'; ...
+    """
+    for key, shape in shapes.items():
+        if key in state and tuple(state[key].shape) != shape:
             msg = (
-                f"The weights do not fit {name}: {key!r} is {tuple(state[key].shape)} in the state "
-                f"and {tuple(tensor.shape)} here. Build the network in the size of the checkpoint."
+                f"The weights do not fit {network}: {key!r} is {tuple(state[key].shape)} in the "
+                f"state and {shape} here. Build the network in the size of the checkpoint."
             )
             raise SpaceError(msg)
-    missing = [key for key in weights if key not in state]
-    unknown = [key for key in state if key not in weights]
+    missing = [key for key in shapes if key not in state]
+    unknown = [key for key in state if key not in shapes]
     if missing or unknown:
         msg = (
-            f"The weights do not fit {name}: missing {listed(missing, 3)}; unknown "
+            f"The weights do not fit {network}: missing {listed(missing, 3)}; unknown "
             f"{listed(unknown, 3)}. Build the network in the size of the checkpoint."
         )
         raise SpaceError(msg)
-    module.load_state_dict(dict(state))
 
 
 def check_names(network: str, space: SearchSpace, subnet: Subnet) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet.errors import SpaceError
 from lightning_subnet.supernets._blocks.transformer_layer import (
     LayerSpec,
@@ -15,13 +16,16 @@ from lightning_subnet.supernets._blocks.transformer_layer import (
     check_positive,
 )
 
+POSITIONS = ("paper", "fairseq")
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
     """The sizes of an elastic Transformer; the defaults are HAT's for WMT14 English-German.
 
     Args:
-        vocab: Tokens of the target language and, without `source_vocab`, of both.
+        vocab: Tokens of the target language and, without `source_vocab`, of both, which then share
+            a table.
         source_vocab: Tokens of the source language, which then has a table of its own.
         max_length: The most positions of either.
         source_length: Tokens of the source that `macs` is for.
@@ -37,11 +41,19 @@ class TransformerConfig:
         norm_first: Whether layers normalise their inputs (easier to train) or their sums (HAT).
         dropout: As in `torch.nn.Transformer`.
         pad: The token of padding.
-        bos: The token that a target begins with.
+        bos: The token that a target begins with; with fairseq's positions it may be `eos`.
         eos: The token that it ends with.
+        tied: Whether the output layer is the target's table; else it has weights of its own.
+        positions: `"paper"`: sine and cosine alternate, and the first position is 0. `"fairseq"`:
+            all sines, then all cosines, in a table as wide as its side; the first token that is not
+            padding is at `pad + 1`, and padding has no position.
 
     Raises:
         SpaceError: The sizes do not fit together.
+
+    References:
+        Vaswani et al., Attention Is All You Need, NeurIPS 2017, section 3.5, and fairseq's
+        `SinusoidalPositionalEmbedding` (that of tensor2tensor).
     """
 
     vocab: int = 32_768
@@ -62,6 +74,8 @@ class TransformerConfig:
     pad: int = 0
     bos: int = 1
     eos: int = 2
+    tied: bool = True
+    positions: str = "paper"
     style: Style = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -77,8 +91,12 @@ class TransformerConfig:
                 f"encoder has {min(self.enc_depths)}."
             )
             raise SpaceError(msg)
+        if self.positions not in POSITIONS:
+            msg = f"positions={self.positions!r} is not one of {listed(POSITIONS)}."
+            raise SpaceError(msg + did_you_mean(str(self.positions), POSITIONS))
         special = (self.pad, self.bos, self.eos)
-        if len(set(special)) < len(special) or not all(0 <= t < self.vocab for t in special):
+        n_special = 2 if self.positions == "fairseq" and self.bos == self.eos else 3
+        if len(set(special)) < n_special or not all(0 <= t < self.vocab for t in special):
             msg = f"pad, bos and eos are {special}: three tokens of the {self.vocab} are needed."
             raise SpaceError(msg)
         if max(self.source_length, self.target_length) > self.max_length:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lightning_subnet._messages import did_you_mean, listed
@@ -353,6 +354,22 @@ def sinusoid(length: int, dim: int) -> torch.Tensor:
     return torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :dim]
 
 
+def fairseq_sinusoid(rows: int, dim: int, pad: int) -> torch.Tensor:
+    """Return the table of fairseq, (rows, dim): sines, then cosines, and zeros at `pad`."""
+    half = dim // 2
+    steps = torch.exp(torch.arange(half) * (-math.log(10_000.0) / max(half - 1, 1)))
+    angle = torch.arange(rows)[:, None] * steps
+    table = F.pad(torch.cat([angle.sin(), angle.cos()], 1), (0, dim % 2))
+    table[pad] = 0
+    return table
+
+
+def fairseq_places(tokens: torch.Tensor, pad: int) -> torch.Tensor:
+    """Return the row of fairseq's table for each token, (n, t): padding does not count."""
+    real = (tokens != pad).long()
+    return real.cumsum(1) * real + pad
+
+
 def check_positive(**sizes: int | Sequence[int]) -> None:
     """Refuse sizes that are not positive integers, or that stand twice.
 
@@ -389,14 +406,40 @@ def check_tokens(tokens: torch.Tensor, longest: int) -> None:
     """Refuse tokens that are not a batch of sequences within the positions of a network.
 
     Raises:
-        ElasticityError: The type or the shape is another one, or a sequence is too long.
+        ElasticityError: The type or the shape is another one, or a sequence is empty or too long.
     """
-    if tokens.ndim != 2 or tokens.is_floating_point():  # noqa: PLR2004 - rows and positions
-        msg = f"Tokens are integers (n, length), not {tuple(tokens.shape)} {tokens.dtype}."
-        raise ElasticityError(msg)
-    if length_of(tokens, 1) > longest:
+    if tokens.ndim != 2 or tokens.dtype not in (torch.int64, torch.int32):  # noqa: PLR2004 - rows and positions
         msg = (
-            f"{tokens.shape[1]} tokens are more than the {longest} positions of this network. "
-            "Cut the sequence, or build the network with more."
+            "Tokens are integers (n, length) of torch.int64 or torch.int32, not "
+            f"{tuple(tokens.shape)} {tokens.dtype}."
         )
         raise ElasticityError(msg)
+    length = length_of(tokens, 1)
+    if length == 0:
+        msg = f"Tokens are {tuple(tokens.shape)}: a sequence (n, length) has one token at least."
+        raise ElasticityError(msg)
+    if length > longest:
+        msg = (
+            f"{length} tokens are more than the {longest} positions of this network. "
+            "Cut the sequence, or build the network with more; tokens are (n, length)."
+        )
+        raise ElasticityError(msg)
+
+
+def look_up(table: nn.Embedding, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the vectors of tokens, (n, t) to (n, t, dim).
+
+    Raises:
+        ElasticityError: A token is not one of the table's. (Only a CPU notices; on a GPU CUDA's own
+            assertion fails.)
+    """
+    try:
+        vectors: torch.Tensor = table(tokens)
+    except IndexError as error:
+        msg = (
+            f"Tokens are from {int(tokens.min())} to {int(tokens.max())}, but the table has "
+            f"{table.num_embeddings}: 0 to {table.num_embeddings - 1}. Encode the text with the "
+            "vocabulary that the network was built for."
+        )
+        raise ElasticityError(msg) from error
+    return vectors
