@@ -43,14 +43,26 @@ class ElasticMlp(SubnetMixin, nn.Module):
         return F.linear(x, self.last.weight[:, :w], self.last.bias)
 
 
+class Count:
+    """A number that no search puts back, as it is not an attribute of the module."""
+
+    __slots__ = ("n",)
+
+    def __init__(self) -> None:
+        self.n = 0
+
+
 class LitMlp(L.LightningModule):
-    """An ordinary LightningModule around one elastic child."""
+    """An ordinary LightningModule around one elastic child.
+
+    `validations` is a number that it gathers, which a search puts back; `validated` is not.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.net = ElasticMlp()
         self.accuracy = MulticlassAccuracy(num_classes=10, average="micro")
-        self.validations = 0
+        self.validations, self.validated = 0, Count()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.net(x)
@@ -60,6 +72,7 @@ class LitMlp(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.validations += 1
+        self.validated.n += 1
 
     def validation_step(self, batch: Any, _: int, dataloader_idx: int = 0) -> None:
         logits = self(batch[0])

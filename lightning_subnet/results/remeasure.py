@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lightning_subnet.training.validation.frozen_data import Source
+    from lightning_subnet.training.validation.scoring import Score
 
 ValueOf = Callable[[Subnet], Any]
 """A function of a subnet that returns its value, or a pair (value, standard error)."""
@@ -211,15 +212,19 @@ def _again(before: Evaluation, number: int, name: str, value_of: ValueOf) -> Eva
     )
 
 
-def validate_front(record: SearchRecord, model: Any, source: Source, trainer: Any) -> pd.DataFrame:
-    """Validate the front on other data; see `SearchResult.verify`."""
+def validate_front(
+    record: SearchRecord, model: Any, source: Source, trainer: Any, score: Score = "network"
+) -> pd.DataFrame:
+    """Validate the front on other data, scored as in its search; see `SearchResult.verify`."""
     import pandas as pd
 
+    from lightning_subnet.training.validation.checks import Checks
     from lightning_subnet.training.validation.evaluator import TrainerEvaluator
 
     front = record.front
     rows: list[dict[str, float]] = []
-    with TrainerEvaluator(model, source, trainer=trainer) as evaluator:
+    checks = Checks(repeat=False, calibration=False)  # the search has made them
+    with TrainerEvaluator(model, source, trainer=trainer, score=score, checks=checks) as evaluator:
         check_part(record.history.space, evaluator.space)
         for evaluation in front:
             metrics = evaluator.evaluate(evaluation.subnet)

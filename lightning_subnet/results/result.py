@@ -198,7 +198,8 @@ class SearchResult(SearchRecord):
         source = Source(
             datamodule, dataloaders, train_dataloaders, split, calibration_images=calibration_images
         )
-        return validate_front(self, model, source, trainer)
+        score: Any = getattr(self._extractor, "score", "network")
+        return validate_front(self, model, source, trainer, score)
 
     def export(
         self,

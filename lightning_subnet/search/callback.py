@@ -153,6 +153,8 @@ class SubnetSearchCallback(Callback):
                 source,
                 trainer=settings.trainer or inner_trainer(trainer),
                 loggers=trainer.loggers,
+                score=settings.score,
+                checks=settings.checks,
             )
             session, extractor = run_fit(search.plan, evaluator, progress=self._progress)
             self.result = result_of(session, extractor)

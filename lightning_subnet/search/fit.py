@@ -27,6 +27,10 @@ from lightning_subnet.training.validation.evaluator import TrainerEvaluator
 from lightning_subnet.training.validation.extractor import Extractor
 
 _log = logging.getLogger(__name__)
+_EXTRACTED = (
+    "the super-network does not run in eval mode, so each subnet is extracted, and validated as "
+    "what ships (score='extracted')"
+)
 _REHEARSAL = 3  # evaluations under fast_dev_run
 
 
@@ -57,8 +61,12 @@ def run_fit(
         n = min(plan.budget.evaluations or _REHEARSAL, _REHEARSAL)
         _log.info("fast_dev_run: %d evaluations, kept in memory only.", n)
         plan, on_open = replace(plan, budget=Budget(n), storage=Storage(None)), None
+    measures = plan.measures
     with evaluator:
         plan = bind(plan, evaluator)
+        evaluator.check_subnets(measures)
+        if evaluator.score != plan.settings.score and progress and not trainer.global_rank:
+            print(f"{plan.name}: {_EXTRACTED}", flush=True)
         if trainer.global_rank:
             session = _copied(plan, follow(evaluator))
             if on_open is not None:
@@ -80,6 +88,7 @@ def bind(plan: Plan, evaluator: TrainerEvaluator) -> Plan:
     Raises:
         SearchError: The plan has a space that is not a part of the model's.
     """
+    evaluator.directions = {o.name: o.direction for o in plan.objectives}
     measures = evaluator.bound_measures(plan.measures, plan.names)
     space = plan.space or evaluator.space
     if space is not evaluator.space:

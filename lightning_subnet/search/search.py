@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lightning_subnet.study.storage import Storage
+    from lightning_subnet.training.validation.checks import Checks
     from lightning_subnet.training.validation.evaluator import TrainerEvaluator
+    from lightning_subnet.training.validation.scoring import Score
 
 
 class SubnetSearch:
@@ -63,6 +65,11 @@ class SubnetSearch:
         trainer: The Trainer that `fit` validates with.
         calibration_images: The number of training samples with which `fit` recalibrates BatchNorm
             before each validation; 0 leaves its statistics alone.
+        score: What `fit` validates: `"network"`, the super-network with the subnet in force;
+            `"extracted"`, the extracted subnet in its place, which is chosen by itself where the
+            super-network does not run in eval mode; `"onnxruntime"` or `"openvino"`, the file of
+            the extracted subnet in that runtime, in which a `Latency` is then measured too.
+        checks: Whether `fit` checks its own numbers; a `training.Checks` leaves some checks out.
         verify_front: Let `fit` end with a second measurement of noisy measures (latency) on the
             front, outside the budget, so that a lucky draw does not win.
 
@@ -103,6 +110,8 @@ class SubnetSearch:
         trainer: Any = None,
         calibration_images: int = 512,
         verify_front: bool = True,
+        score: Score = "network",
+        checks: bool | Checks = True,
     ) -> None:
         self.plan = Plan.of(
             Settings(
@@ -120,6 +129,8 @@ class SubnetSearch:
                 trainer=trainer,
                 calibration_images=calibration_images,
                 verify_front=verify_front,
+                score=score,
+                checks=checks,
             )
         )
         self._session: Session | None = self.plan.resumed()
@@ -297,7 +308,10 @@ class SubnetSearch:
         Raises:
             SearchError: The model is not a super-network, data is missing, nothing satisfies the
                 exact constraints, or the first five evaluations fail (and are not recorded).
-            MeasurementError: An objective is never logged, or not reduced over processes.
+            MeasurementError: An objective is never logged, or not reduced over processes; a subnet
+                that is scored twice gets two values, or validation changes weights.
+            ParityError: A subnet that is extracted or converted gives other outputs than where it
+                is scored.
         """
         from lightning_subnet.search.fit import run_fit
 
@@ -326,7 +340,10 @@ class SubnetSearch:
         from lightning_subnet.training.validation.frozen_data import Source
 
         source = Source(datamodule, dataloaders, train, calibration_images=images)
-        return TrainerEvaluator(model, source, trainer=self.plan.settings.trainer)
+        settings = self.plan.settings
+        return TrainerEvaluator(
+            model, source, trainer=settings.trainer, score=settings.score, checks=settings.checks
+        )
 
     def result(self, extractor: Callable[[Subnet], Any] | None = None) -> SearchResult:
         """Return the result so far.

@@ -16,6 +16,9 @@ from .subnet_sampling import (
 from .subnet_validation import (
     SubnetValidation as SubnetValidation,
 )
+from .validation.checks import (
+    Checks as Checks,
+)
 from .validation.evaluator import (
     TrainerEvaluator as TrainerEvaluator,
 )

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -136,6 +136,17 @@ def _check_trainer(trainer: Trainer) -> None:
         raise SearchError(msg)
 
 
+def check_idle(trainer: Trainer) -> None:
+    """Raise `SearchError` if a Trainer is at work: a validation of its own would end that."""
+    if trainer.state.fn is not None and trainer.state.status == TrainerStatus.RUNNING:
+        msg = (
+            f"The trainer is at work ({trainer.state.fn.value}), and would be stopped by a "
+            "validation of its own. Pass another Trainer to the search, or none; to search at the "
+            "end of training add SubnetSearchCallback(search) to its callbacks."
+        )
+        raise SearchError(msg)
+
+
 @contextmanager
 def quiet(trainer: Trainer, callbacks: list[Callback]) -> Iterator[None]:
     """Let a Trainer validate subnets with these callbacks, without the user's and their loggers."""
@@ -160,6 +171,23 @@ def transfer(trainer: Trainer, model: LightningModule, batch: Any, device: Any =
     """Return a batch as steps get it: in the right precision, through the hooks, on a device."""
     batch = model._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch))
     return model._apply_batch_transfer_handler(batch, device=device)
+
+
+def run_validation_step(module: LightningModule, batch: Any, *, several: bool) -> Any:
+    """Call `validation_step` on a first batch, as the Trainer would.
+
+    Args:
+        module: The module.
+        batch: The batch, in place.
+        several: Whether there are several dataloaders, of which this is the first.
+    """
+    step = module.validation_step
+    arguments: dict[str, Any] = {}
+    if is_param_in_hook_signature(step, "batch_idx", min_args=2):
+        arguments["batch_idx"] = 0
+    if several and is_param_in_hook_signature(step, "dataloader_idx", min_args=3):
+        arguments["dataloader_idx"] = 0
+    return step(batch, *arguments.values())
 
 
 def in_precision(trainer: Trainer) -> AbstractContextManager[Any]:

@@ -163,7 +163,9 @@ class SubnetValidation(Callback):
             stack.enter_context(weights_of_validation(trainer, pl_module))
             source = self._source(trainer, images=self.calibration_images)
             evaluator = stack.enter_context(
-                TrainerEvaluator(pl_module, source, trainer=self._trainer, hashes=False)
+                TrainerEvaluator(
+                    pl_module, source, trainer=self._trainer, hashes=False, checks=False
+                )
             )
             self.latest = {n: dict(evaluator.evaluate(s)) for n, s in self._subnets.items()}
         row = {

@@ -109,7 +109,7 @@ def test_the_largest_scores_what_validation_has_logged() -> None:
 def test_averaged_weights_are_searched() -> None:
     class Seen(LitMlp):
         def on_validation_epoch_start(self) -> None:
-            self.last_weight = self.net.last.weight.detach().clone()
+            weights.append(self.net.last.weight.detach().clone())
 
     callback, model = SubnetSearchCallback(search(), progress=False), Seen()
     train([callback, WeightAveraging()], model)
@@ -118,11 +118,13 @@ def test_averaged_weights_are_searched() -> None:
 
 
 def test_the_best_checkpoint_is_searched_and_the_last_weights_come_back(tmp_path: Path) -> None:
+    weights: list[torch.Tensor] = []
+
     class Worsening(LitMlp):
         """Logs less with every epoch, so the first checkpoint is the best."""
 
         def on_validation_epoch_end(self) -> None:
-            self.last_weight = self.net.last.weight.detach().clone()
+            weights.append(self.net.last.weight.detach().clone())
             self.log("score", -float(self.current_epoch))
 
     writer = ModelCheckpoint(tmp_path, monitor="score", mode="max", save_top_k=1)
@@ -130,7 +132,7 @@ def test_the_best_checkpoint_is_searched_and_the_last_weights_come_back(tmp_path
     order, model = Order(), Worsening()
     train([order, callback, writer], model, enable_checkpointing=True)
     best = torch.load(writer.best_model_path, weights_only=True)["state_dict"]["net.last.weight"]
-    assert torch.equal(model.last_weight, best)
+    assert torch.equal(weights[-1], best)
     assert torch.equal(model.net.last.weight, order.ended[0])
     assert not torch.equal(best, order.ended[0])
 

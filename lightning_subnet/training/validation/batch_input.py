@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_subnet.errors import SearchError
 from lightning_subnet.training._lightning import LightningModule, is_overridden
@@ -58,3 +60,50 @@ def first_input(loaders: list[Any]) -> Any:
 
 def _first_item(batch: Any) -> Any:
     return batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of one forward pass."""
+
+
+def calls_of(part: nn.Module, run: Callable[[], Any]) -> tuple[list[Call], Exception | None]:
+    """Return copies of the arguments with which a network is called while something runs.
+
+    Args:
+        part: The network.
+        run: Something that calls it.
+
+    Returns:
+        The first calls, on the CPU, also of a call that fails; and the error that ended the run.
+    """
+    calls: list[Call] = []
+
+    def note(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        if len(calls) < _MOST_CALLS:
+            calls.append(tree_map(_on_cpu, (args, kwargs)))
+
+    hook = part.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        run()
+    except Exception as error:
+        return calls, error
+    finally:
+        hook.remove()
+    return calls, None
+
+
+def few_rows(call: Call, rows: int) -> Call:
+    """Return a call on the first rows of a batch; as it is, where its tensors differ in rows."""
+    tensors = [x for x in tree_leaves(call) if isinstance(x, torch.Tensor)]
+    counts = {len(x) if x.ndim else 0 for x in tensors}
+    if len(counts) != 1 or max(counts) <= rows:
+        return call
+    cut: Call = tree_map(lambda x: x[:rows] if isinstance(x, torch.Tensor) else x, call)
+    return cut
+
+
+_MOST_CALLS = 2  # of one step
+
+
+def _on_cpu(x: Any) -> Any:
+    return x.detach().cpu().clone() if isinstance(x, torch.Tensor) else x

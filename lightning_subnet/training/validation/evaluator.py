@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -12,14 +13,15 @@ import torch
 from torch.utils._pytree import tree_map
 
 from lightning_subnet._json import digest
-from lightning_subnet._messages import warn
-from lightning_subnet._torch.contexts import random_state
+from lightning_subnet._messages import listed, warn
+from lightning_subnet._torch.contexts import evaluating, muted, random_state
 from lightning_subnet._torch.fingerprints import (
     code_fingerprint,
     data_fingerprint,
     hashed,
     stable_text,
 )
+from lightning_subnet._torch.inputs import arguments, cloned
 from lightning_subnet.costs.resolve import MEASURES, measure_names, resolve
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, PluginWarning, SearchError
@@ -33,30 +35,63 @@ from lightning_subnet.training._lightning import (
     LightningModule,
     Trainer,
     check,
+    check_idle,
     default_trainer,
     gather,
+    in_precision,
     is_overridden,
     launch,
     quiet,
     restore_metrics,
+    run_validation_step,
+    transfer,
 )
-from lightning_subnet.training.validation.batch_input import first_input
+from lightning_subnet.training.validation.batch_input import (
+    Call,
+    calls_of,
+    few_rows,
+    first_input,
+    model_input,
+    network_of,
+)
+from lightning_subnet.training.validation.checks import (
+    Checks,
+    WeightGuard,
+    differing,
+    warn_of_renewal,
+)
 from lightning_subnet.training.validation.extractor import Extractor
 from lightning_subnet.training.validation.frozen_data import FrozenData, Source, frozen_data
+from lightning_subnet.training.validation.gathered import GatheredState
+from lightning_subnet.training.validation.parity import check_subnets, runs
+from lightning_subnet.training.validation.place import Place
 from lightning_subnet.training.validation.recalibration import Recalibration
-from lightning_subnet.training.validation.restore import StepState, module_state
+from lightning_subnet.training.validation.restore import module_state
+from lightning_subnet.training.validation.scoring import (
+    FORMATS,
+    Conversion,
+    Extraction,
+    InForce,
+    Score,
+    checked_score,
+    extracted,
+)
+
+_log = logging.getLogger(__name__)
 
 # The same for every search, so that strategies and seeds are compared on the same data.
 _SEED = 0
+_ROWS = 16  # of a batch, on which outputs are compared
 
 
 class TrainerEvaluator(Evaluator):
     """Validates subnets of a LightningModule; use it as a context.
 
     On entering, the data is set up once, under a seed. Before each validation BatchNorm statistics
-    are reset and averaged over the same training samples. On leaving, the module, the datamodule,
-    the trainer and all random states are as they were. With several processes all of them evaluate
-    the same subnet, each on its share of the batches.
+    are reset and averaged over the same training samples, and what the module has gathered is
+    emptied. On leaving, the module, the datamodule, the trainer and all random states are as they
+    were. With several processes all of them evaluate the same subnet, each on its share of the
+    batches.
 
     Args:
         model: A LightningModule that is elastic or has exactly one elastic descendant.
@@ -64,10 +99,16 @@ class TrainerEvaluator(Evaluator):
         trainer: The Trainer that validates; None makes one on one device.
         loggers: Get one row per evaluation, besides those of the trainer.
         hashes: Whether weights, data and code are hashed, for values that are to be stored.
+        score: `"network"` validates the super-network with the subnet in force, `"extracted"` the
+            extracted subnet in its place, `"onnxruntime"` and `"openvino"` its file.
+        checks: What is checked of the numbers.
 
     Attributes:
         provenance: What a metric depends on besides the subnet, by name, mostly as hashes; empty
             before the context is entered.
+        score: How subnets are scored: as asked for, or `"extracted"` where the super-network does
+            not run in eval mode.
+        directions: `"max"` or `"min"` of the metrics that the search optimises, where it says so.
 
     Raises:
         SearchError: The parts do not fit; nothing has been measured then.
@@ -81,9 +122,12 @@ class TrainerEvaluator(Evaluator):
         trainer: Trainer | None = None,
         loggers: Sequence[Any] = (),
         hashes: bool = True,
+        score: Score = "network",
+        checks: Checks | bool = True,
     ) -> None:
         trainer = default_trainer() if trainer is None else trainer
         check(model, source.datamodule, trainer)
+        check_idle(trainer)
         if is_overridden("configure_model", model):
             model.configure_model()  # which may build the network; Lightning calls it again
         self._model = model
@@ -99,9 +143,20 @@ class TrainerEvaluator(Evaluator):
             )
             raise SearchError(msg)
         self.space = space
+        self.score: Score = checked_score(score)
+        self.checks = Checks.of(checks)
+        self.directions: Mapping[str, str] = {}
+        self._place = Place(model, self._elastic)
         self._stack = ExitStack()
         self._data = FrozenData()
-        self._callbacks: list[Callback] = []
+        self._in_force = InForce(self._elastic)
+        self._recalibration: Recalibration | None = None
+        self._extraction: Extraction | None = None
+        self._calls: list[Call] | None = None
+        self._guard: WeightGuard | None = None
+        self._unchecked = True  # whether the first score is still to come
+        self._gathered_by_first: list[str] = []
+        self._needed: frozenset[str] = frozenset()
         self.built_in = tuple(measure_names())
         self._of_plugins: list[str] = []
         self.provenance: dict[str, str] = {}
@@ -117,14 +172,19 @@ class TrainerEvaluator(Evaluator):
             stack.callback(self._elastic.activate, before or self.space.largest)
             self._buffers = stack.enter_context(module_state(self._model, self._source.datamodule))
             self._data = stack.enter_context(frozen_data(self._model, self._source, self.trainer))
+            # As a validation would; so costs are of the same types before and after the first.
+            self.trainer.precision_plugin.convert_module(self._model)
+            self._gathered = GatheredState(self._model, self._elastic)
+            stack.callback(self._gathered.restore)
+            if self.checks.weights:
+                self._guard = WeightGuard(self._model)
             if self._data.calibration:
-                self._callbacks = [Recalibration(self._data, self._model, self._elastic)]
+                self._recalibration = Recalibration(self._data, self._place)
+            if self.checks.parity or self.score != "network":
+                self._choose_score()
             if self._hashes:
                 self.provenance = self._provenance()
             self._digest = digest(self.provenance)
-            self._state = StepState(self._model)
-            # As a validation would; so costs are of the same types before and after the first.
-            self.trainer.precision_plugin.convert_module(self._model)
             self._stack = stack.pop_all()
         return self
 
@@ -151,6 +211,8 @@ class TrainerEvaluator(Evaluator):
             "hparams": str({k: stable_text(v) for k, v in sorted(self._model.hparams.items())}),
             "precision": str(self.trainer.precision),
             "limit_val_batches": str(self.trainer.limit_val_batches),
+            # Studies of super-networks in force were made before there was another way.
+            **({} if self.score == "network" else {"score": self.score}),
         }
 
     def fingerprint(self, name: str) -> str | None:
@@ -166,6 +228,7 @@ class TrainerEvaluator(Evaluator):
             measures: The user's; those of any network are bound to this one.
             names: Names of measures that the search needs, and of logged metrics.
         """
+        self._needed = frozenset(names)
         built_in = [name for name in names if name in self.built_in]
         self._of_plugins = [name for name in built_in if name in MEASURES.plugins]
         return [*resolve(self._model, measures, built_in, self._example).values()]
@@ -177,15 +240,130 @@ class TrainerEvaluator(Evaluator):
             return first_input(self._data.loaders)
         return tree_map(lambda x: x[:1] if isinstance(x, torch.Tensor) and x.ndim else x, example)
 
+    # What is scored
+
+    @property
+    def calls(self) -> list[Call]:
+        """Arguments of the elastic part's forward pass in a validation, on a few samples."""
+        if self._calls is None:
+            self._calls, _ = self._first_calls()
+        return self._calls
+
+    def _first_calls(self) -> tuple[list[Call], Exception | None]:
+        """Return the arguments of the part in the first validation step, and what ended that.
+
+        If it runs the part in another way, they are those of its forward pass on a batch, or on
+        the module's example.
+        """
+        model, part = self._model, self._place.part
+        several = len(self._data.loaders) > 1
+        batch = next(iter(self._data.loaders[0]))
+
+        def step() -> None:
+            ready = transfer(self.trainer, model, cloned(batch), _device(model))
+            run_validation_step(model, ready, several=several)
+
+        def forward() -> None:
+            run = network_of(model, part)
+            ready = transfer(self.trainer, model, cloned(batch), _device(model))
+            run(model_input(ready, model))
+
+        def example() -> None:
+            args, kwargs = arguments(model, model.example_input_array)
+            model(*args, **kwargs)
+
+        first: Exception | None = None
+        for run in (step, forward, example):
+            with ExitStack() as stack:
+                stack.callback(self._gathered.restore)
+                stack.callback(self._buffers.restore_values)
+                stack.enter_context(random_state(_SEED))
+                stack.enter_context(quiet(self.trainer, []))
+                stack.enter_context(muted(model))
+                stack.enter_context(evaluating(model))
+                stack.enter_context(torch.no_grad())
+                stack.enter_context(in_precision(self.trainer))
+                part.activate(self.space.largest)
+                calls, error = calls_of(part, run)
+            first = first or error
+            if calls:
+                return [few_rows(call, _ROWS) for call in calls], first
+        return [], first
+
+    def _choose_score(self) -> None:
+        """Find out whether the super-network can be validated in place, or its subnets apart."""
+        self._calls, error = self._first_calls()
+        if self._guard is not None:
+            self._check_weights()
+        part, name = self._place.part, type(self._elastic).__name__
+        if self.score == "network":
+            reason = runs(part, self._calls[0]) if error is not None and self._calls else None
+            if reason is None or not callable(getattr(part, "extract", None)):
+                return  # an error of the step itself is that of the first validation
+            self.score = "extracted"
+            _log.info("%s does not run in eval mode: %s.", name, reason)
+        if not self._calls:
+            msg = (
+                f"score={self.score!r} needs an input of {name}.forward(), which no validation "
+                "batch goes through. Let validation_step call the network itself, or set "
+                "example_input_array in the model."
+            )
+            raise SearchError(msg)
+        plain = extracted(part, self.space.largest, self._calls)
+        if not plain.sliced:
+            msg = (
+                f"score={self.score!r} cannot be had, as {name} cannot be cut apart: extraction "
+                f"gives a copy of all of it{_why(plain)}. Write score='network', or give it a "
+                "method extract(subnet)."
+            )
+            raise SearchError(msg)
+        self._extraction = Extraction(self._place, self._calls)
+
+    def check_subnets(self, measures: Sequence[Measure | NetworkMeasure] = ()) -> None:
+        """Compare a few subnets in the super-network, extracted and converted, and their costs.
+
+        Args:
+            measures: The user's; where they measure in a runtime that has files, those are tried.
+
+        Raises:
+            ParityError: One differs; the message says which.
+            ElasticityError: The largest subnet costs less than the smallest.
+        """
+        runtimes = {getattr(measure, "runtime", "") for measure in measures} & FORMATS.keys()
+        if self.checks.parity:
+            with random_state(_SEED):
+                check_subnets(
+                    self._elastic,
+                    self.space,
+                    self.calls,
+                    runtimes=sorted(runtimes - {self.score}),
+                    tolerance=self.checks.tolerance,
+                )
+
     def evaluate(self, subnet: Subnet) -> Measured:
         """Activate the subnet, validate, and return every metric that was logged."""
+        metrics = self._validated(subnet)
+        if self._unchecked:
+            self._unchecked = False
+            self._check_first(subnet, metrics, self._gathered_by_first)
+        return metrics
+
+    def _validated(self, subnet: Subnet, *, renewed: bool = True) -> dict[str, float]:
+        """Return the metrics of a subnet.
+
+        Args:
+            subnet: The subnet.
+            renewed: Whether its statistics are renewed, or those of the super-network.
+        """
+        self._gathered.restore()
         self._buffers.restore_values()  # a score depends on the subnet, not on those before it
         self._elastic.activate(subnet)
+        self._in_force.subnet = subnet
         target: dict[str, Any] = {"datamodule": self._source.datamodule}
         if self._source.datamodule is None:
             target = {"dataloaders": self._data.for_trainer}
         try:
-            with random_state(_SEED), quiet(self.trainer, self._callbacks):
+            with random_state(_SEED), quiet(self.trainer, self._callbacks(subnet, renewed)):
                 rows = self.trainer.validate(self._model, verbose=False, **target)
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):  # what Lightning makes of Ctrl-C
@@ -194,9 +372,14 @@ class TrainerEvaluator(Evaluator):
         except _DEVICE_ERRORS as error:
             msg = f"The device failed, and nothing can be measured on it any more: {error}"
             raise MeasurementError(msg) from error
-        except Exception:
-            self._state.restore()  # what the step has gathered so far is of this subnet
-            raise
+        finally:
+            self._place.restore()
+            if self._recalibration is not None:
+                self._recalibration.end()
+            if self._guard is not None:
+                self._check_weights()
+            if self._unchecked:
+                self._gathered_by_first = self._gathered.changed()
         logged: dict[str, Any] = dict(self.trainer.callback_metrics)
         for row in rows:
             logged.update(row)
@@ -217,6 +400,71 @@ class TrainerEvaluator(Evaluator):
             )
         return metrics
 
+    def _callbacks(self, subnet: Subnet, renewed: bool) -> list[Callback]:
+        """Return what happens before the first batch: in the order in which it does."""
+        callbacks: list[Callback] = [self._in_force]
+        if self._extraction is not None:
+            self._extraction.subnet = subnet
+            callbacks.append(self._extraction)
+        if self._recalibration is not None and renewed:
+            callbacks.append(self._recalibration)
+        if self.score in FORMATS:
+            callbacks.append(Conversion(self._place, self.calls, self.score, self.checks.tolerance))
+        return callbacks
+
+    def _check_weights(self) -> None:
+        """Raise if parameters are not what they were, and put them back."""
+        assert self._guard is not None
+        if names := self._guard.changed():
+            self._guard.restore()
+            msg = (
+                f"Validation changes weights of {type(self._model).__name__}: "
+                f"{listed(names, limit=3)}. Each subnet would be scored with those that the ones "
+                "before it left; they were put back. Keep validation_step and its hooks from "
+                "training, or pass checks=Checks(weights=False)."
+            )
+            raise MeasurementError(msg)
+
+    def _check_first(
+        self, subnet: Subnet, metrics: Mapping[str, float], gathered: Sequence[str]
+    ) -> None:
+        """Score the first subnet again after another score, and its own statistics if it is whole.
+
+        Raises:
+            MeasurementError: The second score is another one.
+        """
+        own = self.checks.calibration and self._recalibration is not None
+        if own and subnet == self.space.largest:
+            with suppress(Exception):
+                before = self._validated(subnet, renewed=False)
+                if not self.trainer.global_rank:
+                    warn_of_renewal(before, metrics, self.directions, self._data.n_samples)
+        elif self.checks.repeat:
+            other = self.space.smallest
+            other = self.space.largest if subnet == other else other
+            with suppress(Exception):  # it fails when it is evaluated
+                self._validated(other)
+        if not self.checks.repeat:
+            return
+        again = self._validated(subnet)
+        names = [name for name in differing(metrics, again) if self._needs(name)]
+        if names:
+            values = [f"{each.get(names[0], 'nothing')}" for each in (metrics, again)]
+            where = f" Attributes that a validation leaves changed: {listed(gathered)}."
+            msg = (
+                f"{names[0]!r} of one subnet is {values[0]} at first, and {values[1]} after "
+                "another one was scored: something of a validation stays, or is drawn at random."
+                f"{where if gathered else ''} Empty what is gathered in "
+                "on_validation_epoch_start, in callbacks, datamodules and globals too; keep the "
+                "network in eval mode and the validation data the same; or pass "
+                "checks=Checks(repeat=False)."
+            )
+            raise MeasurementError(msg)
+
+    def _needs(self, name: str) -> bool:
+        """Return whether the search looks at a metric; at all, where it does not say."""
+        return not self._needed or name in self._needed
+
     def on_evaluation(self, evaluation: Evaluation) -> None:
         """Log one row through the user's loggers, with the number of the evaluation as its step."""
         row = {**evaluation.values, "seconds": evaluation.seconds, "failed": not evaluation.ok}
@@ -228,11 +476,19 @@ class TrainerEvaluator(Evaluator):
 
     def extractor(self) -> Extractor:
         """Return an `Extractor` of the model, which stays valid when the evaluator is closed."""
-        example = None
-        if not self._data.calibration:
-            with suppress(SearchError):
-                example = self._example()
-        return Extractor.of(self.trainer, self._model, self._elastic, self._data, example)
+        return Extractor.of(
+            self.trainer, self._place, self._data, self.calls, self.score, self.checks
+        )
+
+
+def _device(module: torch.nn.Module) -> torch.device:
+    """Return where the weights of a module are."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def _why(plain: Any) -> str:
+    reason = getattr(plain, "unsliced_because", "")
+    return f" ({reason})" if reason else ""
 
 
 _DEVICE_ERRORS: tuple[type[BaseException], ...] = tuple(

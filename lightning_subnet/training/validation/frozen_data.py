@@ -70,6 +70,12 @@ class FrozenData:
     calibration: list[Any] = field(default_factory=list)
     images: int = 0
 
+    @property
+    def n_samples(self) -> int:
+        """The number of validation samples in memory; 0 if they are not there."""
+        residents = [loader for loader in self.loaders if isinstance(loader, Resident)]
+        return sum(n_samples(batch) for loader in residents for batch in loader.batches)
+
 
 class Resident:
     """Batches in memory, as a dataloader that needs no workers and no sampler."""

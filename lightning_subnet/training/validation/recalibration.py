@@ -18,12 +18,9 @@ from lightning_subnet.training._lightning import (
     in_precision,
     transfer,
 )
-from lightning_subnet.training.validation.batch_input import (
-    calibration_step,
-    model_input,
-    network_of,
-)
+from lightning_subnet.training.validation.batch_input import calibration_step, model_input
 from lightning_subnet.training.validation.frozen_data import FrozenData
+from lightning_subnet.training.validation.place import Place
 
 
 class Recalibration(Callback):
@@ -34,14 +31,12 @@ class Recalibration(Callback):
 
     Args:
         data: The batches of training data.
-        model: The LightningModule.
-        part: Its elastic part.
+        place: The place of the elastic part in the LightningModule.
     """
 
-    def __init__(self, data: FrozenData, model: LightningModule, part: Any) -> None:
-        self._data = data
-        self._step = calibration_step(model)
-        self._network, self._part = network_of(model, part), part
+    def __init__(self, data: FrozenData, place: Place) -> None:
+        self._data, self._place = data, place
+        self._step = calibration_step(place.model)
         self._works = False
         self._compares = self._step is None
         self._inputs: list[torch.Tensor] = []  # of the elastic part, in recalibration
@@ -62,13 +57,13 @@ class Recalibration(Callback):
         try:
             with in_precision(trainer), muted(pl_module):
                 recalibrate(
-                    pl_module,
+                    self._place.root,
                     (
                         self._input(transfer(trainer, pl_module, cloned(raw)), pl_module)
                         for raw in self._data.calibration
                     ),
                     max_images=self._data.images,
-                    forward=self._step or self._network,
+                    forward=self._place.run,
                 )
                 if self._compares:
                     self._watch(batch, pl_module)
@@ -76,7 +71,7 @@ class Recalibration(Callback):
             if self._works:
                 raise  # it is this subnet
             msg = (
-                f"{type(self._network).__name__} failed on the input of a training batch, which "
+                f"{type(self._place.root).__name__} failed on the input of a training batch, which "
                 f"was to recalibrate BatchNorm: {error}. {_HINT}"
             )
             raise MeasurementError(msg) from error
@@ -95,13 +90,13 @@ class Recalibration(Callback):
         for inputs in (self._inputs, self._inputs_of_step):
             if self._hook is not None:
                 self._hook.remove()
-            self._hook = self._part.register_forward_pre_hook(
+            self._hook = self._place.current.register_forward_pre_hook(
                 lambda _module, args, inputs=inputs: inputs.extend(
                     x.detach().clone() for x in args[:1] if isinstance(x, torch.Tensor)
                 )
             )
             if inputs is self._inputs:
-                self._network(item)
+                self._place.run(item)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *_args: Any
@@ -109,8 +104,7 @@ class Recalibration(Callback):
         """Compare, in the first validation, the inputs that the network got."""
         if self._hook is None:
             return
-        self._hook.remove()
-        self._hook = None
+        self.end()
         if (
             self._inputs
             and self._inputs_of_step
@@ -126,6 +120,12 @@ class Recalibration(Callback):
             )
             raise MeasurementError(msg)
         self._inputs, self._inputs_of_step = [], []
+
+    def end(self) -> None:
+        """Take the hook away that notes inputs, also after a validation that failed."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
 
 _HINT = (

@@ -14,6 +14,7 @@ import torch
 from torchmetrics import Metric
 
 from lightning_subnet.training._lightning import LightningModule, attached_trainer
+from lightning_subnet.training.validation.gathered import GatheredState
 
 
 @contextmanager
@@ -106,26 +107,6 @@ class BufferState:
                     now.copy_(value)
 
 
-class StepState:
-    """The lists, dicts and metrics in which a module gathers during a validation."""
-
-    def __init__(self, module: LightningModule) -> None:
-        self._module = module
-        self._attributes = {
-            name: copy.copy(value)
-            for name, value in vars(module).items()
-            if isinstance(value, (list, dict)) and not name.startswith("_")
-        }
-
-    def restore(self) -> None:
-        """Empty the metrics, and give lists and dicts their first items."""
-        for name, value in self._attributes.items():
-            setattr(self._module, name, copy.copy(value))
-        for child in self._module.modules():
-            if isinstance(child, Metric):
-                child.reset()
-
-
 @contextmanager
 def untouched(module: LightningModule) -> Iterator[None]:
     """Empty the metrics of a module, and restore on leaving what a validation gathers in it.
@@ -133,13 +114,7 @@ def untouched(module: LightningModule) -> Iterator[None]:
     Restored are the states of the metrics and the attributes of the LightningModule itself; lists,
     dicts and sets get their items back in place.
     """
-    internal = vars(LightningModule()).keys()
-    before = {name: value for name, value in vars(module).items() if name not in internal}
-    items = {
-        name: copy.copy(value)
-        for name, value in before.items()
-        if isinstance(value, (list, dict, set))
-    }
+    gathered = GatheredState(module)
     states = [
         (
             metric,
@@ -158,13 +133,7 @@ def untouched(module: LightningModule) -> Iterator[None]:
             metric.reset()
         yield
     finally:
-        for name in vars(module).keys() - internal - before.keys():
-            delattr(module, name)
-        vars(module).update(before)
-        for name, content in items.items():
-            value = before[name]
-            value.clear()
-            (value.extend if isinstance(value, list) else value.update)(content)
+        gathered.restore()
         for metric, state in states:
             vars(metric).update(state)
 

@@ -84,11 +84,8 @@ def test_nan_is_a_failure(model: LitMlp) -> None:
 
 def test_ctrl_c_arrives_as_keyboard_interrupt_and_keeps_what_was_measured(tmp_path: Path) -> None:
     class Interrupted(LitMlp):
-        seen = 0
-
         def on_validation_epoch_end(self) -> None:
-            self.seen += 1
-            if self.seen == 3:
+            if self.validated.n == 5:  # of the third subnet; the first was scored thrice
                 raise KeyboardInterrupt
 
     model, handler = Interrupted(), signal.getsignal(signal.SIGINT)
@@ -113,7 +110,8 @@ def test_a_growing_budget_goes_on_and_equals_one_run(model: LitMlp, tmp_path: Pa
     grown = search(**settings, budget=12).fit(
         model, dataloaders=data, train_dataloaders=TRAIN, progress=False
     )
-    assert model.validations == 12
+    # The first subnet of each fit is scored twice, with another score in between.
+    assert model.validated.n == 12 + 2 * 2
     straight = search(budget=12).fit(
         model, dataloaders=data, train_dataloaders=TRAIN, progress=False
     )
@@ -180,7 +178,7 @@ def test_when_everything_fails_nothing_is_spent(tmp_path: Path) -> None:
 def test_constraints_that_nothing_satisfies_are_refused_at_once(model: LitMlp) -> None:
     with pytest.raises(SearchError, match=r"None of the 12 subnets satisfies macs <= 10"):
         search(constraints={"macs": "<= 10"}).fit(model, Digits(), progress=False)
-    assert model.validations == 0
+    assert model.validated.n == 0
 
 
 def test_another_study_reuses_what_was_measured(model: LitMlp, tmp_path: Path) -> None:
@@ -188,11 +186,11 @@ def test_another_study_reuses_what_was_measured(model: LitMlp, tmp_path: Path) -
     first = search(storage=url, name="a", budget=12).fit(
         model, dataloaders=data, train_dataloaders=TRAIN, progress=False
     )
-    before = model.validations
+    before = model.validated.n
     second = search(storage=url, name="b", seed=1).fit(
         model, dataloaders=data, train_dataloaders=TRAIN, progress=False
     )
-    assert model.validations == before
+    assert model.validated.n == before
     assert {e.reused for e in second.history} == {("val_acc",)}
     assert len(second.history) == 6
     for e in second.history:
@@ -210,9 +208,9 @@ def test_other_hardware_reuses_every_accuracy(model: LitMlp, tmp_path: Path) -> 
         return {"storage": url, "measures": [quick], "objectives": objectives}
 
     first = search(**settings(1), name="bs1").fit(model, Digits(), progress=False)
-    validations = model.validations
+    validations = model.validated.n
     second = search(**settings(32), name="bs32").fit(model, Digits(), progress=False)
-    assert model.validations == validations
+    assert model.validated.n == validations
     assert [e.subnet for e in second.history] == [e.subnet for e in first.history]
     for one, two in zip(first.history, second.history, strict=True):
         assert two.reused == ("val_acc",)
@@ -255,7 +253,7 @@ def test_relative_constraints_refer_to_the_largest_as_measured(model: LitMlp) ->
 
 def test_profile_needs_no_validation(model: LitMlp) -> None:
     profile = search(constraints={"macs": "<= 100"}).profile(model, Digits())
-    assert model.validations == 0
+    assert model.validated.n == 0
     assert not profile.satisfiable
     assert profile.nearest["width"] == min(WIDTHS)
     assert profile.ranges["macs"].largest == 74 * 32

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parity: whether a subnet of its own gives the outputs of the super-network it was cut from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from lightning_subnet._torch.contexts import evaluating, random_state
+from lightning_subnet._torch.inputs import as_weight
+from lightning_subnet._torch.outputs import (
+    Difference,
+    default_tolerance,
+    difference,
+    named_outputs,
+)
+from lightning_subnet.elasticity.protocol import activated, elastic_part
+from lightning_subnet.errors import ParityError
+from lightning_subnet.space.subnet import Subnet
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of one forward pass."""
+
+
+def check_parity(
+    module: nn.Module,
+    subnet: Subnet,
+    plain: nn.Module,
+    calls: Sequence[Call],
+    *,
+    tolerance: float | None = None,
+    what: str = "extraction",
+    hint: str = "",
+) -> Difference:
+    """Return how far the outputs of a subnet of its own are from those of the super-network.
+
+    A super-network that does not run in eval mode is compared in training mode, with the random
+    state the same for both.
+
+    Args:
+        module: A super-network, or a module with one elastic descendant, which is then compared.
+        subnet: The subnet; it is put in force, and the one before comes back.
+        plain: The subnet as a network of its own.
+        calls: Arguments of the super-network's forward pass, as many as are to be compared.
+        tolerance: Largest allowed difference, as a share of the largest output; None: what
+            rounding explains, by the type of weights and outputs.
+        what: What `plain` is, for a message.
+        hint: Where to look if it differs: a sentence.
+
+    Raises:
+        ParityError: The difference is larger, `plain` does not take the inputs, or the outputs of
+            the super-network differ from one run to the next.
+
+    Example:
+        >>> from lightning_subnet import extract
+        >>> from lightning_subnet.supernets import ElasticMobileNetV3
+        >>> net = ElasticMobileNetV3.tiny()
+        >>> subnet = net.search_space().smallest
+        >>> call = ((torch.randn(2, 1, 8, 8),), {})
+        >>> check_parity(net, subnet, extract(net, subnet), [call]).relative < 1e-4
+        True
+    """
+    part: Any = elastic_part(module)
+    worst, comparison = Difference(), _Comparison(part, subnet, plain, what)
+    with activated(part, subnet):
+        for call in calls:
+            expected, outputs = comparison.outputs(call)
+            gap = difference(expected, outputs)
+            weights = [*part.parameters(), *plain.parameters(), *named_outputs(expected).values()]
+            allowed = default_tolerance(weights) if tolerance is None else tolerance
+            if not gap.relative <= allowed:
+                comparison.check_repeatable(call, allowed)
+                where = hint or _where(part)
+                msg = (
+                    f"The {what} of {subnet!r:.200} is another network than the super-network "
+                    f"{type(part).__name__} with this subnet in force: {gap} (allowed "
+                    f"{allowed:.2g}). {where}"
+                )
+                raise ParityError(msg)
+            worst = gap if gap.relative > worst.relative else worst
+    return worst
+
+
+def _where(part: Any) -> str:
+    """Return where to look if an extraction differs."""
+    if callable(getattr(part, "extract", None)):
+        return (
+            f"Look at {type(part).__name__}.extract(): it must give the network of the subnet that "
+            "it gets, with all that acts on the outputs, hooks too."
+        )
+    return (
+        f"Look at {type(part).__name__}.activate(): it must set everything that a subnet depends "
+        "on in the network that it is called on, each time; and at hooks, which a copy may not run."
+    )
+
+
+class _Comparison:
+    """Runs of a super-network and of a subnet of its own on the same inputs.
+
+    Args:
+        part: The super-network, with the subnet in force.
+        subnet: The subnet, for a message.
+        plain: The subnet as a network of its own.
+        what: What that is, for a message.
+    """
+
+    def __init__(self, part: nn.Module, subnet: Subnet, plain: nn.Module, what: str) -> None:
+        self._part, self._subnet, self._plain, self._what = part, subnet, plain, what
+        self._training = False
+
+    def outputs(self, call: Call) -> tuple[Any, Any]:
+        """Return the outputs of both."""
+        if not self._training:
+            try:
+                expected = self._run(self._part, call)
+            except Exception:
+                self._training = True  # it may run in training mode alone
+        if self._training:
+            expected = self._run(self._part, call)
+        try:
+            return expected, self._run(self._plain, call)
+        except Exception as error:
+            msg = (
+                f"The {self._what} of {self._subnet!r:.200} does not run on what the super-network "
+                f"{type(self._part).__name__} takes: {type(error).__name__}: {error!s:.200}. "
+                f"{_where(self._part)}"
+            )
+            raise ParityError(msg) from error
+
+    def check_repeatable(self, call: Call, tolerance: float) -> None:
+        """Raise if the super-network itself gives other outputs in another run."""
+        gap = difference(self._run(self._part, call, seed=0), self._run(self._part, call, seed=1))
+        if not gap.relative <= tolerance:
+            msg = (
+                f"{type(self._part).__name__} gives other outputs for the same input from one run "
+                f"to the next: {gap}. A network that draws in eval mode cannot be compared, nor "
+                "its scores: make it deterministic there."
+            )
+            raise ParityError(msg)
+
+    def _run(self, net: nn.Module, call: Call, seed: int = 0) -> Any:
+        args, kwargs = ready(net, call)
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(net))
+            stack.enter_context(random_state(seed))
+            stack.enter_context(torch.no_grad())
+            if self._training:
+                stack.enter_context(_same_buffers(net))
+                net.train()
+            return net(*args, **kwargs)
+
+
+@contextmanager
+def _same_buffers(net: nn.Module) -> Iterator[None]:
+    """Give buffers their values back on leaving."""
+    values = [(buffer, buffer.detach().clone()) for buffer in net.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in values:
+            buffer.copy_(value)
+
+
+def ready(net: nn.Module, call: Call) -> Call:
+    """Return copies of arguments on the device and in the precision of a network's weights."""
+    copies = tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, call)
+    weight = next((p for p in net.parameters() if p.is_floating_point()), None)
+    args, kwargs = copies if weight is None else as_weight(weight, copies)
+    return args, kwargs

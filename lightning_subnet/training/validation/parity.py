@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parity before a search: a few subnets in the super-network, extracted, and as files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lightning_subnet._messages import warn
+from lightning_subnet._torch.contexts import evaluating, random_state
+from lightning_subnet.elasticity.parity import check_parity, ready
+from lightning_subnet.errors import (
+    ElasticityError,
+    ExportError,
+    ParityError,
+    ParityWarning,
+)
+from lightning_subnet.space.space import SearchSpace
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.training.validation.batch_input import Call
+from lightning_subnet.training.validation.scoring import Converted, extracted
+
+
+def probes(space: SearchSpace) -> list[Subnet]:
+    """Return the largest, the smallest and a random subnet, each once."""
+    rng = np.random.default_rng(0)
+    return list(dict.fromkeys([space.largest, space.smallest, *space.sample(1, rng)]))
+
+
+def check_subnets(
+    part: Any,
+    space: SearchSpace,
+    calls: list[Call],
+    *,
+    runtimes: Sequence[str] = (),
+    tolerance: float | None = None,
+) -> None:
+    """Compare a few subnets in the super-network, extracted, and as files of some runtimes.
+
+    Args:
+        part: The super-network.
+        space: Its space.
+        calls: Arguments of its forward pass; the first is what files are compared on.
+        runtimes: `"onnxruntime"` and `"openvino"`, as far as something is measured there.
+        tolerance: See `Checks`.
+
+    Raises:
+        ParityError: One differs; the message says which.
+        ElasticityError: `extract` returns something other than a network.
+    """
+    own = callable(getattr(part, "extract", None))
+    if not calls:
+        if own:
+            msg = (
+                f"What {type(part).__name__}.extract() gives cannot be compared with what is "
+                "scored, as no validation batch goes through its forward(). Set "
+                "example_input_array in the model."
+            )
+            warn(msg, ParityWarning)
+        return
+    for subnet in probes(space):
+        try:
+            with random_state(0):
+                plain = extracted(part, subnet, calls)
+        except (ElasticityError, ParityError):
+            raise
+        except Exception as error:
+            msg = (
+                f"{subnet!r:.200} cannot be extracted from {type(part).__name__}: "
+                f"{type(error).__name__}: {error!s:.200}. It can be scored, and not shipped."
+            )
+            warn(msg, ParityWarning)
+            return
+        check_parity(part, subnet, plain, calls, tolerance=tolerance)
+        for runtime in runtimes:
+            _check_file(plain, subnet, calls[0], runtime, tolerance)
+
+
+def _check_file(
+    plain: nn.Module, subnet: Subnet, call: Call, runtime: str, tolerance: float | None
+) -> None:
+    try:
+        Converted(plain, call, runtime, tolerance)
+    except ParityError as error:
+        msg = (
+            f"The extraction of {subnet!r:.200} gives the outputs of the super-network, and its "
+            f"file for {runtime} does not: {error}"
+        )
+        raise ParityError(msg) from error
+    except ExportError:
+        return  # of what cannot be converted the measure itself tells
+
+
+def runs(net: nn.Module, call: Call) -> Exception | None:
+    """Return the error of a network on a call in eval mode; None if it runs."""
+    args, kwargs = ready(net, call)
+    try:
+        with evaluating(net), torch.no_grad(), random_state(0):
+            net(*args, **kwargs)
+    except Exception as error:
+        return error
+    return None
