@@ -151,30 +151,28 @@ def elastic_mobilenet() -> tuple[Any, ...]:
 def statistics(net: nn.Module, images: torch.Tensor) -> Iterator[tuple[int, float]]:
     """Give a network the statistics of ever more images (n, 3, 32, 32).
 
+    Each image is passed once, as statistics are averages over samples: those of a thousand images
+    and of the next thousand average to those of both.
+
     Yields:
         So many images, and the seconds that recalibration on them took.
     """
-    states: dict[int, tuple[float, list[torch.Tensor]]] = {}
-    buffers = [buffer for layer in batch_norms(net) for buffer in layer.buffers()]
-
-    def passed(n: int, start: float) -> None:
-        states[n] = time.process_time() - start, [buffer.clone() for buffer in buffers]
-
-    def batches(size: int, last: int, start: float) -> Iterator[torch.Tensor]:
-        for n in range(0, last, size):
-            if n in SIZES:  # an average of batches is there after each of them
-                passed(n, start)
-            yield images[n : n + size]
-
-    for size in sorted({min(BATCH, n) for n in SIZES}):
-        last = max(n for n in SIZES if min(BATCH, n) == size)
+    buffers = [b for layer in batch_norms(net) for b in layer.buffers() if b.is_floating_point()]
+    means: list[torch.Tensor] = []
+    done, seconds = 0, 0.0
+    for n in SIZES:
+        if done < BATCH:  # less than a batch is a batch by itself
+            done, seconds = 0, 0.0
         start = time.process_time()
-        recalibrate(net, batches(size, last, start), max_images=last)
-        passed(last, start)
-    for n, (seconds, values) in sorted(states.items()):
-        for buffer, value in zip(buffers, values, strict=True):
-            buffer.copy_(value)
+        recalibrate(net, images[done:n].split(BATCH), max_images=n - done)
+        seconds += time.process_time() - start
+        share = (n - done) / n
+        pairs = zip(means or buffers, buffers, strict=True)
+        means = [torch.lerp(mean, new, share) for mean, new in pairs]
+        for buffer, mean in zip(buffers, means, strict=True):
+            buffer.copy_(mean)
         yield n, seconds
+        done = n
 
 
 @torch.inference_mode()
@@ -215,12 +213,15 @@ def measure(networks: list[str], seeds: int) -> None:
     if OUT.exists():
         frame = pd.read_csv(OUT, dtype=str)
         done = {*zip(frame.network, frame.subnet, frame.way, frame.seed, strict=True)}
-    for seed, name in product(range(seeds), networks):
-        case = case_of(name)
-        for (label, subnet), way in product(case.subnets.items(), (OWN, *WAYS)):
-            missing = (name, label, way, str(seed)) not in done
-            if not missing or (way == OWN and (label != WHOLE or seed)):
-                continue
+    jobs = [
+        (seed, name, label, way)
+        for seed, name in product(range(seeds), networks)
+        for label, way in product(case_of(name).subnets, (OWN, *WAYS))
+        if way != OWN or (label == WHOLE and not seed)
+    ]
+    for seed, name, label, way in sorted(jobs, key=lambda job: job[2] != WHOLE):  # these first
+        if (name, label, way, str(seed)) not in done:
+            case, subnet = case_of(name), case_of(name).subnets[label]
             keys = {"network": name, "subnet": label, "way": way, "seed": seed}
             if way == OWN:  # as it came: nothing is renewed yet
                 rows = [keys | {"images": 0, "seconds": ""} | judged(case.net, case, label)]

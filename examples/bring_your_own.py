@@ -34,7 +34,7 @@ DATA = Path(os.environ.get("LIGHTNING_SUBNET_DATA", "../shared/data"))
 WHOLE = {"budget": 100, "images": 500, "timed": 8, "seconds": 1, "gentle": 15, "first": 12,
          "calibration": 512, "verify": True, "train_every": 1, "test_every": 1}  # fmt: skip
 SMOKE = {"budget": 10, "images": 100, "timed": 1, "seconds": 0.1, "gentle": 6, "first": 2,
-         "calibration": 32, "verify": False, "train_every": 20, "test_every": 4}  # fmt: skip
+         "calibration": 128, "verify": False, "train_every": 10, "test_every": 4}  # fmt: skip
 
 
 # Someone else's network, as it is published: nothing in it knows of subnets.

@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import benchmarks
-from benchmarks import search_efficiency, supernets, training
+from benchmarks import calibration, resnet56, search_efficiency, supernets, training
 from benchmarks.curves import from_text, to_text
 from benchmarks.data import data_folder
 from benchmarks.efficiency_runs import settings_hash, strategy_of
 from benchmarks.problems import in_square
 from benchmarks.search_efficiency import Run, search
+from lightning_subnet import recalibrate
 from lightning_subnet.errors import SearchError
 from lightning_subnet.study import pareto
 
@@ -92,6 +94,68 @@ def test_rows_of_equal_keys_are_replaced_and_sorted(
         row = pd.DataFrame([{"settings": "007", "seed": seed, "hv@50": "0.10", "value": value}])
         search_efficiency.write(path, row, ["settings", "seed"])
     assert path.read_text().splitlines()[1:] == ["007,1,0.10,c", "007,2,0.10,d", "007,10,0.10,b"]
+
+
+def test_statistics_are_renewed_on_ever_more_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "SIZES", (4, 8, 16, 32))
+    monkeypatch.setattr(calibration, "BATCH", 8)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 4, 3), torch.nn.BatchNorm2d(4),
+    )  # fmt: skip
+    images = torch.randn(40, 3, 8, 8)
+    states = {
+        n: {name: value.clone() for name, value in net.state_dict().items()}
+        for n, _ in calibration.statistics(net, images)
+    }
+    assert [*states] == [4, 8, 16, 32]
+    for n, state in states.items():
+        recalibrate(net, images[:n].split(8))
+        for name, value in net.state_dict().items():
+            if value.is_floating_point():
+                torch.testing.assert_close(state[name], value)
+
+
+@needs_data
+def test_blocks_of_the_resnet56_are_skipped_as_the_labels_say() -> None:
+    case = calibration.case_of("resnet56")
+    for label, subnet in case.subnets.items():
+        skipped = 0 if label == calibration.WHOLE else int(label.split()[0])
+        assert sum(subnet.values()) == 24 - skipped
+    assert len({subnet.key for subnet in case.subnets.values()}) == 16
+    assert case.known.mean() == pytest.approx(0.9339, abs=0.01)  # of all test images: its authors
+
+
+@needs_data
+@pytest.mark.slow
+def test_the_whole_resnet56_scores_in_fit_as_its_own_statistics_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resnet56, "SCRATCH", tmp_path)
+    model, data = resnet56.model_and_data()
+    data.setup("fit")
+    x, y = data.val.tensors
+    with torch.no_grad():
+        answers = torch.cat([model.eval()(part).argmax(1) for part in x.split(250)])
+    own = (answers == y).float().mean().item()
+    result = resnet56.fit("macs", "random", 0, 1, (model, data))
+    assert result.history[0].subnet == result.history.space.largest
+    assert result.history[0].values["val_acc"] == pytest.approx(own, abs=0.003)
+
+
+def test_hypervolumes_of_another_recalibration_are_not_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = pd.read_csv(resnet56.OUT, dtype=str, keep_default_na=False)
+    assert set(frame.recalibrated) <= {"256 plain", resnet56.RECALIBRATED}
+    frame = frame[frame.strategy == "hybrid"].head(1)
+    frame["settings"] = settings_hash(strategy_of("hybrid", "resnet56"))
+    monkeypatch.setattr(resnet56, "OUT", tmp_path / "rows.csv")
+    for recalibrated, shown in ((resnet56.RECALIBRATED, True), ("256 plain", False)):
+        frame.assign(recalibrated=recalibrated).to_csv(resnet56.OUT, index=False)
+        resnet56.report(100)
+        assert ("hybrid" in capsys.readouterr().out) is shown
 
 
 def test_settings_are_part_of_a_run() -> None:

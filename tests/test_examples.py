@@ -14,11 +14,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, default_collate
 
 from lightning_subnet import SearchResult
+from lightning_subnet.training import Source, TrainerEvaluator
 
 pytestmark = pytest.mark.slow  # examples, run as they are
 
@@ -234,6 +237,67 @@ def test_images_are_shifted_and_mirrored_and_nothing_else(monkeypatch: pytest.Mo
         seen |= set(fits)
     assert len({(down, right) for down, right, _ in seen}) > 60  # of 81
     assert {mirrored for *_, mirrored in seen} == {False, True}
+
+
+@pytest.fixture
+def byo(monkeypatch: pytest.MonkeyPatch) -> Any:
+    if not (DATA / "cifar10_resnet").is_dir():
+        pytest.skip(f"no ResNet-56 in {DATA}")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module("bring_your_own")
+
+
+def test_training_images_are_cropped_on_black_and_mirrored_before_they_are_normalised(
+    byo: Any,
+) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randint(256, (200, 3, 32, 32), dtype=torch.uint8), torch.arange(200)
+    changed, classes = byo.as_trained(list(zip(x, y, strict=True)))
+    assert torch.equal(classes, y)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+    black = torch.zeros(3, 40, 40)
+    seen = set()
+    for i in range(200):
+        padded = black.clone()
+        padded[:, 4:36, 4:36] = x[i] / 255
+        whole = (padded - mean) / std
+        fits = [
+            (down, right, mirrored)
+            for down in range(9)
+            for right in range(9)
+            for mirrored in (False, True)
+            if torch.allclose(
+                changed[i].flip(-1) if mirrored else changed[i],
+                whole[:, down : down + 32, right : right + 32],
+                atol=1e-6,
+            )
+        ]
+        assert len(fits) == 1
+        seen |= set(fits)
+    assert len({(down, right) for down, right, _ in seen}) > 60  # of 81
+    assert {mirrored for *_, mirrored in seen} == {False, True}
+
+
+def test_every_search_recalibrates_on_the_same_crops(byo: Any) -> None:
+    model = byo.LitClassifier(byo.searchable(byo.pretrained(DATA)))
+
+    def calibration(seed: int, collate: Any) -> str:
+        data = byo.Cifar10(100, DATA)
+        loader = data.train_dataloader
+        data.train_dataloader = lambda: DataLoader(
+            loader().dataset, batch_size=128, shuffle=True, collate_fn=collate
+        )
+        torch.manual_seed(seed)  # a search draws its batches under a seed of its own
+        with TrainerEvaluator(model, Source(data, calibration_images=256)) as evaluator:
+            return evaluator.provenance["calibration"]
+
+    def plain(samples: list[Any]) -> Any:
+        x, y = default_collate(samples)
+        return byo.normalised(x), y
+
+    first = calibration(1, byo.as_trained)
+    assert calibration(2, byo.as_trained) == first
+    assert calibration(1, plain) != first
 
 
 def test_a_translator_is_searched_for_its_bleu_and_its_latency(tmp_path: Path) -> None:
