@@ -36,6 +36,7 @@ from lightning_subnet.supernets._blocks.transformer_layer import (
     head_channels,
     layer_choices,
     layer_params,
+    look_up,
     resize,
     subnet_in,
     table_measures,
@@ -165,9 +166,9 @@ class _Trunk(nn.Module):
             (n, t, vocab).
         """
         start = 0 if caches is None else len(caches[0].past)
-        check_tokens(tokens, self.config.context - start)
+        check_tokens(tokens, self.config.context, start)
         at = torch.arange(start, start + length_of(tokens, 1), device=tokens.device)
-        x = self.dropout(self.tokens(tokens) + self.positions(at))
+        x = self.dropout(look_up(self.tokens, tokens) + self.positions(at))
         for i, (layer, _) in enumerate(zip(self.layers, self.shape.layers, strict=False)):
             x = layer(x, causal=True, cache=None if caches is None else caches[i])
         return F.linear(self.norm(x), self.tokens.weight[:, : self.shape.embed])

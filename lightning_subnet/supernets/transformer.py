@@ -152,7 +152,7 @@ class _Trunk(nn.Module):
             (n, t, vocab).
         """
         start = None if caches is None else len(caches[0].past)
-        check_tokens(target, self.config.max_length - (start or 0))
+        check_tokens(target, self.config.max_length, start or 0)
         if not torch._C._is_tracing() and target.shape[0] != memory.padding.shape[0]:
             msg = (
                 f"The source has {memory.padding.shape[0]} sequences, and the target "

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_subnet.elasticity.attention import length_of
 from lightning_subnet.elasticity.protocol import SubnetMixin
 from lightning_subnet.elasticity.sorting import Channels, Values
-from lightning_subnet.errors import SpaceError
+from lightning_subnet.errors import ElasticityError, SpaceError
 from lightning_subnet.space.choices import Choice
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
@@ -44,8 +45,8 @@ class ViTConfig:
     Args:
         n_classes: Outputs.
         in_channels: Channels of the images.
-        image_size: Their height and width in pixels.
-        patch_size: Height and width of a patch, which divides that of the images.
+        image_size: Their height and width in pixels: one number for both, or the pair.
+        patch_size: Height and width of a patch, which divides those of the images.
         embed: The embedding dimension.
         head_dim: Channels of one head; queries have `head_dim` times as many channels as heads.
         depths: Numbers of layers.
@@ -59,7 +60,7 @@ class ViTConfig:
 
     n_classes: int = 1000
     in_channels: int = 3
-    image_size: int = 224
+    image_size: int | tuple[int, int] = 224
     patch_size: int = 16
     embed: int = 768
     head_dim: int = 64
@@ -70,10 +71,15 @@ class ViTConfig:
     style: Style = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        names = ["n_classes", "in_channels", "image_size", "patch_size", "embed", "head_dim"]
+        names = ["n_classes", "in_channels", "patch_size", "embed", "head_dim"]
         names += ["depths", "heads", "ffn"]
         check_positive(**{name: getattr(self, name) for name in names})
-        if self.image_size % self.patch_size:
+        sides = self.image
+        whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sides)
+        if not whole or len(sides) != 2:  # noqa: PLR2004 - height and width
+            msg = f"image_size={self.image_size!r} must be a positive integer, or a pair of them."
+            raise SpaceError(msg)
+        if any(pixels % self.patch_size for pixels in sides):
             msg = (
                 f"patch_size={self.patch_size} does not divide image_size={self.image_size}. "
                 "Take a divisor, so that patches cover the image."
@@ -82,9 +88,16 @@ class ViTConfig:
         object.__setattr__(self, "style", Style(dropout=self.dropout))
 
     @property
+    def image(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        size: Any = self.image_size
+        return tuple(size) if isinstance(size, tuple | list) else (size, size)
+
+    @property
     def tokens(self) -> int:
         """Patches of an image, and one for the class."""
-        return (self.image_size // self.patch_size) ** 2 + 1
+        height, width = self.image
+        return (height // self.patch_size) * (width // self.patch_size) + 1
 
     def layer(self, heads: int, ffn: int) -> LayerSpec:
         """Return the sizes of a layer."""
@@ -113,7 +126,12 @@ class _Trunk(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return logits (n, n_classes) of images (n, in_channels, image_size, image_size)."""
+        """Return logits (n, n_classes) of images (n, in_channels, height, width).
+
+        Raises:
+            ElasticityError: The images are of another size than the positions, or not a batch.
+        """
+        self._check(x)
         x = self.patches(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.first.expand(x.shape[0], -1, -1), x], 1) + self.positions
         x = self.dropout(x)
@@ -121,6 +139,17 @@ class _Trunk(nn.Module):
             x = layer(x)
         logits: torch.Tensor = self.classifier(self.norm(x[:, 0]))
         return logits
+
+    def _check(self, x: torch.Tensor) -> None:
+        """Refuse images of another size: as many patches in another shape would run."""
+        expected = (self.config.in_channels, *self.config.image)
+        given = tuple(length_of(x, i) for i in range(1, x.ndim))
+        if given != expected:
+            msg = (
+                f"Images are {('n', *given)}, but this network is made for {('n', *expected)}. "
+                "Resize them, or build the network with their image_size and in_channels."
+            ).replace("'n'", "n")
+            raise ElasticityError(msg)
 
 
 class ViT(_Trunk):

@@ -137,3 +137,22 @@ def test_past_its_positions_it_says_so_at_once() -> None:
 def test_sizes_that_do_not_fit_together(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SpaceError, match=message):
         small(**changes)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.full((1, 3), 65), "Tokens are from 65 to 65, but the table has 65: 0 to 64"),
+        (torch.full((1, 3), -1), "Tokens are from -1 to -1, but the table has 65"),
+        (torch.zeros(1, 3), r"Tokens are integers .* not \(1, 3\) torch.float32"),
+        (torch.zeros(3, dtype=torch.long), r"not \(3,\) torch.int64"),
+        (torch.zeros(1, 0, dtype=torch.long), r"Tokens are \(1, 0\): a sequence"),
+    ],
+)
+def test_tokens_that_are_none(bad: torch.Tensor, message: str) -> None:
+    net = ElasticGPT.tiny().eval()
+    for module in (net, extract(net, net.search_space().smallest)):
+        with pytest.raises(ElasticityError, match=message):
+            module(bad)
+        with pytest.raises(ElasticityError, match=message):
+            module.generate(bad, 2)

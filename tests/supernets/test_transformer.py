@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_subnet import extract
 from lightning_subnet.errors import ElasticityError, SpaceError
+from lightning_subnet.export.formats.onnx import onnx_session, to_onnx
 from lightning_subnet.supernets._blocks.transformer_config import TransformerConfig
 from lightning_subnet.supernets._blocks.transformer_layer import (
     ELASTIC,
@@ -239,6 +240,26 @@ def test_a_token_that_is_not_in_the_vocabulary(token: int, row: str) -> None:
             with pytest.raises(ElasticityError, match=f"Tokens are {row}.* has 20: 0 to 19"):
                 module(source, target)
     assert net(good.int(), good.int()).shape == (2, 3, 20)
+
+
+def test_tokens_that_run_out_of_positions_while_decoding() -> None:
+    net = tiny().eval()
+    source = torch.ones(1, 3, dtype=torch.long)
+    assert net.generate(source, 16, stop=False).shape == (1, 16)
+    with pytest.raises(ElasticityError, match="17 tokens are more than the 16 positions"):
+        net.generate(source, 17, stop=False)
+
+
+@pytest.mark.parametrize("positions", ["paper", "fairseq"])
+def test_an_extraction_is_traced_and_its_batch_stays_open(positions: str) -> None:
+    net = shaken(tiny(positions=positions, pad=1, bos=0, tied=False))
+    plain = extract(net, net.search_space().sample(1, 0)[0])
+    source, target = tokens(net, 2, 7, 20), tokens(net, 2, 5, 20)
+    source[1, 4:] = 1
+    session = onnx_session(to_onnx(plain, (source, target), exporter="trace"))
+    more = {"source": torch.cat([source.flip(0), source]), "target": torch.cat([target, target])}
+    (logits,) = session.run(None, {name: tensor.numpy() for name, tensor in more.items()})
+    torch.testing.assert_close(torch.from_numpy(logits), plain(**more), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dim", [8, 9])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -402,8 +403,13 @@ def check_divides(name: str, parts: Iterable[int], whole_name: str, wholes: Iter
                 raise SpaceError(msg)
 
 
-def check_tokens(tokens: torch.Tensor, longest: int) -> None:
+def check_tokens(tokens: torch.Tensor, longest: int, before: int = 0) -> None:
     """Refuse tokens that are not a batch of sequences within the positions of a network.
+
+    Args:
+        tokens: What should be (n, length).
+        longest: The positions that the network has.
+        before: The number of tokens that it has seen already.
 
     Raises:
         ElasticityError: The type or the shape is another one, or a sequence is empty or too long.
@@ -418,9 +424,9 @@ def check_tokens(tokens: torch.Tensor, longest: int) -> None:
     if length == 0:
         msg = f"Tokens are {tuple(tokens.shape)}: a sequence (n, length) has one token at least."
         raise ElasticityError(msg)
-    if length > longest:
+    if before + length > longest:
         msg = (
-            f"{length} tokens are more than the {longest} positions of this network. "
+            f"{before + length} tokens are more than the {longest} positions of this network. "
             "Cut the sequence, or build the network with more; tokens are (n, length)."
         )
         raise ElasticityError(msg)
@@ -433,8 +439,14 @@ def look_up(table: nn.Embedding, tokens: torch.Tensor) -> torch.Tensor:
         ElasticityError: A token is not one of the table's. (Only a CPU notices; on a GPU CUDA's own
             assertion fails.)
     """
+    vectors: torch.Tensor
+    if torch._C._is_tracing():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracing warns that torch checks padding_idx
+            vectors = table(tokens)
+            return vectors
     try:
-        vectors: torch.Tensor = table(tokens)
+        vectors = table(tokens)
     except IndexError as error:
         msg = (
             f"Tokens are from {int(tokens.min())} to {int(tokens.max())}, but the table has "
