@@ -19,7 +19,8 @@ subnet of 32 images has one with the multiply-adds (MACs) of the turns: 2.06 tim
 Alone: the super-network of a rule (--searched; the sandwich on 64 images) is searched (accuracy of
 1,000 images against MACs), and five subnets spread over the front are trained from scratch with the
 same recipe and images per step for the same epochs; accuracy of both on the other 1,000 images, and
-the seconds of both ways (of the search: of its evaluations).
+the seconds of both ways (of the search: of its evaluations). Every network is recalibrated on a
+thousand training images as they are, not augmented: `benchmarks.calibration` tells what that costs.
 """
 
 from __future__ import annotations
