@@ -23,8 +23,8 @@ from lightning_subnet.study.problem import check_part
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lightning_subnet.training.validation.checks import Score
     from lightning_subnet.training.validation.frozen_data import Source
-    from lightning_subnet.training.validation.scoring import Score
 
 ValueOf = Callable[[Subnet], Any]
 """A function of a subnet that returns its value, or a pair (value, standard error)."""

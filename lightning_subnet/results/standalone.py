@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_subnet.elasticity.extraction import detached_copy, extract
 from lightning_subnet.elasticity.protocol import Elastic, elastic_part
-from lightning_subnet.errors import SearchError
+from lightning_subnet.errors import SearchError, SubnetError
 from lightning_subnet.export.call import brief
 from lightning_subnet.space.subnet import Subnet
 
@@ -37,6 +37,8 @@ def standalone(
     try:
         plain: Any = extractor(subnet) if extractor else extract(model, subnet)
         module: Any = plain if part is model else detached_copy(model, {id(part): plain})
+    except SubnetError:
+        raise
     except (RuntimeError, TypeError) as error:  # of attributes that are not tensors
         msg = f"{type(model).__name__} cannot be copied: {brief(error)}"
         hint = "Keep only what copy.deepcopy takes in its attributes: no locks or open files."

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_subnet.errors import ObjectiveError
+from lightning_subnet._messages import warn
+from lightning_subnet.errors import ElasticityWarning, ObjectiveError
 from lightning_subnet.search.profile import Profile
 from lightning_subnet.search.session import Session
 from lightning_subnet.search.verify_front import verify_front
@@ -19,6 +20,7 @@ from lightning_subnet.study.evaluators import Evaluator
 from lightning_subnet.study.history import Evaluation
 
 _LINES = 10  # of progress, where there is no terminal
+_EQUAL = 5  # evaluations after which equal values are told
 _FIRST = 10  # feasible evaluations, to whose hypervolume the later one is compared
 
 
@@ -52,6 +54,8 @@ def loop(
                 session.give_up()
             if evaluator is not None:
                 evaluator.on_evaluation(evaluation)
+                if len(session.history) == _EQUAL:
+                    warn_of_equal(session)
             display.update(evaluation)
         changes = verify_front(session) if verify else {}
     if progress:
@@ -60,6 +64,20 @@ def loop(
                 f"{session.study.name}: {name} of {len(values)} subnets of the front measured "
                 f"again, which changed it by {np.median(np.abs(values)):.1%} (median)",
                 flush=True,
+            )
+
+
+def warn_of_equal(session: Session) -> None:
+    """Warn if the first subnets all have the same value of what an evaluator measures."""
+    for name in session.names_to_tell:
+        values = [e.values[name] for e in session.history if name in e.values]
+        if len(values) >= _EQUAL and len(set(values)) == 1:
+            warn(
+                f"The first {len(values)} subnets all have {name} = {values[0]!r}, equal to the "
+                "last digit. If the subnet has no effect, activate() or the network does not use "
+                "it: check_elastic(model, example_input) tells which choices do nothing. If it "
+                "has, validate on more samples.",
+                ElasticityWarning,
             )
 
 

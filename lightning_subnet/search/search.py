@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lightning_subnet.study.storage import Storage
-    from lightning_subnet.training.validation.checks import Checks
+    from lightning_subnet.training.validation.checks import Checks, Score
     from lightning_subnet.training.validation.evaluator import TrainerEvaluator
-    from lightning_subnet.training.validation.scoring import Score
 
 
 class SubnetSearch:

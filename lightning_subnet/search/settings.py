@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_subnet._checks import checked_int
-from lightning_subnet.costs.resolve import make_measure, measure_names
 from lightning_subnet.errors import SearchError
 from lightning_subnet.search.budget import Budget
 from lightning_subnet.search.study_header import Resume
@@ -16,8 +15,7 @@ from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.strategies.base import Strategy
 from lightning_subnet.study.measures import Measure, NetworkMeasure
 from lightning_subnet.study.storage import Storage
-from lightning_subnet.training.validation.checks import Checks
-from lightning_subnet.training.validation.scoring import FORMATS, Score, checked_score
+from lightning_subnet.training.validation.checks import FORMATS, Checks, Score, checked_score
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,6 +68,8 @@ class Settings:
         """Refuse a latency in another runtime than the one in which subnets are scored."""
         if self.score not in FORMATS:
             return
+        from lightning_subnet.costs.resolve import make_measure, measure_names
+
         lone = isinstance(self.measures, (Measure, NetworkMeasure))
         measures: list[Any] = [self.measures] if lone else list(self.measures)
         names = {*self.objectives, *(self.constraints or ())} - {m.name for m in measures}

@@ -1,19 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a search: what is compared so that a reported number is that of what ships."""
+"""Ways to score a subnet, and the checks of a score: settings, which load no torch."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal, get_args
 
-import torch
-from torch import nn
+from lightning_subnet._messages import did_you_mean
+from lightning_subnet.errors import ExportError, SearchError
 
-from lightning_subnet._messages import warn
-from lightning_subnet._torch.fingerprints import hashed
-from lightning_subnet.errors import CalibrationWarning, SearchError
+Score = Literal["network", "extracted", "onnxruntime", "openvino"]
+
+FORMATS: Mapping[str, str] = MappingProxyType({"onnxruntime": "onnx", "openvino": "openvino"})
+"""The formats of the files that runtimes run, by name of the runtime."""
+
+
+def checked_score(score: Any) -> Score:
+    """Return a way to score, of which the libraries are there.
+
+    Raises:
+        SearchError: It is unknown, or a library is not installed.
+
+    Example:
+        >>> checked_score("extract")
+        Traceback (most recent call last):
+        lightning_subnet.errors.SearchError: score='extract' is unknown. Did you mean 'extracted'? \
+Write 'network', 'extracted', 'onnxruntime' or 'openvino'.
+    """
+    names = get_args(Score)
+    if score not in names:
+        msg = f"score={score!r:.60} is unknown.{did_you_mean(score, names)} "
+        raise SearchError(f"{msg}Write 'network', 'extracted', 'onnxruntime' or 'openvino'.")
+    if score in FORMATS:
+        from lightning_subnet.export.formats import registry
+
+        try:
+            registry.make(FORMATS[score]).check()
+        except ExportError as error:
+            raise SearchError(f"score={score!r}: {error}") from error
+    return score  # type: ignore[no-any-return] # one of the names
 
 
 @dataclass(frozen=True)
@@ -80,116 +107,3 @@ Write 1e-4, say; or leave it out: rounding is allowed for then.
             )
             raise SearchError(msg)
         return cls() if checks else cls(*[False] * 5)
-
-
-def differing(first: Mapping[str, float], second: Mapping[str, float]) -> list[str]:
-    """Return the names of the values that differ by more than 1e-6 of the first, or are missing.
-
-    Example:
-        >>> differing({"acc": 0.5, "loss": 2.0}, {"acc": 0.5, "loss": 2.1})
-        ['loss']
-    """
-    return [
-        name
-        for name in dict.fromkeys([*first, *second])
-        if name not in first or name not in second or not _equal(first[name], second[name])
-    ]
-
-
-def _equal(one: float, other: float) -> bool:
-    if math.isnan(one) or math.isnan(other):
-        return math.isnan(one) and math.isnan(other)
-    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12)
-
-
-def warn_of_renewal(
-    own: Mapping[str, float], renewed: Mapping[str, float], directions: Mapping[str, str], n: int
-) -> None:
-    """Warn if renewed running statistics make a network worse by more than noise.
-
-    Args:
-        own: Metrics of the whole network with the statistics of its training.
-        renewed: The same with renewed ones.
-        directions: `"max"` or `"min"` of the metrics that count.
-        n: How many samples were validated; 0 if it is not known.
-    """
-    for name, direction in directions.items():
-        if name not in own or name not in renewed:
-            continue
-        before, after = own[name], renewed[name]
-        loss = before - after if direction == "max" else after - before
-        if loss > _noise(before, n):
-            msg = (
-                f"Renewing the running statistics of BatchNorm makes the whole network worse: "
-                f"{name} is {before:.4g} with those of its training, and {after:.4g} with those of "
-                "the calibration images, as every subnet gets them. Usually these are not what the "
-                "training saw (its augmentation is missing in train_dataloader), too few "
-                "(calibration_images=), or in the order of their classes (shuffle=True)."
-            )
-            warn(msg, CalibrationWarning)
-            return
-
-
-def _noise(value: float, n: int) -> float:
-    """Return what a metric may differ by without a cause: of a share, its standard error."""
-    if 0 <= value <= 1 and n:
-        return max(_LEAST_SHARE, math.sqrt(value * (1 - value) / n))
-    return _LEAST_PART * abs(value)
-
-
-_LEAST_SHARE, _LEAST_PART = 0.005, 0.05
-
-
-class WeightGuard:
-    """The parameters of a module as they are now, to notice a change and to undo it.
-
-    Args:
-        module: The module; a copy of its parameters is taken into host memory.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._values = {name: p.detach().cpu().clone() for name, p in module.named_parameters()}
-        self._sums = self._checksums()
-
-    def changed(self) -> list[str]:
-        """Return the names of the parameters whose content is another one now."""
-        sums = self._checksums()
-        return [
-            name
-            for name in dict.fromkeys([*self._sums, *sums])
-            if self._sums.get(name) != sums.get(name)
-        ]
-
-    def restore(self) -> None:
-        """Put the first values back."""
-        with torch.no_grad():
-            for name, p in self._module.named_parameters():
-                if name in self._values and p.shape == self._values[name].shape:
-                    p.copy_(self._values[name])
-
-    def _checksums(self) -> dict[str, Any]:
-        names, sums, others = [], [], {}
-        for name, p in self._module.named_parameters():
-            if (total := _checksum(p.detach())) is None:
-                others[name] = hashed(p.detach())
-            else:
-                names.append(name)
-                sums.append(total)
-        totals = torch.stack([x.cpu() for x in sums]).tolist() if sums else []
-        return {**dict(zip(names, totals, strict=True)), **others}
-
-
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _checksum(tensor: torch.Tensor) -> torch.Tensor | None:
-    """Return the sum of the bits of a tensor's elements, or None where they cannot be read so."""
-    if tensor.layout != torch.strided or tensor.is_quantized or type(tensor) is not torch.Tensor:
-        return None
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
-    bits = _INTEGERS.get(tensor.element_size())
-    if bits is None:
-        return None
-    return tensor.contiguous().reshape(-1).view(bits).sum(dtype=torch.int64)

@@ -23,6 +23,7 @@ from lightning_subnet._torch.fingerprints import (
 )
 from lightning_subnet._torch.inputs import arguments, cloned
 from lightning_subnet.costs.resolve import MEASURES, measure_names, resolve
+from lightning_subnet.elasticity.ends import check_ends
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, PluginWarning, SearchError
 from lightning_subnet.space.space import SearchSpace
@@ -54,26 +55,19 @@ from lightning_subnet.training.validation.batch_input import (
     model_input,
     network_of,
 )
-from lightning_subnet.training.validation.checks import (
-    Checks,
-    WeightGuard,
-    differing,
-    warn_of_renewal,
-)
+from lightning_subnet.training.validation.checks import FORMATS, Checks, Score, checked_score
 from lightning_subnet.training.validation.extractor import Extractor
 from lightning_subnet.training.validation.frozen_data import FrozenData, Source, frozen_data
 from lightning_subnet.training.validation.gathered import GatheredState
+from lightning_subnet.training.validation.guards import WeightGuard, differing, warn_of_renewal
 from lightning_subnet.training.validation.parity import check_subnets, runs
 from lightning_subnet.training.validation.place import Place
 from lightning_subnet.training.validation.recalibration import Recalibration
 from lightning_subnet.training.validation.restore import module_state
 from lightning_subnet.training.validation.scoring import (
-    FORMATS,
     Conversion,
     Extraction,
     InForce,
-    Score,
-    checked_score,
     extracted,
 )
 
@@ -339,6 +333,8 @@ class TrainerEvaluator(Evaluator):
                     runtimes=sorted(runtimes - {self.score}),
                     tolerance=self.checks.tolerance,
                 )
+        if self.checks.order and self.calls:
+            check_ends(self._place.part, *self.calls[0])
 
     def evaluate(self, subnet: Subnet) -> Measured:
         """Activate the subnet, validate, and return every metric that was logged."""

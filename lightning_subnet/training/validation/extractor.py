@@ -12,7 +12,6 @@ from torch import nn
 
 from lightning_subnet._torch.contexts import evaluating
 from lightning_subnet._torch.inputs import as_weight, cloned
-from lightning_subnet.elasticity.batchnorm import recalibrate
 from lightning_subnet.elasticity.parity import check_parity
 from lightning_subnet.elasticity.protocol import activated
 from lightning_subnet.errors import ParityError, SearchError
@@ -24,11 +23,11 @@ from lightning_subnet.training.validation.batch_input import (
     few_rows,
     model_input,
 )
-from lightning_subnet.training.validation.checks import Checks
+from lightning_subnet.training.validation.checks import Checks, Score
 from lightning_subnet.training.validation.frozen_data import FrozenData
 from lightning_subnet.training.validation.place import Place
 from lightning_subnet.training.validation.restore import BufferState
-from lightning_subnet.training.validation.scoring import Score, example_of, extracted
+from lightning_subnet.training.validation.scoring import example_of, extracted
 
 _ROWS = 8  # of an example
 
@@ -101,12 +100,7 @@ class Extractor:
 
     def _recalibrate(self) -> None:
         if self.calibration:
-            recalibrate(
-                self.place.root,
-                map(self._ready, self.calibration),
-                max_images=self.images,
-                forward=self.place.run,
-            )
+            self.place.recalibrate(map(self._ready, self.calibration), max_images=self.images)
 
     def example(self) -> Any:
         """Return the arguments that the network gets with a batch of samples, at most 8 of them.

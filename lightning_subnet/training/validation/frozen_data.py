@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,13 +13,21 @@ from typing import Any, Literal
 
 import torch
 from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
+from lightning_subnet._messages import warn
 from lightning_subnet._torch.contexts import shadowed
 from lightning_subnet._torch.fingerprints import leaves
 from lightning_subnet._torch.inputs import cloned
-from lightning_subnet.elasticity.batchnorm import batch_norms, n_samples
-from lightning_subnet.errors import SearchError
+from lightning_subnet.elasticity.batchnorm import n_samples
+from lightning_subnet.elasticity.statistics import is_renewable
+from lightning_subnet.errors import CalibrationWarning, SearchError
 from lightning_subnet.training._lightning import (
     CombinedLoader,
     LightningModule,
@@ -31,6 +40,10 @@ from lightning_subnet.training._lightning import (
 from lightning_subnet.training.validation.batch_input import calibration_step, model_input
 
 _RESIDENT_BYTES = 2**31
+_log = logging.getLogger(__name__)
+
+CALIBRATION_IMAGES = 512
+"""How many training samples recalibrate where the user does not say how many."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +63,7 @@ class Source:
     dataloaders: Any = None
     train_dataloaders: Any = None
     split: Literal["val", "test"] = "val"
-    calibration_images: int = 512
+    calibration_images: int = CALIBRATION_IMAGES
     ready: bool = False
 
 
@@ -274,19 +287,26 @@ def _share(loader: Any, rank: int, world: int) -> Any:
 
 
 def calibration_batches(model: LightningModule, source: Source, owner: Any) -> list[Any]:
-    """Return fixed batches of training data that hold `source.calibration_images` samples.
+    """Return fixed batches of training data, of at most `source.calibration_images` samples.
+
+    Batches are as the loader gives them: one that would make it more samples is left out, unless it
+    is the first.
 
     Args:
-        model: The LightningModule; without BatchNorm it needs none.
+        model: The LightningModule; without running statistics it needs none.
         source: Its data, and the number of samples.
         owner: The module or datamodule with `train_dataloader`, where the source has no loaders.
 
     Raises:
         SearchError: There is no training data, or its batches have a form that needs a
             `calibration_step`.
+
+    Warns:
+        CalibrationWarning: There are far fewer samples than were asked for, or they come sorted by
+            class.
     """
     n_images = source.calibration_images
-    if not n_images or not batch_norms(model):
+    if not n_images or not is_renewable(model):
         return []
     loaders = source.train_dataloaders
     if loaders is None and is_overridden("train_dataloader", owner):
@@ -302,17 +322,76 @@ def calibration_batches(model: LightningModule, source: Source, owner: Any) -> l
     if isinstance(loaders, (list, tuple, Mapping)):  # as Lightning would train on them
         loaders = CombinedLoader(loaders, "max_size_cycle")
     combined = isinstance(loaders, CombinedLoader)
-    batches, count = [], 0
+    batches: list[Any] = []
+    count, ended = 0, False
     with _seeded_generators(loaders):
         for item in loaders:
             batch = item[0] if combined else item  # (batch, index, index of the loader)
+            if batches and count + n_samples(batch) > n_images:
+                break
             batches.append(batch)
             count += n_samples(batch)
             if count >= n_images:
                 break
+        else:
+            ended = True
     if not batches:
         msg = "The training dataloader gave no batches, and BatchNorm needs some. Check setup()."
         raise SearchError(msg)
     if calibration_step(model) is None:
         model_input(batches[0], model)
+    if ended and count < _ENOUGH * n_images:
+        _tell_of_few(count, n_images)
+    if not isinstance(getattr(loaders, "sampler", None), _SHUFFLING):
+        _check_order([_labels(batch) for batch in batches], n_images)
     return batches
+
+
+_ENOUGH = 0.9  # drop_last and the like may cost a batch
+_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+_LABELS = ("label", "labels", "target", "targets", "y")
+_FEWEST = 32  # so many samples come in order by chance never
+
+
+def _tell_of_few(count: int, n_images: int) -> None:
+    """Warn of fewer samples than the user asked for; the default asks for no certain number."""
+    message = (
+        f"The training dataloader has {count} samples, and calibration_images={n_images}: "
+        f"running statistics of each subnet are averaged over {count}. Give more training data, "
+        f"or set calibration_images={count}."
+    )
+    if n_images == CALIBRATION_IMAGES:
+        _log.info("%s", message)
+    else:
+        warn(message, CalibrationWarning)
+
+
+def _labels(batch: Any) -> torch.Tensor | None:
+    """Return the class of each sample of a batch, if it is recognisable."""
+    y: Any = None
+    if isinstance(batch, (list, tuple)) and len(batch) > 1:
+        y = batch[1]
+    elif isinstance(batch, Mapping):
+        y = next((batch[key] for key in _LABELS if key in batch), None)
+    if not isinstance(y, torch.Tensor) or y.is_floating_point() or y.is_complex():
+        return None
+    return y.flatten() if y.ndim and y.numel() == n_samples(batch) else None
+
+
+def _check_order(labels: list[torch.Tensor | None], n_images: int) -> None:
+    """Warn where the samples come class by class, as from a folder."""
+    known = [y for y in labels if y is not None]
+    if len(known) < len(labels):
+        return
+    y = torch.cat(known)[:n_images].cpu().to(torch.int64)
+    classes = sorted(set(y.tolist()))
+    if len(y) < _FEWEST or len(classes) > len(y) // 4 or not bool((y.diff() >= 0).all()):
+        return
+    which = f"all of class {classes[0]}"
+    if len(classes) > 1:
+        which = f"sorted by class ({classes[0]} to {classes[-1]})"
+    warn(
+        f"The {len(y)} calibration images are {which}, so that running statistics are not those "
+        "of the training data. Shuffle them: shuffle=True in the training dataloader.",
+        CalibrationWarning,
+    )

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 
+from lightning_subnet.elasticity.batchnorm import Recalibrator
 from lightning_subnet.training._lightning import LightningModule
 from lightning_subnet.training.validation.batch_input import calibration_step, network_of
 
@@ -29,6 +30,7 @@ class Place:
         self.current: Any = part
         self.runs = 0
         self._undo: Callable[[], None] | None = None
+        self._recalibrator = Recalibrator(model)  # of the modes in which the user left the layers
 
     def put(self, net: nn.Module) -> None:
         """Let a network stand in the place of the elastic part, until `restore`.
@@ -81,3 +83,12 @@ class Place:
         """Run the network on an item of `calibration_step`, or else on the input of a batch."""
         step = calibration_step(self.model)
         return (step or network_of(self.model, self.current))(item)
+
+    def recalibrate(self, items: Iterable[Any], *, max_images: int) -> int:
+        """Renew the running statistics of what stands there, and return over how many samples.
+
+        Args:
+            items: What `run` takes, from training data.
+            max_images: The most samples.
+        """
+        return self._recalibrator(items, max_images=max_images, forward=self.run, module=self.root)

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 
+from lightning_subnet._messages import warn
 from lightning_subnet._torch.contexts import muted
 from lightning_subnet._torch.inputs import cloned
-from lightning_subnet.elasticity.batchnorm import recalibrate
-from lightning_subnet.errors import MeasurementError, SearchError
+from lightning_subnet.errors import CalibrationWarning, MeasurementError, SearchError
 from lightning_subnet.training._lightning import (
     Callback,
     LightningModule,
@@ -39,6 +41,7 @@ class Recalibration(Callback):
         self._step = calibration_step(place.model)
         self._works = False
         self._compares = self._step is None
+        self._shapes: dict[str, torch.Size] = {}  # of one input each, training and validation
         self._inputs: list[torch.Tensor] = []  # of the elastic part, in recalibration
         self._inputs_of_step: list[torch.Tensor] = []  # and in validation_step
         self._hook: Any = None
@@ -54,31 +57,73 @@ class Recalibration(Callback):
         """Recalibrate before the first batch of the first dataloader."""
         if batch_idx or dataloader_idx:
             return
+        self._note_shape("validation", lambda: model_input(batch, pl_module))
         try:
             with in_precision(trainer), muted(pl_module):
-                recalibrate(
-                    self._place.root,
+                self._place.recalibrate(
                     (
                         self._input(transfer(trainer, pl_module, cloned(raw)), pl_module)
                         for raw in self._data.calibration
                     ),
                     max_images=self._data.images,
-                    forward=self._place.run,
                 )
                 if self._compares:
                     self._watch(batch, pl_module)
         except Exception as error:
             if self._works:
                 raise  # it is this subnet
+            if isinstance(error, (MeasurementError, CalibrationWarning)):
+                raise  # it says what to do
             msg = (
                 f"{type(self._place.root).__name__} failed on the input of a training batch, which "
-                f"was to recalibrate BatchNorm: {error}. {_HINT}"
+                f"was to recalibrate BatchNorm: {error}. {self._difference()}{_HINT}"
             )
             raise MeasurementError(msg) from error
+        if not self._works:
+            self._compare_shapes()
         self._works = True
 
     def _input(self, batch: Any, module: LightningModule) -> Any:
-        return batch if self._step is not None else model_input(batch, module)
+        if self._step is not None:
+            return batch
+        item = model_input(batch, module)
+        self._note_shape("training", lambda: item)
+        return item
+
+    def _note_shape(self, kind: str, item: Callable[[], Any]) -> None:
+        """Note the shape of the first input of a kind, where it is a tensor."""
+        if self._step is None and kind not in self._shapes:
+            with suppress(SearchError):  # validation batches may have another form
+                self._shapes[kind] = item().shape[1:]
+
+    def _difference(self) -> str:
+        """Return a sentence with the shapes of the inputs, where they differ."""
+        shapes = {kind: (..., *shape) for kind, shape in self._shapes.items()}
+        if len({*shapes.values()}) <= 1:
+            return ""
+        training, validation = (
+            str(shapes[kind]).replace("Ellipsis", "n") for kind in ("training", "validation")
+        )
+        return f"Training inputs have the shape {training}, validation inputs {validation}. "
+
+    def _compare_shapes(self) -> None:
+        """Refuse training inputs of another form than validation's; warn of another size.
+
+        Sequences and vectors are as long as the network takes them.
+        """
+        difference = self._difference()
+        if not difference:
+            return
+        one, other = self._shapes["training"], self._shapes["validation"]
+        if len(one) != len(other):
+            msg = f"{difference}BatchNorm is to be recalibrated on what validation sees. {_HINT}"
+            raise MeasurementError(msg)
+        if len(one) >= _IMAGE:
+            warn(
+                f"{difference}BatchNorm statistics of one size are not those of another. Give "
+                "train_dataloaders= with inputs of the size that is validated.",
+                CalibrationWarning,
+            )
 
     def _watch(self, batch: Any, module: LightningModule) -> None:
         """Note the inputs of the elastic part: as in recalibration, then in validation_step."""
@@ -128,6 +173,7 @@ class Recalibration(Callback):
             self._hook = None
 
 
+_IMAGE = 3  # dimensions of one image: channels, height and width
 _HINT = (
     "Give the module a forward(x) that takes the first item of a batch, or a "
     "calibration_step(batch) that runs the network on it; or set calibration_images=0."

@@ -5,55 +5,24 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lightning_subnet._messages import did_you_mean
 from lightning_subnet._torch.contexts import evaluating, random_state
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.parity import ready
-from lightning_subnet.errors import ExportError, MeasurementError, SearchError
+from lightning_subnet.errors import MeasurementError
 from lightning_subnet.export.exporting import export
 from lightning_subnet.export.formats import registry
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.training._lightning import Callback, LightningModule, Trainer
 from lightning_subnet.training.validation.batch_input import Call
+from lightning_subnet.training.validation.checks import FORMATS
 from lightning_subnet.training.validation.place import Place
-
-Score = Literal["network", "extracted", "onnxruntime", "openvino"]
-
-FORMATS: Mapping[str, str] = MappingProxyType({"onnxruntime": "onnx", "openvino": "openvino"})
-"""The formats of the files that runtimes run, by name of the runtime."""
-
-
-def checked_score(score: Any) -> Score:
-    """Return a way to score, of which the libraries are there.
-
-    Raises:
-        SearchError: It is unknown, or a library is not installed.
-
-    Example:
-        >>> checked_score("extract")
-        Traceback (most recent call last):
-        lightning_subnet.errors.SearchError: score='extract' is unknown. Did you mean 'extracted'? \
-Write 'network', 'extracted', 'onnxruntime' or 'openvino'.
-    """
-    names = get_args(Score)
-    if score not in names:
-        msg = f"score={score!r:.60} is unknown.{did_you_mean(score, names)} "
-        raise SearchError(f"{msg}Write 'network', 'extracted', 'onnxruntime' or 'openvino'.")
-    if score in FORMATS:
-        try:
-            registry.make(FORMATS[score]).check()
-        except ExportError as error:
-            raise SearchError(f"score={score!r}: {error}") from error
-    return score  # type: ignore[no-any-return] # one of the names
 
 
 class InForce(Callback):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import logging
+import warnings
 from typing import Any
 
 import lightning as L
@@ -8,12 +10,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_subnet._torch.fingerprints import data_fingerprint
-from lightning_subnet.errors import SearchError
+from lightning_subnet.errors import CalibrationWarning, SearchError
 from lightning_subnet.training.validation.evaluator import TrainerEvaluator
-from lightning_subnet.training.validation.frozen_data import Resident, Source
+from lightning_subnet.training.validation.frozen_data import (
+    CALIBRATION_IMAGES,
+    Resident,
+    Source,
+    calibration_batches,
+)
 from tests.networks import Digits, LitMlp, digits, quiet_trainer, search
 
 TRAIN = DataLoader(digits(), 100)
@@ -130,3 +137,105 @@ def test_batches_of_numpy_arrays_are_told_apart() -> None:
     changed = rows.copy()
     changed[15] += 1
     assert data_fingerprint([Resident([rows])]) != data_fingerprint([Resident([changed])])
+
+
+# Batches that recalibrate
+
+
+def calibration(model: L.LightningModule, loader: Any, images: int = 64) -> list[Any]:
+    source = Source(train_dataloaders=loader, calibration_images=images)
+    return calibration_batches(model, source, model)
+
+
+def labelled(y: torch.Tensor, batch_size: int = 16, **options: Any) -> DataLoader:
+    return DataLoader(TensorDataset(torch.randn(len(y), 4), y), batch_size, **options)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "images", "sizes"),
+    [
+        (7, 512, [7] * 73),
+        (73, 512, [73] * 7),
+        (64, 512, [64] * 8),
+        (300, 512, [300]),
+        (600, 512, [600]),  # cut when it is used
+        (100, 1797, [100] * 17 + [97]),  # the loader's own last batch
+    ],
+)
+def test_no_batch_is_smaller_than_the_loader_gives(
+    model: LitMlp, batch_size: int, images: int, sizes: list[int]
+) -> None:
+    batches = calibration(model, DataLoader(digits(), batch_size), images)
+    assert [len(x) for x, _ in batches] == sizes
+
+
+@pytest.mark.parametrize("batch_size", [7, 73])
+def test_a_search_is_not_stopped_by_one_sample_left_over(model: LitMlp, batch_size: int) -> None:
+    data = [DataLoader(torch.utils.data.Subset(digits(), range(512)), size) for size in (64, 256)]
+    data[0] = DataLoader(data[0].dataset, batch_size)
+    run = search(objectives={"val_acc": "max"}, calibration_images=600 - 88)
+    history = run.fit(model, dataloaders=data[1], train_dataloaders=data[0], progress=False).history
+    assert all(evaluation.ok for evaluation in history)
+
+
+def test_other_statistics_than_batchnorms_need_data_and_frozen_ones_none() -> None:
+    class Lit(LitMlp):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.net = nn.Sequential(layer)
+
+    rows = [torch.zeros(4, 4)] * 3
+    layer = nn.BatchNorm1d(4)
+    layer.track_running_stats = False
+    assert len(calibration(Lit(nn.InstanceNorm1d(4, track_running_stats=True)), rows, 12)) == 3
+    assert calibration(Lit(layer), rows, 12) == calibration(Lit(nn.LayerNorm(4)), rows, 12) == []
+
+
+@pytest.mark.parametrize(
+    ("y", "text"),
+    [
+        (torch.full((64,), 3), "The 64 calibration images are all of class 3"),
+        (torch.arange(64) // 32, r"are sorted by class \(0 to 1\)"),
+        (torch.full((64, 1), 3), "all of class 3"),
+    ],
+)
+def test_calibration_images_that_are_not_shuffled(
+    model: LitMlp, y: torch.Tensor, text: str
+) -> None:
+    for loader in (labelled(y), [{"pixels": torch.zeros(64, 4), "labels": y}]):
+        with pytest.warns(CalibrationWarning, match=rf"{text}.*Shuffle them: shuffle=True"):
+            calibration(WithStep(), loader)
+
+
+class WithStep(LitMlp):
+    def calibration_step(self, batch: Any) -> None: ...
+
+
+def test_other_labels_say_nothing_of_the_order() -> None:
+    loaders = [
+        labelled(torch.arange(64) % 10),
+        labelled(torch.zeros(64, dtype=torch.int64), shuffle=True),
+        labelled(torch.zeros(16, dtype=torch.int64)),
+        labelled(torch.arange(64)),  # numbers of samples
+        labelled(torch.zeros(64)),  # to be regressed
+        [torch.zeros(64, 4)],
+        [(torch.zeros(64, 4), {"y": 1})],
+        [(torch.zeros(64, 4), torch.zeros(64, 8, 8, dtype=torch.int64))],  # to be segmented
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for loader in loaders:
+            images = sum(len(x if torch.is_tensor(x) else x[0]) for x in loader)
+            calibration(WithStep(), loader, images)
+
+
+def test_fewer_images_than_asked_for(model: LitMlp, caplog: pytest.LogCaptureFixture) -> None:
+    loader = labelled(torch.arange(64) % 10)
+    with pytest.warns(CalibrationWarning, match=r"has 64 samples, and calibration_images=1000: "):
+        calibration(model, loader, 1000)
+    with warnings.catch_warnings(), caplog.at_level(logging.INFO):
+        warnings.simplefilter("error")
+        calibration(model, loader, 65)  # as drop_last would leave
+        assert "64 samples" not in caplog.text
+        calibration(model, loader, CALIBRATION_IMAGES)
+        assert "has 64 samples" in caplog.text
