@@ -8,16 +8,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from lightning_subnet._messages import warn
-from lightning_subnet.errors import ExportError, ExportWarning, SearchError
+from lightning_subnet.errors import (
+    ExportError,
+    ExportWarning,
+    FileParityError,
+    ParityError,
+    SearchError,
+    SubnetError,
+)
 from lightning_subnet.export.exporting import Exported, export
 from lightning_subnet.export.formats import registry
 from lightning_subnet.export.formats.base import Format
+from lightning_subnet.export.parity import checked_tolerance
 from lightning_subnet.results.plots import draw_front
 from lightning_subnet.results.record import SearchRecord
 from lightning_subnet.results.tables import choices_text
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.history import Evaluation
+
+_WHOLE = 0.9  # of the size of all weights, in a file that has no smaller ones
 
 
 @dataclass
@@ -30,13 +42,15 @@ class _Entry:
         evaluation: Its measured values; None if it was not measured.
         files: Its files.
         refusals: Why a format could not take it, by suffix.
+        weights_mb: The size of all weights of its network, in 10^6 bytes.
     """
 
     stem: str
     subnet: Subnet
     evaluation: Evaluation | None
     files: list[Exported] = field(default_factory=list)
-    refusals: dict[str, str] = field(default_factory=dict)
+    refusals: dict[str, SubnetError] = field(default_factory=dict)
+    weights_mb: float = 0.0
 
 
 class FrontExport:
@@ -81,7 +95,7 @@ class FrontExport:
         example_input: Any,
         *,
         dynamic_batch: bool,
-        tolerance: float,
+        tolerance: float | None,
     ) -> list[Exported]:
         """Write everything.
 
@@ -95,8 +109,10 @@ class FrontExport:
             The files, along the front.
 
         Raises:
-            ExportError: Nothing could be written.
+            ExportError: Nothing could be written, or the tolerance is none.
+            FileParityError: Nothing could be written, as all outputs differ from what they must be.
         """
+        tolerance = checked_tolerance(tolerance)
         about = {
             "study": self._record.name,
             "objectives": {o.name: o.direction for o in self._record.objectives},
@@ -106,7 +122,12 @@ class FrontExport:
         new = not self._directory.exists()
         self._directory.mkdir(parents=True, exist_ok=True)
         for entry in self._entries:
-            net = extract(entry.subnet)
+            try:
+                net = extract(entry.subnet)
+            except ParityError as error:
+                entry.refusals |= {form.suffix: error for form in self._formats}
+                continue
+            entry.weights_mb = _weights_mb(net)
             for form in self._formats:
                 path = self._directory / f"{entry.stem}{form.suffix}"
                 try:
@@ -118,13 +139,15 @@ class FrontExport:
                         )
                     )  # fmt: skip
                 except ExportError as error:
-                    entry.refusals[form.suffix] = str(error)
+                    entry.refusals[form.suffix] = error
         files = [file for entry in self._entries for file in entry.files]
         refusals = [reason for entry in self._entries for reason in entry.refusals.values()]
         if not files:
             if new:
                 self._directory.rmdir()
-            raise ExportError(f"None of {len(refusals)} files could be written: {refusals[0]}")
+            unequal = all(isinstance(reason, ParityError) for reason in refusals)
+            msg = f"None of {len(refusals)} files could be written: {refusals[0]}"
+            raise (FileParityError if unequal else ExportError)(msg) from refusals[0]
         self._write_readme()
         if refusals:
             msg = (
@@ -232,18 +255,43 @@ def _files(entries: list[_Entry], formats: Sequence[Format]) -> str:
     text += "".join(f"; each {f.suffix} file needs its {f.weights}" for f in formats if f.weights)
     text += "."
     missing = [
-        f"- {entry.stem}{suffix}: {' '.join(reason.split())}"
+        f"- {entry.stem}{suffix}: {' '.join(str(reason).split())}"
         for entry in entries
         for suffix, reason in entry.refusals.items()
     ]
     if missing:
         text += "\n\nCould not be written:\n\n" + "\n".join(missing)
-    if any(e.metadata["sliced"] is False for entry in entries for e in entry.files):
-        text += (
-            "\n\nThe super-network cannot be cut apart, so each file holds all of its weights, "
-            "with the sub-network in force."
-        )
-    return text
+    return "\n\n".join(part for part in (text, _weights(entries)) if part)
+
+
+def _weights(entries: list[_Entry]) -> str:
+    """Return which files have the weights of the whole super-network, where it is not cut apart.
+
+    A conversion may fold a slice of a weight into a smaller one, so the sizes of files decide.
+    """
+    frozen = [
+        (e, entry.weights_mb)
+        for entry in entries
+        for e in entry.files
+        if e.metadata["sliced"] is False
+    ]
+    if not frozen:
+        return ""
+    text = "The super-network cannot be cut apart, so "
+    smaller = [(e, mb) for e, mb in frozen if e.size_mb < _WHOLE * mb]
+    if not smaller:
+        return f"{text}each file holds all of its weights, with the sub-network in force."
+    text += "each file is of the whole of it, with the sub-network in force. "
+    sizes = ", ".join(f"{e.path.name} ({e.size_mb:.3g} of {mb:.3g} MB)" for e, mb in smaller)
+    text += f"Smaller than all of its weights, as conversion cut them to what is used: {sizes}."
+    whole = [e.path.name for e, mb in frozen if e.size_mb >= _WHOLE * mb]
+    return f"{text} As large as all of them, or larger: {', '.join(whole)}." if whole else text
+
+
+def _weights_mb(net: nn.Module) -> float:
+    """Return the size of the weights and buffers of a network, each counted once."""
+    tensors = {id(x): x for x in (*net.parameters(), *net.buffers())}
+    return sum(x.numel() * x.element_size() for x in tensors.values()) / 1e6
 
 
 def _loading(entries: list[_Entry]) -> str:

@@ -127,6 +127,7 @@ class SearchResult(SearchRecord):
 
         Raises:
             SearchError: This result has no network: it was loaded, or came from `run` or `ask`.
+            ParityError: The outputs differ by more than rounding explains; see `Checks`.
         """
         if self._extractor is None:
             msg = (
@@ -209,7 +210,7 @@ class SearchResult(SearchRecord):
         subnets: Iterable[Evaluation | Subnet] | None = None,
         example_input: Any = None,
         dynamic_batch: bool = True,
-        tolerance: float = 1e-4,
+        tolerance: float | None = None,
     ) -> list[Exported]:
         """Write the front as files that give the same outputs, and a README.md that explains them.
 
@@ -258,13 +259,15 @@ class SearchResult(SearchRecord):
         Raises:
             SearchError: The model has no elastic part, cannot be copied, or is itself the
                 super-network, and its `extract` returns a network without a training step.
+            ParityError: As `extract`.
         """
         from lightning_subnet.results.standalone import standalone
 
         chosen = subnet.subnet if isinstance(subnet, Evaluation) else subnet
         chosen = self.history.space.subnet(chosen)
         same = getattr(self._extractor, "model", None) is model
-        return standalone(model, chosen, self._extractor if same else None)
+        calls = getattr(self._extractor, "calls", ())
+        return standalone(model, chosen, self._extractor if same else None, calls)
 
     def remeasure(self, measure: Any, **options: Any) -> SearchResult:
         """Return the front alone with new values of one measure, from here or from elsewhere.

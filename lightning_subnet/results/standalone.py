@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
 
 from lightning_subnet.elasticity.extraction import detached_copy, extract
+from lightning_subnet.elasticity.parity import Call, check_parity
 from lightning_subnet.elasticity.protocol import Elastic, elastic_part
 from lightning_subnet.errors import SearchError, SubnetError
 from lightning_subnet.export.call import brief
@@ -18,7 +19,10 @@ _Module = TypeVar("_Module")
 
 
 def standalone(
-    model: _Module, subnet: Subnet, extractor: Callable[[Subnet], Any] | None = None
+    model: _Module,
+    subnet: Subnet,
+    extractor: Callable[[Subnet], Any] | None = None,
+    calls: Sequence[Call] = (),
 ) -> _Module:
     """Return a copy of a model with one subnet in force; see `SearchResult.to_module`.
 
@@ -26,8 +30,11 @@ def standalone(
         model: The module that was searched.
         subnet: The subnet of the copy.
         extractor: Extracts from this model, with BatchNorm statistics; None: `extract`.
+        calls: Arguments of the super-network's forward pass; without an extractor, outputs are
+            compared on them.
 
     Raises:
+        ParityError: The subnet gives other outputs than the super-network with it in force.
         SearchError: The model is not a module, cannot be copied, or cannot be replaced.
     """
     if not isinstance(model, nn.Module):
@@ -35,7 +42,7 @@ def standalone(
         raise SearchError(msg)
     part: Any = elastic_part(model)
     try:
-        plain: Any = extractor(subnet) if extractor else extract(model, subnet)
+        plain: Any = extractor(subnet) if extractor else _compared(model, subnet, calls)
         module: Any = plain if part is model else detached_copy(model, {id(part): plain})
     except SubnetError:
         raise
@@ -54,6 +61,13 @@ def standalone(
         plain.activate = _Fixed(plain, subnet).activate
     _as_in(model, module)
     return module  # type: ignore[no-any-return] # a copy of the model
+
+
+def _compared(model: nn.Module, subnet: Subnet, calls: Sequence[Call]) -> nn.Module:
+    """Return a subnet of a model, whose outputs have been compared if there is an input."""
+    plain = extract(model, subnet)
+    check_parity(model, subnet, plain, calls)
+    return plain
 
 
 class _Fixed:

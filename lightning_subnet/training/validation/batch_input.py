@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_subnet.elasticity.parity import Call
 from lightning_subnet.errors import SearchError
 from lightning_subnet.training._lightning import LightningModule, is_overridden
 
@@ -60,10 +61,6 @@ def first_input(loaders: list[Any]) -> Any:
 
 def _first_item(batch: Any) -> Any:
     return batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments of one forward pass."""
 
 
 def calls_of(part: nn.Module, run: Callable[[], Any]) -> tuple[list[Call], Exception | None]:

@@ -24,6 +24,7 @@ from lightning_subnet._torch.fingerprints import (
 from lightning_subnet._torch.inputs import arguments, cloned
 from lightning_subnet.costs.resolve import MEASURES, measure_names, resolve
 from lightning_subnet.elasticity.ends import check_ends
+from lightning_subnet.elasticity.parity import Call
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, PluginWarning, SearchError
 from lightning_subnet.space.space import SearchSpace
@@ -48,7 +49,6 @@ from lightning_subnet.training._lightning import (
     transfer,
 )
 from lightning_subnet.training.validation.batch_input import (
-    Call,
     calls_of,
     few_rows,
     first_input,

@@ -12,13 +12,12 @@ from torch import nn
 
 from lightning_subnet._torch.contexts import evaluating
 from lightning_subnet._torch.inputs import as_weight, cloned
-from lightning_subnet.elasticity.parity import check_parity
+from lightning_subnet.elasticity.parity import Call, check_parity
 from lightning_subnet.elasticity.protocol import activated
 from lightning_subnet.errors import ParityError, SearchError
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.training._lightning import Trainer, transfer
 from lightning_subnet.training.validation.batch_input import (
-    Call,
     calibration_step,
     few_rows,
     model_input,

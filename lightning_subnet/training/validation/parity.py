@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_subnet._messages import warn
 from lightning_subnet._torch.contexts import evaluating, random_state
-from lightning_subnet.elasticity.parity import check_parity, ready
+from lightning_subnet.elasticity.parity import Call, check_parity, ready
 from lightning_subnet.errors import (
     ElasticityError,
     ExportError,
@@ -21,7 +21,6 @@ from lightning_subnet.errors import (
 )
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
-from lightning_subnet.training.validation.batch_input import Call
 from lightning_subnet.training.validation.scoring import Converted, extracted
 
 

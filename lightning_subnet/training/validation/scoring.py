@@ -14,13 +14,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_subnet._torch.contexts import evaluating, random_state
 from lightning_subnet.elasticity.extraction import extract
-from lightning_subnet.elasticity.parity import ready
+from lightning_subnet.elasticity.parity import Call, ready
 from lightning_subnet.errors import MeasurementError
 from lightning_subnet.export.exporting import export
 from lightning_subnet.export.formats import registry
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.training._lightning import Callback, LightningModule, Trainer
-from lightning_subnet.training.validation.batch_input import Call
 from lightning_subnet.training.validation.checks import FORMATS
 from lightning_subnet.training.validation.place import Place
 
