@@ -4,45 +4,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from lightning_subnet._checks import checked_int
+from lightning_subnet._messages import warn
 from lightning_subnet._torch.contexts import evaluating
-from lightning_subnet.errors import MeasurementError
+from lightning_subnet._torch.fingerprints import leaves
+from lightning_subnet.elasticity.renewal import Known, Renewal
+from lightning_subnet.elasticity.statistics import (
+    Snapshot,
+    has_named_statistics,
+    norms,
+    others,
+    tracks,
+)
+from lightning_subnet.errors import CalibrationWarning, MeasurementError
 
 
 def batch_norms(module: nn.Module) -> list[_BatchNorm]:
-    """Return the layers whose running statistics depend on the subnet."""
-    return [
-        layer
-        for layer in module.modules()
-        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
-    ]
-
-
-def _trained(module: nn.Module) -> list[_BatchNorm]:
-    """Return those that training would touch; the module's own `train()` may freeze others."""
-    module.train()
-    layers = [layer for layer in batch_norms(module) if layer.training]
-    module.eval()
-    return layers
+    """Return the BatchNorm layers that have running statistics."""
+    return [layer for layer in norms(module) if isinstance(layer, _BatchNorm)]
 
 
 def n_samples(batch: Any) -> int:
-    """Return the length of a batch's first tensor; 1 if it has none.
+    """Return the length of a batch's first tensor or array; 1 if it has none.
 
     Example:
         >>> n_samples({"x": torch.zeros(5, 2), "y": torch.zeros(5)})
         5
     """
-    lengths = (len(x) for x in tree_leaves(batch) if isinstance(x, torch.Tensor) and x.ndim)
-    return next(lengths, 1)
+    length = _first_length(tree_leaves(batch))
+    if length is None:  # it may be an object with tensors in its attributes
+        with suppress(RecursionError):
+            length = _first_length(leaves(batch))
+    return 1 if length is None else length
+
+
+def _first_length(parts: Iterable[Any]) -> int | None:
+    arrays = (x for x in parts if isinstance(x, (torch.Tensor, np.ndarray)) and x.ndim)
+    return next(map(len, arrays), None)
 
 
 def recalibrate(
@@ -52,25 +59,42 @@ def recalibrate(
     max_images: int = 2000,
     forward: Callable[[Any], Any] | None = None,
 ) -> int:
-    """Reset the BatchNorm statistics and average them anew over fixed batches of the active subnet.
+    """Reset the running statistics and average them anew over fixed batches of the active subnet.
 
     Statistics of a super-network belong to whichever subnets ran last; without this a subnet is
-    measured far below its worth. Only BatchNorm layers are in training mode meanwhile (dropout
-    stays off); statistics are written in place; flags and momenta are restored. Layers that the
-    module's own `train()` keeps in eval mode (frozen ones), and those that do not run, keep theirs.
+    measured far below its worth. A mean is that of all samples. A variance is the average, weighted
+    by samples, of the unbiased variances within each batch, as BatchNorm tracks them.
+
+    All layers with running statistics are renewed: BatchNorm and InstanceNorm of torch and
+    subclasses of them, whatever their momentum and whoever calls the function with their buffers,
+    and layers of other classes whose buffers follow a running average in training mode. Only such
+    layers are in training mode meanwhile (dropout stays off); statistics are written in place;
+    flags come back, momenta are not touched.
+
+    These keep their statistics: layers that do not run; those that the module's own `train()` keeps
+    in eval mode; those with `track_running_stats=False`, as
+    `BaseFinetuning.freeze(train_bn=False)` of Lightning leaves them; and those in eval mode in a
+    module of which other such layers are in training mode. After a failure all keep theirs.
 
     Args:
         module: The network, with the subnet in force.
         batches: Inputs of training data, always the same: tensors (n, ...), or structures of them,
             each given to `forward`.
-        max_images: Stop after so many samples; the last batch is cut to fit if it is a tensor.
+        max_images: Stop before a batch that would make it more samples, so that none is cut to a
+            small rest; only a first batch that is larger, if it is a tensor, is cut to fit. A batch
+            of one sample after larger ones, as a loader may end with, is left out.
         forward: Called with each batch; by default the module itself.
 
     Returns:
-        How many samples were used; 0 if the network has no BatchNorm.
+        How many samples were used; 0 if the network has no running statistics to renew.
 
     Raises:
-        MeasurementError: No batches, or `max_images` is not a whole number from 1.
+        MeasurementError: No batches, none of the layers ran, a batch has one value per channel, or
+            `max_images` is not a whole number from 1.
+
+    Warns:
+        CalibrationWarning: A layer has statistics that cannot be renewed, or it is not clear
+            whether it is frozen.
 
     References:
         Yu and Huang, Universally Slimmable Networks, ICCV 2019, section 3.3 (post-statistics of
@@ -83,50 +107,99 @@ def recalibrate(
         >>> net.running_mean
         tensor([3., 3.])
     """
-    max_images = checked_int(
-        max_images, "max_images", error=MeasurementError, hint="256 to 2000 are usual."
-    )
-    run, n_used = forward or module, 0
-    with evaluating(module), torch.no_grad():
-        layers = _trained(module)
-        if not layers:
-            return 0
-        momenta = [layer.momentum for layer in layers]
-        before = [[buffer.clone() for buffer in layer.buffers()] for layer in layers]
-        try:
-            for layer in layers:
-                layer.reset_running_stats()
-                layer.momentum = None  # the plain average of all batches
-                layer.train()
-            for batch in batches:
-                # Structures stay whole: their parts may not be samples (a graph, a list).
-                part = batch[: max_images - n_used] if isinstance(batch, torch.Tensor) else batch
-                run(part)
-                n_used += n_samples(part)
-                if n_used >= max_images:
-                    break
-        finally:
-            for layer, momentum, values in zip(layers, momenta, before, strict=True):
-                layer.momentum = momentum
-                if layer.num_batches_tracked == 0:  # it did not run
-                    for buffer, value in zip(layer.buffers(), values, strict=True):
-                        buffer.copy_(value)
-    if not n_used:
-        msg = "There are no batches to recalibrate BatchNorm with. Give inputs of training data."
-        raise MeasurementError(msg)
-    return n_used
+    return Recalibrator(module)(batches, max_images=max_images, forward=forward)
+
+
+class Recalibrator:
+    """`recalibrate` for many subnets: what it learns of the layers, and warns of, it does once.
+
+    Args:
+        module: The network, with its layers in the modes in which it would be trained.
+
+    Example:
+        >>> net = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+        >>> renew = Recalibrator(net)
+        >>> renew([torch.zeros(4, 2)]), renew([torch.zeros(8, 2)])
+        (4, 8)
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._known = Known()
+        self._causes: set[str] = set()  # that were warned of
+        layers = {name: x for name, x in module.named_modules() if x in {*norms(module)}}
+        layers = {name: x for name, x in layers.items() if tracks(x)}
+        mixed = module.training and any(x.training for x in layers.values())
+        # Lightning trains each layer in the mode in which the user left it.
+        self._paused = {name for name, x in layers.items() if mixed and not x.training}
+
+    def __call__(
+        self,
+        batches: Iterable[Any],
+        *,
+        max_images: int = 2000,
+        forward: Callable[[Any], Any] | None = None,
+        module: nn.Module | None = None,
+    ) -> int:
+        """Renew the statistics; see `recalibrate`.
+
+        Args:
+            batches: Inputs of training data.
+            max_images: The most samples.
+            forward: Called with each batch; by default the module itself.
+            module: Another module in its stead, such as a subnet that was extracted from it. A
+                layer of it is frozen where that of the same name is.
+        """
+        max_images = checked_int(
+            max_images, "max_images", error=MeasurementError, hint="256 to 2000 are usual."
+        )
+        module = self._module if module is None else module
+        paused = {x for name, x in module.named_modules() if name in self._paused}
+        with evaluating(module), torch.no_grad(), _uncompiled():
+            renewal = Renewal(module, forward or module, self._known, paused)
+            n_used = renewal.over(_parts(batches, max_images))
+        for cause, message in renewal.messages():
+            if cause not in self._causes:
+                self._causes.add(cause)
+                warn(message, CalibrationWarning)
+        return n_used
+
+
+def _parts(batches: Iterable[Any], max_images: int) -> Iterator[tuple[Any, int]]:
+    """Yield the batches that are used, each with the number of its samples."""
+    n_used = largest = 0
+    for batch in batches:
+        n = n_samples(batch)
+        if n_used and n_used + n > max_images:
+            return
+        largest = max(largest, n)
+        if n == 1 < largest:
+            continue
+        # Structures stay whole: their parts may not be samples (a graph, a list).
+        part = batch[:max_images] if isinstance(batch, torch.Tensor) else batch
+        n = n_samples(part)
+        yield part, n
+        n_used += n
+        if n_used >= max_images:
+            return
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Let compiled parts run as they are written, so that `Watch` sees what they do."""
+    stance: Any = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
+    return nullcontext() if stance is None else stance("force_eager")
 
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorm normalise by its batch without touching its running statistics."""
-    layers: list[Any] = [*batch_norms(module)]  # those with statistics count their batches
-    before = [(layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
+    """Leave running statistics as they were: inside, layers normalise by their batch as they do.
+
+    Do not leave it between a forward and its backward pass: statistics are written on leaving.
+    """
+    layers: set[nn.Module] = {*norms(module), *filter(has_named_statistics, others(module))}
+    state = Snapshot(layers)
     try:
         yield
     finally:
-        for layer, (momentum, tracked) in zip(layers, before, strict=True):
-            layer.momentum = momentum
-            layer.num_batches_tracked.copy_(tracked)
+        with torch.no_grad():
+            state.restore()

@@ -236,16 +236,19 @@ class ElasticBatchNorm2d(ElasticLayer, nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
+        # Frozen by this flag, as in nn.BatchNorm2d: its batch normalises, its statistics stay.
+        moves = self.training and self.track_running_stats
+        uses = moves or not self.training
         factor = 0.0
-        if self.training:
+        if moves:
             self.num_batches_tracked.add_(1)
             factor = (
                 self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
             )
         return F.batch_norm(
             input,
-            self.running_mean[:c],
-            self.running_var[:c],
+            self.running_mean[:c] if uses else None,
+            self.running_var[:c] if uses else None,
             self.weight[:c],
             self.bias[:c],
             self.training,
@@ -257,6 +260,7 @@ class ElasticBatchNorm2d(ElasticLayer, nn.BatchNorm2d):
         """Return an `nn.BatchNorm2d` with a copy of the part in force."""
         at_most("input channels", n_in, self.num_features)
         layer = nn.BatchNorm2d(n_in, eps=self.eps, momentum=self.momentum, device="meta")
+        layer.track_running_stats = self.track_running_stats  # False where it is frozen so
         assert self.running_mean is not None
         assert self.running_var is not None
         return fill(
