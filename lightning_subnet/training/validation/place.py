@@ -12,6 +12,9 @@ from lightning_subnet.elasticity.batchnorm import Recalibrator
 from lightning_subnet.training._lightning import LightningModule
 from lightning_subnet.training.validation.batch_input import calibration_step, network_of
 
+Watcher = Callable[[tuple[Any, ...]], None]
+"""Gets the positional arguments of a forward pass."""
+
 
 class Place:
     """The place of the elastic part in a LightningModule.
@@ -30,6 +33,8 @@ class Place:
         self.current: Any = part
         self.runs = 0
         self._undo: Callable[[], None] | None = None
+        self._watcher: Watcher | None = None
+        self._hook: Any = None
         self._recalibrator = Recalibrator(model)  # of the modes in which the user left the layers
 
     def put(self, net: nn.Module) -> None:
@@ -62,12 +67,31 @@ class Place:
                     vars(self.model)["forward"] = before
 
         self.current, self.runs, self._undo = net, 0, undo
+        self.watch(self._watcher)
 
     def restore(self) -> None:
         """Let the elastic part stand there again."""
         if self._undo is not None:
             self._undo()
         self.current, self.runs, self._undo = self.part, 0, None
+        self.watch(self._watcher)
+
+    def watch(self, watcher: Watcher | None) -> Watcher | None:
+        """Call something with the arguments of what stands there, before it runs.
+
+        Args:
+            watcher: Called until it is replaced; None: nothing is called any more.
+
+        Returns:
+            What was called so far.
+        """
+        before, self._watcher = self._watcher, watcher
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        if watcher is not None:
+            self._hook = self.current.register_forward_pre_hook(lambda _net, args: watcher(args))
+        return before
 
     def _count(self, *_args: Any) -> None:
         self.runs += 1

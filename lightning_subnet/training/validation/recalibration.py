@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class Recalibration(Callback):
         self._shapes: dict[str, torch.Size] = {}  # of one input each, training and validation
         self._inputs: list[torch.Tensor] = []  # of the elastic part, in recalibration
         self._inputs_of_step: list[torch.Tensor] = []  # and in validation_step
-        self._hook: Any = None
+        self._watches = False
 
     def on_validation_batch_start(
         self,
@@ -133,13 +134,8 @@ class Recalibration(Callback):
         except SearchError:  # validation batches have another form
             return
         for inputs in (self._inputs, self._inputs_of_step):
-            if self._hook is not None:
-                self._hook.remove()
-            self._hook = self._place.current.register_forward_pre_hook(
-                lambda _module, args, inputs=inputs: inputs.extend(
-                    x.detach().clone() for x in args[:1] if isinstance(x, torch.Tensor)
-                )
-            )
+            self._watches = True
+            self._place.watch(partial(_note, inputs))
             if inputs is self._inputs:
                 self._place.run(item)
 
@@ -147,7 +143,7 @@ class Recalibration(Callback):
         self, trainer: Trainer, pl_module: LightningModule, *_args: Any
     ) -> None:
         """Compare, in the first validation, the inputs that the network got."""
-        if self._hook is None:
+        if not self._watches:
             return
         self.end()
         if (
@@ -167,13 +163,18 @@ class Recalibration(Callback):
         self._inputs, self._inputs_of_step = [], []
 
     def end(self) -> None:
-        """Take the hook away that notes inputs, also after a validation that failed."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        """Note inputs no more, also after a validation that failed."""
+        self._watches = False
+        self._place.watch(None)
 
 
-_IMAGE = 3  # dimensions of one image: channels, height and width
+def _note(inputs: list[torch.Tensor], args: tuple[Any, ...]) -> None:
+    """Add a copy of the first argument to inputs, if it is a tensor."""
+    inputs += [x.detach().clone() for x in args[:1] if isinstance(x, torch.Tensor)]
+
+
+_IMAGE = 3  # dimensions of a sample with sides: its statistics depend on their length
+
 _HINT = (
     "Give the module a forward(x) that takes the first item of a batch, or a "
     "calibration_step(batch) that runs the network on it; or set calibration_images=0."

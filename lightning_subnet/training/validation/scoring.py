@@ -115,9 +115,11 @@ class Conversion(Callback):
         """Convert before the first batch of the first dataloader."""
         if batch_idx or dataloader_idx:
             return
-        net = self._place.current
+        place = self._place
+        watcher = place.watch(None)  # the runs that compare are none of the validation
         with torch.inference_mode(False), torch.no_grad():
-            self._place.put(Converted(net, self._calls[0], self._runtime, self._tolerance))
+            place.put(Converted(place.current, self._calls[0], self._runtime, self._tolerance))
+        place.watch(watcher)
 
 
 def extracted(part: Any, subnet: Subnet, calls: list[Call]) -> nn.Module:
