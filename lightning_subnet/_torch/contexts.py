@@ -59,13 +59,31 @@ def shadowed(owner: Any, name: str, shadow: Any) -> Iterator[None]:
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module in eval mode inside a `with` block, and every flag back afterwards."""
-    training = {child: child.training for child in module.modules()}
+    # A frozen module of TorchScript has no such flag.
+    training = {child: child.training for child in module.modules() if hasattr(child, "training")}
     try:
         module.eval()
         yield
     finally:
         for child, flag in training.items():
             child.training = flag
+
+
+@contextmanager
+def default_type(dtype: torch.dtype) -> Iterator[None]:
+    """Make tensors of no stated type in one inside a `with` block.
+
+    Example:
+        >>> with default_type(torch.bfloat16):
+        ...     torch.zeros(1).dtype
+        torch.bfloat16
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

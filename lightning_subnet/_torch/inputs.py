@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def arguments(module: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], d
         module: The network.
         example_input: A tensor, a tuple of positional or a dict of keyword arguments.
     """
-    named = example_input if isinstance(example_input, dict) else {}
+    named = dict(example_input) if isinstance(example_input, Mapping) else {}
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     inputs = () if named else inputs
     weight = next((p for p in module.parameters() if p.is_floating_point()), None)
