@@ -70,16 +70,15 @@ def check_ends(
     """
     part: Any = elastic_part(module)
     space = part.search_space() if space is None else space
-    row = end_row(space)
     largest, smallest = space.largest, space.smallest
-    if smallest == largest or space.from_indices(row)[0] != largest:
+    if smallest == largest or space.from_indices(end_row(space))[0] != largest:
         return  # no order, or a pool without its ends, in which no choice is to blame
     with random_state(), same_buffers(module), activated(module, largest):
         costs = Costs(module, part, example_input, named)
         excess = costs.excess(smallest, largest)
         if excess is None:
             return
-        wrong = {}
+        wrong, row = {}, space.indices([largest])
         for name in space.names[:_MOST]:
             ends = ends_of(space, name, row)
             if ends is not None and costs.excess(*ends) is not None:
@@ -245,23 +244,41 @@ class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call] # it has no an
         return x.untyped_storage().data_ptr() if isinstance(x, torch.Tensor) else None
 
 
-def end_row(space: SearchSpace) -> Indices:
+def end_row(space: SearchSpace, *, largest: bool = True) -> Indices:
     """Return value indices (1, n_choices): the last of ordered choices, else the first.
 
     They are not canonical: choices that do not exist in the largest subnet have a last value too.
+
+    Args:
+        space: The space.
+        largest: Whether the last is meant, and not the first of all choices.
     """
     choices = space.choices
-    ends = {n: v[-1] if choices[n].ordered else v[0] for n, v in space.values.items()}
-    return np.array([[choices[name].values.index(value) for name, value in ends.items()]])
+    ends = [
+        choices[name].values.index(values[-1 if largest and choices[name].ordered else 0])
+        for name, values in space.values.items()
+    ]
+    return np.array([ends], dtype=np.int64)
+
+
+def groups_of(space: SearchSpace) -> list[tuple[int, ...]]:
+    """Return the positions of choices that form a list (`ks.0`, `ks.1`), and of others alone."""
+    groups: dict[str, list[int]] = {}
+    for j, name in enumerate(space.names):
+        stem, _, number = name.rpartition(".")
+        groups.setdefault(stem if stem and number.isdigit() else name, []).append(j)
+    return [tuple(at) for at in groups.values()]
 
 
 def ends_of(space: SearchSpace, name: str, row: Indices) -> tuple[Subnet, Subnet] | None:
     """Return the subnets around a row with the first and with the last value of an ordered choice.
 
+    Choices that come to exist have their first values.
+
     Args:
         space: The space.
         name: The choice.
-        row: Value indices (1, n_choices), canonical or not.
+        row: Canonical value indices (1, n_choices).
 
     Returns:
         Both subnets; None if the choice has no order or does not exist there, if they are equal, or

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import nn
 
 from lightning_subnet import Choice, SearchSpace, Subnet, elastic
@@ -200,3 +202,144 @@ def test_attached_networks_and_several_outputs() -> None:
 def test_something_without_an_elastic_part_is_refused() -> None:
     with pytest.raises(SearchError, match="no elastic part"):
         check_elastic(nn.Linear(2, 2), torch.zeros(1, 2))
+
+
+# Faults, one at a time, in random super-networks that are right without them
+
+FAULTS = {
+    "dead": "Choice 'k' is dead",
+    "dead when narrow": "Choice 'k' is dead around",
+    "first and last the same": "of 'k' are the same network",
+    "falsy": "of 'k' are the same network",
+    "upside down": "The order of 'width' is upside down: its last value, ",
+    "raises in the middle": "cannot be put in force or run: RuntimeError: no such k",
+    "leaks between small ones": "gives other outputs after others were in force",
+    "random": "gives other outputs when it is run twice in a row",
+    "writes to weights": "changes the tensor 'first.weight'",
+    "counts its passes": "changes the tensor 'passes'",
+    "extracts the largest": "is another network than the super-network",
+    "extracts nothing": "extract() returned None",
+    "extracts a number": "extract() returned 3",
+    "extracts an identity": "is another network than the super-network",
+    "extracts itself": "shares 'passes' with the super-network",
+    "extraction raises": "cannot extract",
+    "extraction leaves another in force": "changes the subnet in force",
+}
+
+
+class Toy(nn.Module):
+    """6 -> width, with k more features and a depth of 1 to 3 -> 3, with a fault or none."""
+
+    def __init__(self, space: SearchSpace, fault: str = "", *, extracts: bool = True) -> None:
+        super().__init__()
+        self.space, self.fault = space, fault
+        self.most = max(space.choices["width"].values)
+        self.first = nn.Linear(6, self.most)
+        self.inner = nn.ModuleList(nn.Linear(self.most, self.most) for _ in range(3))
+        self.extra = nn.Linear(6, 8)
+        self.last = nn.Linear(self.most + 8, 3)
+        self.register_buffer("passes", torch.zeros(()))
+        self.k = self.depth = self.width = 1
+        self.offset = 0.0
+        if not extracts:
+            self.extract = None
+
+    def search_space(self) -> SearchSpace:
+        return self.space
+
+    def activate(self, subnet: Subnet) -> None:
+        ks = self.space.choices["k"].values
+        self.width, self.depth, k = subnet["width"], subnet.get("depth", 1), subnet["k"]
+        narrow = self.width < self.most
+        if self.fault == "dead" or (self.fault == "dead when narrow" and narrow):
+            k = ks[-1]
+        if self.fault == "first and last the same" and k == ks[0]:
+            k = ks[-1]
+        if self.fault == "raises in the middle" and k == ks[1]:
+            raise RuntimeError("no such k")
+        if self.fault == "leaks between small ones":
+            if not narrow:
+                self.offset = 0.0
+            elif k == ks[0]:
+                self.offset = 1.0
+        if self.fault == "writes to weights" and narrow:
+            self.first.weight.data[self.width :] = 0
+        self.k = (k or self.k) if self.fault == "falsy" else k
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        w, k = self.width, self.k
+        h = F.linear(x, self.first.weight[:w], self.first.bias[:w]).tanh()
+        for layer in self.inner[: self.depth]:
+            h = F.linear(h, layer.weight[:w, :w], layer.bias[:w]).tanh()
+        y = F.linear(h, self.last.weight[:, :w], self.last.bias) + self.offset
+        if k:
+            extra = F.linear(x, self.extra.weight[:k], self.extra.bias[:k]).tanh()
+            y = y + F.linear(extra, self.last.weight[:, self.most : self.most + k])
+        if self.fault == "random":
+            y = F.dropout(y, 0.5, training=True)
+        if self.fault == "counts its passes":
+            self.passes += 1
+        return {"logits": y, "hidden": [h], "k": k}
+
+    def extract(self, subnet: Subnet) -> Any:
+        if self.fault == "extraction raises":
+            raise KeyError("d")
+        if self.fault == "extraction leaves another in force":
+            self.activate(subnet)
+        if self.fault == "extracts itself":
+            return self
+        bad = {"nothing": None, "a number": 3, "an identity": nn.Identity()}
+        if (what := self.fault.removeprefix("extracts ")) in bad:
+            return bad[what]
+        plain = copy.deepcopy(self)
+        plain.activate(self.space.largest if what == "the largest" else subnet)
+        return plain
+
+
+@st.composite
+def toy_spaces(draw: st.DrawFn, fault: str = "") -> SearchSpace:
+    """Draw a space that the fault can show in."""
+    widths = sorted(draw(st.lists(st.integers(2, 9), min_size=2, max_size=4, unique=True)))
+    least = 3 if fault in ("raises in the middle", "falsy") else 2
+    ks = sorted(draw(st.lists(st.integers(1, 8), min_size=least, max_size=5, unique=True)))
+    if fault == "falsy" or draw(st.booleans()):
+        ks[0] = 0
+    if fault == "first and last the same":
+        ks = sorted({*ks, 0, 4, 8})
+    if fault == "upside down":
+        widths.reverse()
+    choices: dict[str, Any] = {"width": Choice(widths, ordered=True), "k": ks}
+    if draw(st.booleans()):
+        narrow = Choice([1, 2, 3], when={"width": widths[:-1]})
+        choices["depth"] = narrow if draw(st.booleans()) else [1, 2, 3]
+    return SearchSpace(choices)
+
+
+def toy_input() -> torch.Tensor:
+    return torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+
+
+few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@few
+@given(space=toy_spaces(), extracts=st.booleans(), seed=st.integers(0, 99))
+def test_random_networks_that_are_wired_pass(space: Any, extracts: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    net = Toy(space, extracts=extracts)
+    state = copy.deepcopy(net.state_dict())
+    check_elastic(net, toy_input(), seed=seed)
+    check_elastic(net, (toy_input(),))
+    check_elastic(net, {"x": toy_input()})
+    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+
+
+@few
+@pytest.mark.parametrize("fault", FAULTS)
+@given(data=st.data(), seed=st.integers(0, 99))
+def test_any_one_fault_fails(fault: str, data: Any, seed: int) -> None:
+    torch.manual_seed(seed)
+    net = Toy(data.draw(toy_spaces(fault)), fault)
+    state = copy.deepcopy(net.state_dict())
+    assert FAULTS[fault] in message(net, toy_input())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
