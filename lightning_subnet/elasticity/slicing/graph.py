@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, cast
 
 import torch
@@ -18,6 +18,11 @@ from lightning_subnet.elasticity.slicing.network import DEVICE, Form, Program, S
 from lightning_subnet.elasticity.slicing.regions import Memory, Part, Region, changes, is_random
 from lightning_subnet.elasticity.slicing.weights import Use, Weights
 
+_NORMALISATIONS: Mapping[Any, Any] = {
+    torch.ops.aten.batch_norm.default: torch.batch_norm,
+    torch.ops.aten.instance_norm.default: torch.instance_norm,
+}
+_MEAN, _FLAG = 3, 5  # among their arguments
 _ASSUMED = 2  # the least size that torch.export gives an open one
 
 
@@ -56,8 +61,22 @@ class Graph:
             uses.setdefault(use.region.source.name, []).append(use.region)
         return {name: Part(regions[0].source, regions) for name, regions in uses.items()}
 
-    def program(self, weights: Weights) -> Program:
-        """Return the operators as code that names weights of their own."""
+    def statistics(self) -> dict[str, bool]:
+        """Return whether a batch moves running means, by their names."""
+        regions = {use.node: use.region for use in self.uses}
+        return {
+            regions[mean].source.name: bool(node.args[_FLAG])
+            for node in self.module.graph.nodes
+            if node.target in _NORMALISATIONS and (mean := node.args[_MEAN]) in regions
+        }
+
+    def program(self, weights: Weights, moving: Set[str]) -> Program:
+        """Return the operators as code that names weights of their own.
+
+        Args:
+            weights: These; which are used is noted there.
+            moving: Running means of layers that are frozen, or renewed, by their own flag.
+        """
         graph = self.module.graph
         for use in self.uses:
             with graph.inserting_before(use.node):
@@ -75,6 +94,7 @@ class Graph:
                     name = weights.constant(self.constants[node.target])
                     node.replace_all_uses_with(graph.create_node("get_attr", name))
         self._sweep()
+        self._name_flags(moving)
         self._name_device()
         _traceable(graph)
         graph.set_codegen(CodeGen())
@@ -110,6 +130,18 @@ class Graph:
             unused = not node.users and node.op not in ("placeholder", "output")
             if unused and not changes(node.target) and "assert" not in str(node.target):
                 graph.erase_node(node)
+
+    def _name_flags(self, moving: Set[str]) -> None:
+        """Let normalisations that move statistics follow the flag of the module that has these."""
+        for node in list(self.module.graph.nodes):
+            if node.target not in _NORMALISATIONS:
+                continue
+            holder, _, _ = str(getattr(node.args[_MEAN], "target", "")).rpartition(".")
+            if holder and node.args[_MEAN].target in moving:
+                with self.module.graph.inserting_before(node):
+                    flag = self.module.graph.create_node("get_attr", f"{holder}.training")
+                node.update_arg(_FLAG, flag)
+            node.target = _NORMALISATIONS[node.target]  # which can be watched
 
     def _name_device(self) -> None:
         """Let operators that are given the device of the weights take the network's own."""
@@ -208,19 +240,21 @@ def _slices_first(graph: fx.Graph) -> None:
             node.replace_all_uses_with(cast(fx.Node, node.args[0]))  # it takes all
             graph.erase_node(node)
     for node in list(graph.nodes):
-        while node.target is op:
-            inner = cast(fx.Node, node.args[0])
-            fixed = not any(isinstance(bound, fx.Node) for bound in node.args[1:])
+        later = node
+        while later.target is op:
+            inner = cast(fx.Node, later.args[0])
+            fixed = not any(isinstance(bound, fx.Node) for bound in later.args[1:])
             depends = inner.target is op and any(isinstance(x, fx.Node) for x in inner.args[1:])
-            if not (fixed and depends and len(inner.users) == 1) or node.args[1] == inner.args[1]:
+            if not (fixed and depends and len(inner.users) == 1):
                 break
-            whole = inner.args[0]
+            if later.args[1] == inner.args[1]:
+                break
             with graph.inserting_before(inner):
-                first = graph.call_function(op, (whole, *node.args[1:]))
+                first = graph.call_function(op, (inner.args[0], *later.args[1:]))
             inner.args = (first, *inner.args[1:])
-            node.replace_all_uses_with(inner)
-            graph.erase_node(node)
-            node = first
+            later.replace_all_uses_with(inner)
+            graph.erase_node(later)
+            later = first
 
 
 def _traceable(graph: fx.Graph) -> None:

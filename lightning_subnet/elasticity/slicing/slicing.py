@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 from lightning_subnet._torch.contexts import (
@@ -156,7 +157,8 @@ class _Slicing:
             if refusal is not None:
                 graphs.pop(True, None)
         weights = Weights(parts, [graph.parts() for graph in graphs.values()])
-        programs = {mode: graph.program(weights) for mode, graph in graphs.items()}
+        moving = self._moving({mode: graph.statistics() for mode, graph in graphs.items()})
+        programs = {mode: graph.program(weights, moving) for mode, graph in graphs.items()}
         recipe = Recipe(
             type(self.net).__name__, self.signature, self.defaults, self.templates,
             {mode: graph.sizes for mode, graph in graphs.items()}, programs, refusal,
@@ -169,6 +171,14 @@ class _Slicing:
         conditions = self._compare_others(plain, graphs[False].sizes)
         recipe.sizes[False] = replace(graphs[False].sizes, conditions=conditions)
         return plain
+
+    def _moving(self, statistics: Mapping[bool, Mapping[str, bool]]) -> set[str]:
+        """Return the running means that move in training and rest in eval mode."""
+        resting = {name for name, moves in statistics[False].items() if not moves}
+        if True in statistics:
+            return {name for name in resting if statistics[True].get(name)}
+        layers = {name: self.net.get_submodule(name.rpartition(".")[0]) for name in resting}
+        return {name for name, layer in layers.items() if isinstance(layer, _NormBase)}
 
     def _compare_others(self, plain: SlicedNetwork, sizes: Sizes) -> tuple[str, ...]:
         """Compare outputs on inputs of other sizes; return the conditions that are needed.
