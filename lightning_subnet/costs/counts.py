@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_subnet._torch.contexts import random_state, shadowed
 from lightning_subnet._torch.macs import count_macs
+from lightning_subnet._torch.stored import n_bytes, n_elements, stored, weights
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import Elastic, activated, elastic_part
 from lightning_subnet.errors import MeasurementError, SearchError
@@ -81,17 +82,16 @@ def _macs(model: nn.Module, subnet: Subnet, sample: Any) -> float:
         if callable(getattr(part, "extract", None)):
             plain = extract(part, subnet)
             stack.enter_context(shadowed(part, "forward", plain.forward))
+            return count_macs(model, sample, weights=[plain])
         return count_macs(model, sample)
 
 
 def _params(model: nn.Module, subnet: Subnet, _: Any) -> float:
-    return sum(p.numel() for p in extract(_part(model), subnet).parameters())
+    return n_elements(weights(extract(_part(model), subnet)))
 
 
 def _size_mb(model: nn.Module, subnet: Subnet, _: Any) -> float:
-    state = extract(_part(model), subnet).state_dict().values()
-    n_bytes: int = sum(t.numel() * t.element_size() for t in state)
-    return n_bytes / 1e6
+    return n_bytes(stored(extract(_part(model), subnet))) / 1e6
 
 
 def _part(model: nn.Module) -> nn.Module:
@@ -104,10 +104,13 @@ MACS = Count("macs", _macs, "MAC", needs_sample=True)
 """Multiply-accumulates for the sample, of the extracted subnet if the network can be sliced."""
 
 PARAMS = Count("params", _params)
-"""Parameters of the extracted subnet; of a frozen copy they are those of the super-network."""
+"""Weights of the extracted subnet, those that are shared once; those that quantised layers pack
+count as well. Of a frozen copy they are those of the super-network."""
 
 SIZE_MB = Count("size_mb", _size_mb, "MB")
-"""Parameters and buffers of the extracted subnet in their types, in 10^6 bytes."""
+"""What a checkpoint of the extracted subnet holds, in 10^6 bytes: parameters, persistent buffers,
+packed weights with their scales, and tensors of an extra state, in their types, each piece of
+memory once."""
 
 
 def remembered(name: str, fn: Callable[[Subnet], float], unit: str = "") -> Measure:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -8,8 +11,10 @@ from torch import nn
 from lightning_subnet import SearchSpace, Subnet, SubnetMixin
 from lightning_subnet._torch.macs import count_macs
 from lightning_subnet.costs.counts import MACS, PARAMS, SIZE_MB, Count
+from lightning_subnet.elasticity.protocol import elastic
 from lightning_subnet.errors import MeasurementError
 from lightning_subnet.testing import MeasureContract
+from tests._torch.test_macs import project
 from tests.networks import ElasticMlp
 
 
@@ -110,6 +115,71 @@ def test_macs_are_those_of_what_is_extracted() -> None:
     assert counted.tolist() == [4 * 2 + 1, 4 * 8 + 1]
     assert count_macs(model, x) == 4 * 8 + 8 * 8 * 4 + 1  # the super-network itself, as it was
     assert "forward" not in vars(model.net)
+
+
+class Recurrent(SubnetMixin, nn.Module):
+    """An LSTM in front of a linear layer, chosen among three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnns = nn.ModuleList([nn.LSTM(8, n, batch_first=True) for n in (16, 32, 48)])
+        self.last, self.at = nn.Linear(8, 16), 0
+
+    def search_space(self) -> SearchSpace:
+        return SearchSpace(at=[0, 1, 2])
+
+    def activate(self, subnet: Subnet) -> None:
+        self.at = subnet["at"]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rnns[self.at](x)[0].sum(-1) + self.last(x).sum(-1)
+
+
+def test_an_lstm_beside_a_linear_layer_counts() -> None:
+    net, steps = Recurrent(), 5
+    macs = MACS.bind(net, torch.zeros(1, steps, 8))
+    expected = [steps * (8 * 16 + 4 * n * (8 + n)) for n in (16, 32, 48)]
+    assert macs(list(net.search_space())) == expected
+
+
+def test_products_in_an_extracted_network_are_looked_at_too() -> None:
+    class Plain(nn.Module):
+        def __init__(self, weight: torch.Tensor) -> None:
+            super().__init__()
+            self.first, self.weight = nn.Linear(8, 8), nn.Parameter(weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return project(self.first(x), self.weight)
+
+    net = elastic(
+        nn.Linear(8, 8), space=SearchSpace(width=[4, 8]), activate=lambda net, subnet: None,
+        extract=lambda net, subnet: Plain(net.weight[: subnet["width"]].detach().clone()),
+    )  # fmt: skip
+    with pytest.raises(MeasurementError, match=r"lightning_subnet_tests::project in Linear"):
+        MACS.bind(net, torch.zeros(1, 8))([net.search_space().largest])
+
+
+def test_shared_weights_count_once_and_extra_state_is_no_trouble() -> None:
+    class Shared(ElasticMlp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.again = nn.Linear(64, 32)
+            self.again.weight = self.first.weight
+
+        def get_extra_state(self) -> dict[str, Any]:
+            return {"epochs": 3, "names": ["a"]}
+
+        def set_extra_state(self, state: Any) -> None: ...
+
+    def frozen(net: nn.Module, subnet: Subnet) -> nn.Module:
+        return copy.deepcopy(net)
+
+    params = 2 * 64 + 64 * 32 + 32 + 32 * 10 + 10 + 32  # with the other bias
+    net = Shared()
+    net.extract = lambda subnet: frozen(net, subnet)  # type: ignore[assignment] # on the instance
+    largest = [net.search_space().largest]
+    assert PARAMS.bind(net, None)(largest) == [params]
+    assert SIZE_MB.bind(net, None)(largest) == [(params * 4 + 2 * 64 * 4 + 8) / 1e6]
 
 
 class OfCounts(MeasureContract):
