@@ -3,22 +3,38 @@
 
 from __future__ import annotations
 
-import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
-from lightning_subnet._messages import did_you_mean, listed
-from lightning_subnet._torch.contexts import evaluating
+from lightning_subnet._messages import did_you_mean, listed, warn
+from lightning_subnet._torch.contexts import evaluating, random_state, shadowed
+from lightning_subnet._torch.outputs import default_tolerance, difference
+from lightning_subnet.elasticity.extraction import detached_copy
 from lightning_subnet.elasticity.protocol import detach, elastic
-from lightning_subnet.errors import ElasticityError, SearchError
+from lightning_subnet.errors import ElasticityError, ElasticityWarning, SearchError
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.supernets._blocks.residual import (
+    WEIGHT_HOOKS,
+    module_calls,
+    residual_blocks,
+    why_not_skippable,
+)
 
 _Net = TypeVar("_Net", bound=nn.Module)
+
+_MOST = 0.95  # of the MACs in the smallest subnet: skipping saves nearly nothing
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
 
 
 def skippable_blocks(
@@ -28,14 +44,18 @@ def skippable_blocks(
 
     Nothing has to be trained for it, and class and state dict stay as they are. The choices are
     `keep.<i>`, 0 or 1, in the order in which the blocks run. Extraction gives a copy in which an
-    `nn.Identity` stands for each block that is left out; everything else keeps its name.
+    `nn.Identity` stands for each block that is left out; everything else keeps its name. Forward
+    hooks of a block run where it is skipped too, and go along with the identity.
 
     Args:
         net: A network of torch, `timm` or your own, or a LightningModule.
-        example_input: A tensor, or a tuple of arguments of `forward`; it is run once.
+        example_input: A tensor, a tuple of positional or a dict of keyword arguments of `forward`;
+            a copy of the network is run on it.
         blocks: Which may be skipped: a class, or names as in `named_modules()`. By default the
-            innermost modules that run once on one tensor and add to it: with all their weights at
-            zero they return their input, or its ReLU.
+            residual modules that run once on one tensor: with all their weights at zero, or all but
+            those that scale, they return their input, or its ReLU. Of those that lie in one
+            another the smaller are taken, unless much of the computing is outside of them: the
+            blocks of a stage, and no normalisation in a block.
 
     Returns:
         The same object, with `search_space()`, `activate(subnet)`, `extract(subnet)` and
@@ -44,7 +64,11 @@ def skippable_blocks(
     Raises:
         SearchError: The network is not a module, or does not have a module of that name.
         ElasticityError: There are no such blocks, or one that was named changes its shape, does not
-            run exactly once, or takes more than one tensor.
+            run exactly once, or takes more than one tensor. Also raised in extraction, where a hook
+            of a skipped block needs the block itself.
+
+    Warns:
+        ElasticityWarning: The smallest subnet has nearly all MACs of the network.
 
     References:
         Veit et al., Residual Networks Behave Like Ensembles of Relatively Shallow Networks, NeurIPS
@@ -68,47 +92,92 @@ def skippable_blocks(
         msg = f"skippable_blocks() got a {type(net).__name__}, which is not an nn.Module."
         raise SearchError(msg)
     candidates = _candidates(net, blocks)
-    runs = _runs(net, example_input, candidates)
+    trial: nn.Module = detached_copy(net, {})  # a network may remember what it computes
+    calls = module_calls(trial, example_input, candidates)
+    reasons = {name: why_not_skippable(calls.runs.get(name, [])) for name in candidates}
     if blocks is None:
-        same_shape = [name for name, calls in runs.items() if not _why_not(calls)]
-        residual = [n for n in same_shape if _adds(net.get_submodule(n), *runs[n][0])]
-        names = [n for n in residual if not any(other.startswith(f"{n}.") for other in residual)]
+        residual = residual_blocks(net, calls)
+        names = [name for name in residual if not reasons[name]]
     else:
-        names = list(runs)
-        for name in candidates:
-            if reason := _why_not(runs.get(name, [])):
-                msg = f"Block {name!r} of {type(net).__name__} cannot be skipped: it {reason}."
-                raise ElasticityError(msg)
+        residual = names = list(calls.runs)
+        if reason := next(filter(None, reasons.values()), ""):
+            name = next(name for name in candidates if reasons[name])
+            msg = f"Block {name!r} of {type(net).__name__} cannot be skipped: it {reason}."
+            raise ElasticityError(msg)
     if not names:
+        but = "".join(f" ({name!r} adds, but {reasons[name]})" for name in residual[:1])
         msg = (
-            f"{type(net).__name__} has no block that adds to its input and keeps its shape. "
+            f"{type(net).__name__} has no block that adds to its input and keeps its shape{but}. "
             "Name the blocks, skippable_blocks(net, input, blocks=Block), or use elastic()."
         )
         raise ElasticityError(msg)
+    share = calls.share_without(trial, names)
+    if share is not None and share > _MOST:
+        kind = type(net.get_submodule(names[0])).__name__
+        msg = (
+            f"Without all {len(names)} blocks that may be skipped, {type(net).__name__} still has "
+            f"{share:.1%} of its MACs; the first of them is {names[0]!r}, a {kind}. "
+            "Name larger ones with blocks=."
+        )
+        warn(msg, ElasticityWarning)
     space = SearchSpace({f"keep.{i}": [0, 1] for i in range(len(names))})
+    likes = {name: torch.empty_like(calls.runs[name][0].args[0], device="meta") for name in names}
 
     def activate(net: nn.Module, subnet: Subnet) -> None:
-        for name, keep in zip(names, subnet.values(), strict=True):
-            attributes = vars(net.get_submodule(name))
-            if not keep:
-                attributes["forward"] = _through
-            elif attributes.get("forward") is _through:
-                del attributes["forward"]
+        previous = getattr(net, "active_subnet", None)
+        if previous is not None:
+            _check_forwards(net, _skipped(names, previous))
+        skipped = _skipped(names, subnet)
+        for name in names:
+            _skip(net.get_submodule(name), skip=name in skipped)
 
     def extract(net: nn.Module, subnet: Subnet) -> nn.Module:
-        return _without(
-            net, [n for n, keep in zip(names, subnet.values(), strict=True) if not keep]
-        )
+        return _without(net, {name: likes[name] for name in _skipped(names, subnet)})
 
     return elastic(net, space=space, activate=activate, extract=extract)
 
 
-def _through(x: torch.Tensor) -> torch.Tensor:
-    """Return the input, as a block that is skipped does."""
-    return x
+class _Through:
+    """The forward of a block that is skipped: its input.
+
+    Args:
+        before: What the block had as a `forward` of its own instance, if anything.
+    """
+
+    def __init__(self, before: Any) -> None:
+        self.before = before
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x
 
 
-_Run = tuple[tuple[Any, ...], Mapping[str, Any], Any]
+def _skip(block: nn.Module, *, skip: bool) -> None:
+    """Let a block be skipped, or run as it did before."""
+    attributes = vars(block)
+    forward = attributes.get("forward")
+    if skip and not isinstance(forward, _Through):
+        attributes["forward"] = _Through(forward)
+    elif not skip and isinstance(forward, _Through):
+        del attributes["forward"]
+        if forward.before is not None:
+            attributes["forward"] = forward.before
+
+
+def _check_forwards(net: nn.Module, names: list[str]) -> None:
+    """Raise if something else has replaced the `forward` of a block while it was skipped."""
+    for name in names:
+        forward = vars(net.get_submodule(name)).get("forward")
+        if forward is not None and not isinstance(forward, _Through):
+            msg = (
+                f"The forward() of block {name!r} of {type(net).__name__} was replaced while the "
+                "block was skipped, so that what it was cannot come back. Activate the largest "
+                "subnet before you wrap blocks."
+            )
+            raise ElasticityError(msg)
+
+
+def _skipped(names: list[str], subnet: Subnet) -> list[str]:
+    return [name for name, keep in zip(names, subnet.values(), strict=True) if not keep]
 
 
 def _candidates(net: nn.Module, blocks: type[nn.Module] | Iterable[str] | None) -> list[str]:
@@ -131,72 +200,73 @@ def _candidates(net: nn.Module, blocks: type[nn.Module] | Iterable[str] | None) 
     return candidates
 
 
-def _runs(net: nn.Module, example_input: Any, names: list[str]) -> dict[str, list[_Run]]:
-    """Return the inputs and outputs of each module in one forward pass, in the order of running."""
-    runs: dict[str, list[_Run]] = {}
-    handles = []
+def _without(net: nn.Module, skipped: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Return a copy in which an identity stands for some blocks, with no trace of elasticity.
 
-    def watch(name: str) -> None:
-        def entered(_module: nn.Module, _args: Any) -> None:
-            runs.setdefault(name, [])
-
-        def left(_module: nn.Module, args: Any, named: Any, output: Any) -> None:
-            runs[name].append((args, named, output))
-
-        module = net.get_submodule(name)
-        handles.append(module.register_forward_pre_hook(entered))
-        handles.append(module.register_forward_hook(left, with_kwargs=True))
-
-    for name in names:
-        watch(name)
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    try:
-        with evaluating(net), torch.no_grad():
-            net(*inputs)
-    except Exception as error:
-        msg = (
-            f"{type(net).__name__} failed on the example input: {type(error).__name__}: "
-            f"{error!s:.150}. Pass an input that forward() takes."
-        )
-        raise ElasticityError(msg) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return runs
-
-
-def _why_not(calls: list[_Run]) -> str:
-    """Return why a module cannot be skipped, or an empty string."""
-    if len(calls) != 1:
-        return f"runs {len(calls)} times"
-    args, named, output = calls[0]
-    if len(args) != 1 or named or not isinstance(args[0], torch.Tensor):
-        return "takes something other than one tensor"
-    if not isinstance(output, torch.Tensor):
-        return f"gives a {type(output).__name__}"
-    if output.shape != args[0].shape:
-        return f"makes {tuple(output.shape)} of {tuple(args[0].shape)}"
-    return ""
-
-
-def _adds(block: nn.Module, args: tuple[Any, ...], _named: Any, _output: Any) -> bool:
-    """Return whether a block gives its input, or the ReLU of it, when its weights are zero."""
-    x = args[0]
-    if not x.is_floating_point():
-        return False
-    x = torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=x.device).reshape(x.shape)
-    zeros = {name: torch.zeros_like(p) for name, p in block.named_parameters()}
-    with evaluating(block), torch.no_grad():
-        y = functional_call(block, zeros, (x,))
-    return bool(torch.allclose(y, x) or torch.allclose(y, x.relu()))
-
-
-def _without(net: nn.Module, names: list[str]) -> nn.Module:
-    """Return a copy in which an identity stands for some blocks, with no trace of elasticity."""
-    skipped = {id(net.get_submodule(name)): nn.Identity() for name in names}
-    plain = copy.deepcopy(net, dict(skipped))  # what is skipped is not copied at all
+    Args:
+        net: The network.
+        skipped: The blocks by name, with tensors of the size and type of their inputs.
+    """
+    identities = {name: nn.Identity() for name in skipped}
+    both = nn.Module()  # so that hooks and network are copied as one: a hook may know a layer
+    both.net = net
+    vars(both)["hooks"] = {name: _hooks(net.get_submodule(name)) for name in skipped}
+    # What is skipped is not copied at all.
+    memo = {id(net.get_submodule(name)): identity for name, identity in identities.items()}
+    copies = detached_copy(both, memo)
+    plain: nn.Module = copies.net
     detach(plain)
     for module in plain.modules():
-        if vars(module).get("forward") is _through:
-            del vars(module)["forward"]
+        _skip(module, skip=False)
+    for name, like in skipped.items():
+        if hooks := copies.hooks[name]:
+            vars(identities[name]).update(hooks)
+            _check_hooks(name, net.get_submodule(name), identities[name], like)
     return plain
+
+
+def _hooks(block: nn.Module) -> dict[str, Any]:
+    """Return the forward hooks of a block by attribute; nothing if it has none.
+
+    Hooks that make weights have nothing to do where the block does not run.
+    """
+    hooks = {name: OrderedDict(vars(block)[name]) for name in _HOOKS}
+    for key, hook in [*hooks["_forward_pre_hooks"].items()]:
+        if isinstance(hook, WEIGHT_HOOKS):
+            for of_kind in hooks.values():
+                of_kind.pop(key, None)
+    return hooks if hooks["_forward_pre_hooks"] or hooks["_forward_hooks"] else {}
+
+
+def _check_hooks(name: str, block: nn.Module, identity: nn.Module, like: torch.Tensor) -> None:
+    """Raise if hooks do something else around an identity than around the block that is skipped.
+
+    Args:
+        name: The name of the block.
+        block: The block.
+        identity: What stands for it, with copies of its hooks.
+        like: A tensor of the size and type of its input.
+    """
+    device = next((p.device for p in block.parameters()), torch.device("cpu"))
+    with random_state(0), torch.no_grad():
+        x = torch.rand(like.shape, device=device).to(like.dtype)
+        with evaluating(block), shadowed(block, "forward", _Through(None)), random_state(0):
+            try:
+                expected = block(x.clone())
+            except Exception:  # it needs a pass of the whole network, which is not ours to make
+                return
+        try:
+            with random_state(0):
+                output = identity.eval()(x.clone())
+            gap = difference(expected, output)
+            if gap.relative <= default_tolerance([x]):
+                return
+            reason = f"gives another output there, {gap}"
+        except Exception as error:
+            reason = f"fails there: {type(error).__name__}: {error!s:.100}"
+    msg = (
+        f"A forward hook of block {name!r} ({type(block).__name__}) cannot go along with the "
+        f"nn.Identity that stands for it where it is skipped: it {reason}. "
+        "Let the hook use nothing of the block, or put it on the module around it."
+    )
+    raise ElasticityError(msg)
