@@ -13,12 +13,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
+from lightning_subnet._messages import listed
 from lightning_subnet._torch.contexts import evaluating, random_state
 from lightning_subnet._torch.fingerprints import hashed
 from lightning_subnet._torch.inputs import arguments, cloned
 from lightning_subnet._torch.outputs import Difference, difference, named_outputs
-from lightning_subnet._types import Indices
-from lightning_subnet.elasticity.ends import Costs, end_row, ends_of, groups_of
+from lightning_subnet.elasticity.ends import Costs, ends_message, ends_of, groups_of
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.parity import Call, check_parity
 from lightning_subnet.elasticity.protocol import activated, elastic_part
@@ -31,7 +31,8 @@ _DRAWS = 200  # random subnets among which a choice that the largest lacks is lo
 _COVER = 8  # subnets that between them have every value of choices with so few
 _PASSES = 150  # of families around other subnets than the largest
 _VALUES = 4  # of each such family, beside that of the subnet in its middle
-_ALONE = 24  # choices whose costs are compared one by one; of more, those of a list together
+_ALONE = 24  # choices of a list whose costs are compared one by one
+_CLEARLY = 1.5  # how many times the first of ascending numbers costs the last if it is a mistake
 _ALL_PAIRS = 6  # of so few subnets each follows each other one
 _REPEATED = 1e-6  # what kernels may differ by from one run to the next, as a share
 
@@ -40,14 +41,18 @@ def check_elastic(module: nn.Module, example_input: Any, *, seed: int = 0) -> No
     """Prove that every value of every choice is another network, the one that is extracted.
 
     Around the largest subnet every choice takes all its values, while all else stays: any two of
-    these networks must give other outputs on the same input, or cost other MACs, and the last value
-    of an ordered choice must not cost less than the first. Around the smallest and random subnets
-    the same is tried with up to five values of a choice, within 150 forward passes in all. (Costs
-    of more than 24 choices are compared list by list: `ks.0`, `ks.1` ... together.) About ten
-    subnets, which have each value of a choice between them if it has at most eight, run again
-    in opposite orders and must give the same outputs; those of a network with an `extract` method
-    must give the outputs of their extractions (of another network two are compared with a frozen
-    copy). Weights and buffers must stay as they are.
+    these networks must give other outputs on the same input, or cost other MACs. Around the
+    smallest subnet and random ones the same is tried with up to five values of a choice, within 150
+    forward passes in all.
+
+    The largest subnet must not cost less than the smallest, nor the last value of an ordered choice
+    less than the first; of ascending numbers (those of a list, `ks.0`, `ks.1` ..., together) not
+    by a third, as with more heads a network may be a little cheaper.
+
+    About ten subnets, which have each value of a choice between them if it has at most eight, run
+    again in opposite orders and must give the same outputs. Those of a network with an `extract`
+    method must give the outputs of their extractions; of another network two are compared with a
+    frozen copy. Weights and buffers must stay as they are.
 
     The subnet in force, weights, buffers and random states come back. A network of 50 layers takes
     some 350 forward passes.
@@ -251,22 +256,21 @@ class _Families:
         self._runner, self._space, self._seed = runner, space, seed
         self._others = others
         self._digests: dict[Subnet, str] = {}
-        self._groups = groups_of(space)
-        self._upside: dict[tuple[int, ...], bool] = {}
 
     def problems(self) -> list[str]:
         """Return messages about choices, none if all are wired."""
         space = self._space
-        row = space.indices([space.largest])
         problems = []
         for name in space.names:
             base = self._base(name)
             problems += [] if base is None else self._check(name, base, "")
         if problems:
             return problems
-        doubtful = [name for name in space.names if self._doubtful(name, row)]
-        messages = (self._upside_down(name, row) for name in doubtful)
-        return [text for text in messages if text] or self._elsewhere()
+        messages = (self._upside_down(places) for places in self._units())
+        problems = [text for text in messages if text]
+        if not problems and (message := ends_message(space, self._runner.costs)):
+            problems = [message]
+        return problems or self._elsewhere()
 
     def _elsewhere(self) -> list[str]:
         """Return messages about choices around the smallest subnet and around random ones."""
@@ -352,38 +356,40 @@ class _Families:
             self._digests[subnet] = hashed(tree_map(_plain_zeros, self._runner.run(subnet, base)))
         return self._digests[subnet]
 
-    def _doubtful(self, name: str, row: Indices) -> bool:
-        """Return whether the costs of one choice are to be compared: counting takes its time."""
-        names = self._space.names
-        if len(names) <= _ALONE or not self._space.choices[name].ascends:
-            return True
-        members = next(at for at in self._groups if names.index(name) in at)
-        if len(members) == 1:
-            return True
-        if members not in self._upside:
-            first, at = row.copy(), list(members)
-            first[:, at] = end_row(self._space, largest=False)[:, at]
-            pair = self._space.from_indices(np.concatenate([first, row]))
-            inside = all(subnet in self._space for subnet in pair)
-            self._upside[members] = inside and self._runner.costs.excess(*pair) is not None
-        return self._upside[members]
+    def _units(self) -> list[tuple[int, ...]]:
+        """Return the positions of choices whose costs are compared together: counting takes time.
 
-    def _upside_down(self, name: str, row: Indices) -> str | None:
-        """Return a message if the last value of a choice costs less than its first."""
-        space = self._space
-        ends = ends_of(space, name, row)
-        base = None if ends is not None else self._base(name)
-        if base is not None:
-            ends = ends_of(space, name, base.indices[None])
+        The numbers of a list (`ks.0`, `ks.1` ...) go together where they ascend in all of them.
+        """
+        units: list[tuple[int, ...]] = []
+        for places in groups_of(self._space):
+            together = all(self._is_plain(j) for j in places) or len(places) > _ALONE
+            units += [places] if together else [(j,) for j in places]
+        return units
+
+    def _is_plain(self, place: int) -> bool:
+        """Return whether the values of a choice are ascending numbers."""
+        choice = self._space.choices[self._space.names[place]]
+        types = {type(value) for value in choice.values}
+        return types <= {int, float} and choice.ascends
+
+    def _upside_down(self, places: tuple[int, ...]) -> str | None:
+        """Return a message if the last values of choices cost less than their first."""
+        space, names = self._space, [self._space.names[j] for j in places]
+        bases = [space.largest] if len(places) > 1 else [space.largest, self._base(names[0])]
+        rows = [space.indices([base]) for base in bases if base is not None]
+        ends = next((e for row in rows if (e := ends_of(space, places, row))), None)
         excess = None if ends is None else self._runner.costs.excess(*ends)
-        if excess is None:
+        if excess is None or (
+            all(map(self._is_plain, places)) and excess.first < _CLEARLY * excess.last
+        ):
             return None
-        values = space.values[name]
+        values = space.values[names[0]]
         return (
-            f"The order of {name!r} is upside down: its last value, {values[-1]!r}, costs "
-            f"{excess.last:,} {excess.unit} and its first, {values[0]!r}, {excess.first:,}; the "
-            "largest subnet takes the last. Order values from the smallest network to the largest: "
-            f"Choice({list(reversed(values))!r:.60}, ordered=True); or write ordered=False."
+            f"The order of {listed(names, 3)} is upside down: with the last value, {values[-1]!r}, "
+            f"the network costs {excess.last:,} {excess.unit}, and with the first, {values[0]!r}, "
+            f"{excess.first:,}; the largest subnet takes the last. Go from the smallest network to "
+            f"the largest: Choice({list(reversed(values))!r:.60}, ordered=True); or ordered=False."
         )
 
 
@@ -421,7 +427,7 @@ def _check_extraction(runner: _Runner, subnets: list[Subnet]) -> None:
             raise ElasticityError(msg) from error
         if name := _shared(runner.module, plain):
             msg = (
-                f"The extraction of {subnet!r:.200} shares {name!r} with the super-network, so that "
+                f"The extraction of {subnet!r:.200} shares {name!r} with the super-network, so "
                 "training one would change the other. Return a network with copies of weights."
             )
             raise ElasticityError(msg)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,7 +21,6 @@ from lightning_subnet._types import Indices
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import activated, elastic_part
 from lightning_subnet.errors import ElasticityError, MeasurementError
-from lightning_subnet.space.choices import Choice
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 
@@ -55,6 +54,7 @@ def check_ends(
             the choices whose last value is cheaper than their first.
 
     Example:
+        >>> from lightning_subnet import Choice
         >>> class Net(nn.Linear):
         ...     width = 8
         ...     def search_space(self):
@@ -70,33 +70,39 @@ def check_ends(
     """
     part: Any = elastic_part(module)
     space = part.search_space() if space is None else space
+    with random_state(), same_buffers(module), activated(module, space.largest):
+        if message := ends_message(space, Costs(module, part, example_input, named)):
+            raise ElasticityError(message)
+
+
+def ends_message(space: SearchSpace, costs: Costs) -> str | None:
+    """Return what is wrong with the ends of a space, None if the largest subnet is no cheaper.
+
+    Args:
+        space: The space.
+        costs: Costs of its subnets.
+    """
     largest, smallest = space.largest, space.smallest
     if smallest == largest or space.from_indices(end_row(space))[0] != largest:
-        return  # no order, or a pool without its ends, in which no choice is to blame
-    with random_state(), same_buffers(module), activated(module, largest):
-        costs = Costs(module, part, example_input, named)
-        excess = costs.excess(smallest, largest)
-        if excess is None:
-            return
-        wrong, row = {}, space.indices([largest])
-        for name in space.names[:_MOST]:
-            ends = ends_of(space, name, row)
-            if ends is not None and costs.excess(*ends) is not None:
-                wrong[name] = space.choices[name]
-        raise ElasticityError(_message(part, space, excess, wrong))
-
-
-def _message(part: object, space: SearchSpace, excess: Excess, wrong: Mapping[str, Choice]) -> str:
+        return None  # no order, or a pool without its ends, in which no choice is to blame
+    excess = costs.excess(smallest, largest)
+    if excess is None:
+        return None
+    wrong, row = {}, space.indices([largest])
+    for j, name in list(enumerate(space.names))[:_MOST]:
+        ends = ends_of(space, (j,), row)
+        if ends is not None and (gap := costs.excess(*ends)) is not None:
+            wrong[name] = gap.last - gap.first
+    names = sorted(wrong, key=wrong.__getitem__)  # the one that matters most comes first
     text = (
-        f"The largest subnet of {type(part).__name__} costs less than the smallest: "
+        f"The largest subnet of {costs.network} costs less than the smallest: "
         f"{excess.last:,} {excess.unit}, and {excess.first:,}. "
     )
-    if wrong:
-        name = next(iter(wrong))
-        values = space.values[name]
-        text += f"The last value of {name!r}, {values[-1]!r}, is cheaper than its first, "
+    if names:
+        values = space.values[names[0]]
+        text += f"The last value of {names[0]!r}, {values[-1]!r}, is cheaper than its first, "
         text += f"{values[0]!r}"
-        text += f"; so it is with {listed([*wrong][1:], 3)}. " if len(wrong) > 1 else ". "
+        text += f"; so it is with {listed(names[1:], 3)}. " if len(names) > 1 else ". "
     return (
         f"{text}Order the values of a choice from the smallest network to the largest, whatever "
         "the numbers: Choice([...], ordered=True); or write ordered=False where there is no order."
@@ -119,6 +125,9 @@ class Costs:
         part: The super-network in it.
         example_input: A tensor, a tuple of positional or a dict of keyword arguments.
         named: Keyword arguments beside positional ones.
+
+    Attributes:
+        network: The class of the super-network.
     """
 
     def __init__(
@@ -129,6 +138,7 @@ class Costs:
         named: Mapping[str, Any] | None = None,
     ) -> None:
         self._part, self._module = part, module
+        self.network = type(part).__name__
         args, kwargs = arguments(module, example_input)
         self._call = (
             args,
@@ -270,26 +280,27 @@ def groups_of(space: SearchSpace) -> list[tuple[int, ...]]:
     return [tuple(at) for at in groups.values()]
 
 
-def ends_of(space: SearchSpace, name: str, row: Indices) -> tuple[Subnet, Subnet] | None:
-    """Return the subnets around a row with the first and with the last value of an ordered choice.
+def ends_of(
+    space: SearchSpace, places: Sequence[int], row: Indices
+) -> tuple[Subnet, Subnet] | None:
+    """Return the subnets around a row in which choices have their first and their last values.
 
     Choices that come to exist have their first values.
 
     Args:
         space: The space.
-        name: The choice.
+        places: The positions of the choices; those without an order stay as they are.
         row: Canonical value indices (1, n_choices).
 
     Returns:
-        Both subnets; None if the choice has no order or does not exist there, if they are equal, or
-        if one of them is not in the space.
+        Both subnets; None if no choice has an order, one does not exist in them, they are equal, or
+        one of them is not in the space.
     """
-    choice, values, j = space.choices[name], space.values[name], space.names.index(name)
-    if not choice.ordered:
-        return None
+    at = [j for j in places if space.choices[space.names[j]].ordered]
     rows = np.repeat(row, 2, axis=0)
-    rows[:, j] = choice.values.index(values[0]), choice.values.index(values[-1])
-    if not space.active(rows)[:, j].all():
+    for k, largest in enumerate((False, True)):
+        rows[k, at] = end_row(space, largest=largest)[0, at]
+    if not at or not space.active(rows)[:, at].all():
         return None
     first, last = space.from_indices(rows)
     return (first, last) if first != last and first in space and last in space else None

@@ -211,7 +211,7 @@ FAULTS = {
     "dead when narrow": "Choice 'k' is dead around",
     "first and last the same": "of 'k' are the same network",
     "falsy": "of 'k' are the same network",
-    "upside down": "The order of 'width' is upside down: its last value, ",
+    "upside down": "The order of 'width' is upside down: with the last value, ",
     "raises in the middle": "cannot be put in force or run: RuntimeError: no such k",
     "leaks between small ones": "gives other outputs after others were in force",
     "random": "gives other outputs when it is run twice in a row",
