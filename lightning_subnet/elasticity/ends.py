@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_subnet._messages import listed
 from lightning_subnet._torch.contexts import evaluating, random_state, shadowed
@@ -103,6 +103,9 @@ def ends_message(space: SearchSpace, costs: Costs) -> str | None:
         text += f"The last value of {names[0]!r}, {values[-1]!r}, is cheaper than its first, "
         text += f"{values[0]!r}"
         text += f"; so it is with {listed(names[1:], 3)}. " if len(names) > 1 else ". "
+    else:
+        unequal = [name for name in space.names if largest[name] != smallest[name]]
+        text += f"They differ in {listed(unequal, 3)}. "
     return (
         f"{text}Order the values of a choice from the smallest network to the largest, whatever "
         "the numbers: Choice([...], ordered=True); or write ordered=False where there is no order."
@@ -150,17 +153,17 @@ class Costs:
 
     def excess(self, first: Subnet, last: Subnet) -> Excess | None:
         """Return both costs if the first subnet costs more than the last, else None."""
-        a, b, unit = self.macs(first), self.macs(last), "MACs"
-        if a is not None and b is not None and a < b:
-            return None
+        unit = "MACs"
         one, other = self._extracted(first), self._extracted(last)
         if one is not None and other is not None:
             # A super-network may do work that its subnets do not, or do all of it for each.
             (a, n_first), (b, n_last) = one, other
             if a is None or b is None:
                 a, b, unit = n_first, n_last, "parameters"
-        elif a is None or b is None:
-            a, b, unit = self._in_use(first), self._in_use(last), "parameters"
+        else:
+            a, b = self.macs(first), self.macs(last)
+            if a is None or b is None:
+                a, b, unit = self._in_use(first), self._in_use(last), "parameters"
         return Excess(unit, a, b) if a is not None and b is not None and a > b else None
 
     def macs(self, subnet: Subnet) -> int | None:
@@ -304,6 +307,26 @@ def ends_of(
         return None
     first, last = space.from_indices(rows)
     return (first, last) if first != last and first in space and last in space else None
+
+
+@contextmanager
+def calls_of(part: Any) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """Give the arguments of the last forward pass of a module inside a `with` block, if any.
+
+    Positional and keyword arguments, without the graph that they come from. (Under DDP a pass of a
+    LightningModule may be its training step, in which its own follows.)
+    """
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def remember(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        calls[:] = [tree_map(_detached, (args, kwargs))]
+
+    with part.register_forward_pre_hook(remember, with_kwargs=True):
+        yield calls
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
 
 
 @contextmanager
