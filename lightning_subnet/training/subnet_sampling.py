@@ -12,6 +12,7 @@ from lightning_subnet._messages import did_you_mean
 from lightning_subnet._torch.contexts import muted
 from lightning_subnet.costs.resolve import resolve
 from lightning_subnet.elasticity.batchnorm import frozen_statistics
+from lightning_subnet.elasticity.ends import calls_of, check_ends
 from lightning_subnet.elasticity.protocol import Elastic, elastic, elastic_part
 from lightning_subnet.elasticity.sorting import sort_channels, sortable_part
 from lightning_subnet.errors import SearchError
@@ -79,6 +80,9 @@ class SubnetSampling(Callback):
         space: The space, for a module that is not elastic itself.
         activate: Called as `activate(module, subnet)`, with `space`.
         seed: The seed of the draws.
+        checks: Whether the first batch of a training shows that the largest subnet does not cost
+            less than the smallest, as where values stand in the wrong order: two forward passes in
+            eval mode, which change nothing. An `ElasticityError` ends the training otherwise.
 
     Raises:
         SearchError: The rule is unknown, there are no random subnets, or arguments do not go
@@ -107,6 +111,7 @@ class SubnetSampling(Callback):
         space: SearchSpace | None = None,
         activate: Callable[[Any, Subnet], object] | None = None,
         seed: int = 0,
+        checks: bool = True,
     ) -> None:
         self.n_random = check_rule(rule, n_random)
         _check_together(rule, space, activate, distill, distill_loss, label_weight)
@@ -127,6 +132,7 @@ class SubnetSampling(Callback):
         self.stratify = stratify
         self.seed = seed
         self.label_weight = label_weight
+        self.checks = checks
         self._distill = distill
         self._distill_loss = loss_named(distill_loss)
         self._built_in_loss = distill_loss is None or isinstance(distill_loss, str)
@@ -140,6 +146,8 @@ class SubnetSampling(Callback):
         self._subnets: list[Subnet] = []
         self._logits: Logits | None = None
         self._watch = ExitStack()
+        self._unchecked = False
+        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def subnets(self, step: int, epoch: int = 0) -> list[Subnet]:
         """Return the subnets that this process trains in an optimizer step, the first first.
@@ -205,6 +213,7 @@ class SubnetSampling(Callback):
         for phase in phases:  # a part that cannot be drawn from is an error before training
             self._open(self._space, phase)
         self._logits = self._logits_of(pl_module) if self._distill else None
+        self._unchecked = bool(self.checks)
         self._activate_largest()
 
     def _exact(self, module: LightningModule) -> Measure | None:
@@ -251,6 +260,8 @@ class SubnetSampling(Callback):
         self._begin_phase(trainer, pl_module, batch_idx)
         self._subnets = self.subnets(trainer.global_step, trainer.current_epoch)
         self._part.activate(self._subnets[0])
+        if self._unchecked:
+            self._calls = self._watch.enter_context(calls_of(self._part))
         parallel = distributed_model(trainer)
         if parallel is not None:  # gradients of all subnets are reduced together, once
             parallel.require_backward_grad_sync = False
@@ -293,8 +304,20 @@ class SubnetSampling(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Put the largest subnet in force again."""
+        """Put the largest subnet in force again; after the first batch, check that it is that."""
         self._finish()
+        if self._unchecked:
+            self._unchecked = False
+            self._check_ends(pl_module)
+
+    def _check_ends(self, module: LightningModule) -> None:
+        """Refuse a training whose largest subnet costs less than the smallest."""
+        calls, self._calls = self._calls, []
+        part: Any = self._part
+        if calls:
+            check_ends(part, *calls[0], space=self._space)
+        elif module.example_input_array is not None:  # the step calls methods of the part
+            check_ends(module, module.example_input_array, space=self._space)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

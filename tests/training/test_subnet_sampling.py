@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +17,20 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_subnet import Measure, SearchSpace, Subnet, SubnetMixin, SubnetSampling
-from lightning_subnet.errors import ObjectiveError, SearchError
+from lightning_subnet import (
+    Choice,
+    Measure,
+    SearchSpace,
+    Subnet,
+    SubnetMixin,
+    SubnetSampling,
+)
+from lightning_subnet.errors import ElasticityError, ObjectiveError, SearchError
 from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3
 from lightning_subnet.training import ProgressiveShrinking, alpha_divergence
 from lightning_subnet.training.sampling_rules import Strata
 from tests.networks import LitMlp, quiet_trainer
+from tests.problems import assert_clear, numpy_state
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -681,3 +690,127 @@ def test_a_schedule_that_sorts_needs_a_network_that_can() -> None:
         quiet_trainer(max_steps=1, callbacks=[SubnetSampling(schedule=schedule)]).fit(
             LitMlp(), data()
         )
+
+
+# The largest subnet is the largest
+
+
+class LitSliced(L.LightningModule):
+    """4 -> width -> 2 with dropout and BatchNorm, around an elastic child or elastic itself."""
+
+    def __init__(self, widths: Any, calls: str = "by name") -> None:
+        super().__init__()
+        self.net = Sliced(widths)
+        self.calls = calls
+
+    def training_step(self, batch: Any, _: int) -> torch.Tensor:
+        x, y = batch
+        if self.calls == "a method":
+            return F.cross_entropy(self.net.logits(x), y)
+        return F.cross_entropy(self.net(x=x) if self.calls == "by name" else self.net(x), y)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Sliced(SubnetMixin, nn.Module):
+    def __init__(self, widths: Any) -> None:
+        super().__init__()
+        self.widths = widths
+        self.norm, self.drop = nn.BatchNorm1d(4), nn.Dropout(0.5)
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.width, self.passes = 8, 0
+
+    def search_space(self) -> SearchSpace:
+        return SearchSpace(width=self.widths)
+
+    def activate(self, subnet: Subnet) -> None:
+        self.width = subnet["width"]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        return self.logits(x)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        w = self.width
+        h = F.linear(self.drop(self.norm(x)), self.first.weight[:w], self.first.bias[:w])
+        return F.linear(h.relu(), self.last.weight[:, :w], self.last.bias)
+
+
+def sliced(widths: Any, calls: str = "by name", **settings: Any) -> LitSliced:
+    """Return a module that was trained for two steps."""
+    L.seed_everything(0, verbose=False)
+    model = LitSliced(Choice(widths, ordered=True), calls)
+    g = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(16, 4, generator=g), torch.randint(2, (16,), generator=g))
+    trainer = quiet_trainer(max_epochs=1, callbacks=[SubnetSampling(n_random=1, **settings)])
+    trainer.fit(model, DataLoader(data, batch_size=8))
+    return model
+
+
+@pytest.mark.parametrize("calls", ["by name", "by place"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"rule": "random"},
+        {"distill": "net"},
+        {"schedule": ProgressiveShrinking({"width": 1}, unit="steps", warmup=1)},
+    ],
+    ids=str,
+)
+def test_a_largest_that_costs_less_ends_the_training(calls: str, settings: Any) -> None:
+    with pytest.raises(ElasticityError) as caught:
+        sliced([8, 4, 2], calls, **settings)
+    # 8 rows x (4 x width + width x 2)
+    assert_clear(
+        caught.value,
+        "The largest subnet of Sliced costs less than the smallest: 96 MACs, and 384.",
+        "The last value of 'width', 2, is cheaper than its first, 8.",
+    )
+    trained = sliced([8, 4, 2], calls, checks=False, **settings)
+    assert trained.net.active_subnet == trained.net.search_space().largest
+
+
+@pytest.mark.parametrize("settings", [{}, {"distill": "net"}], ids=str)
+def test_the_check_costs_two_passes_and_changes_no_number(settings: Any) -> None:
+    models, states = [], []
+    for checks in (False, True):
+        models.append(sliced([2, 4, 8], checks=checks, **settings))
+        states.append((torch.get_rng_state(), numpy_state(), random.getstate()))
+    assert models[1].net.passes == models[0].net.passes + 2
+    one, other = (model.state_dict() for model in models)
+    assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
+    assert torch.equal(states[0][0], states[1][0])
+    assert states[0][1:] == states[1][1:]
+    assert models[1].net.active_subnet == models[1].net.search_space().largest
+    assert not models[1].net._forward_pre_hooks
+
+
+def test_a_step_that_calls_methods_is_checked_by_the_example_input() -> None:
+    sliced([8, 4, 2], "a method")  # nothing shows its costs
+
+    class WithExample(LitSliced):
+        def __init__(self) -> None:
+            super().__init__(Choice([8, 4, 2], ordered=True), "a method")
+            self.example_input_array = torch.zeros(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net.logits(x)
+
+    x, y = torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[SubnetSampling()])
+    with pytest.raises(ElasticityError, match="96 MACs, and 384"):
+        trainer.fit(WithExample(), DataLoader(TensorDataset(x, y), batch_size=8))
+
+
+def test_a_training_that_goes_on_is_checked_again() -> None:
+    model = LitSliced([2, 4, 8])
+    x, y = torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
+    data = DataLoader(TensorDataset(x, y), batch_size=8)
+    sampling = SubnetSampling(n_random=1)
+    quiet_trainer(max_epochs=1, callbacks=[sampling]).fit(model, data)
+    model.net.widths = Choice([8, 2], ordered=True)
+    with pytest.raises(ElasticityError, match="'width', 2, is cheaper than its first, 8"):
+        quiet_trainer(max_epochs=1, callbacks=[sampling]).fit(model, data)
+    assert model.net.active_subnet == model.net.search_space().largest
