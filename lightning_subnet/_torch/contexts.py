@@ -86,6 +86,22 @@ def default_type(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def default_types(module: nn.Module) -> list[torch.dtype]:
+    """Return the types that tensors of no stated type may have in a forward pass of a module.
+
+    As torch has it; then that of the weights, as a Trainer of `precision="bf16-true"` sets it.
+
+    Example:
+        >>> default_types(nn.Linear(2, 2).bfloat16())
+        [torch.float32, torch.bfloat16]
+    """
+    usual = torch.get_default_dtype()
+    weight = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if weight is None or weight.dtype not in (torch.bfloat16, torch.float16, torch.float64):
+        return [usual]
+    return list(dict.fromkeys([usual, weight.dtype]))
+
+
 @contextmanager
 def muted(module: nn.Module) -> Iterator[None]:
     """Drop what a LightningModule logs."""

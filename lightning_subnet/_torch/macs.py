@@ -19,7 +19,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_subnet._messages import warn
-from lightning_subnet._torch.contexts import default_type, evaluating, plain_attention
+from lightning_subnet._torch.contexts import (
+    default_type,
+    default_types,
+    evaluating,
+    plain_attention,
+)
 from lightning_subnet._torch.formulas import formulas
 from lightning_subnet._torch.inputs import arguments
 from lightning_subnet.errors import CostWarning, MeasurementError
@@ -74,7 +79,7 @@ def _counted(module: nn.Module, example_input: Any, networks: list[nn.Module]) -
     """
     inputs, named = arguments(module, example_input)
     first: Exception | None = None
-    for dtype in _default_types(module):
+    for dtype in default_types(module):
         counter = _Counter(networks)
         try:
             # The counter sees nothing inside fused attention on a CPU; its plain form is counted.
@@ -107,13 +112,6 @@ def _failure(module: nn.Module, inputs: Iterable[Any], error: Exception | None) 
         f"{type(module).__name__} failed on an input of {shapes} while its MACs were "
         f"counted: {error}. Set example_input_array to an input that forward() takes."
     )
-
-
-def _default_types(module: nn.Module) -> list[torch.dtype]:
-    weight = next((p for p in module.parameters() if p.is_floating_point()), None)
-    usual = torch.get_default_dtype()
-    typical = weight is not None and weight.dtype in (torch.bfloat16, torch.half, torch.double)
-    return [usual, weight.dtype] if weight is not None and typical else [usual]
 
 
 Kind = Literal["plain", "product", "foreign"]

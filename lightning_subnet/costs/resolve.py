@@ -12,6 +12,7 @@ the whole model, with a sample as that takes it, and not to its elastic part.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cached_property
@@ -19,10 +20,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._registry import Registry
-from lightning_subnet._torch.contexts import evaluating, random_state
+from lightning_subnet._torch.contexts import default_type, default_types, evaluating, random_state
 from lightning_subnet._torch.inputs import arguments, sample_for
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import ObjectiveError, SubnetError
@@ -141,16 +143,50 @@ def with_sample(model: Any, example_input: Any) -> tuple[Any, Any]:
     return elastic_part(model) if of_part else model, sample
 
 
+def part_with_sample(model: Any, example_input: Any, *measures: Any) -> tuple[nn.Module, Any]:
+    """Return the elastic part of a model, and one sample as that takes it, or None.
+
+    Args:
+        model: A super-network or a module around one, whose `example_input_array` comes last: it
+            is run, to see what the part gets of it.
+        example_input: What the caller passed, for the super-network itself, or None.
+        *measures: Their `input` comes first, for the super-network itself.
+
+    Raises:
+        SearchError: There is no elastic part in the model, or more than one.
+
+    Example:
+        >>> from lightning_subnet.supernets import ElasticMobileNetV3
+        >>> class Images(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = ElasticMobileNetV3.tiny()
+        ...         self.example_input_array = torch.zeros(1, 8, 8)
+        ...     def forward(self, x):
+        ...         return self.net(x.unsqueeze(1))
+        >>> part, (sample,) = part_with_sample(Images(), None)
+        >>> type(part).__name__, sample.shape
+        ('ElasticMobileNetV3', torch.Size([1, 1, 8, 8]))
+    """
+    inputs = (getattr(measure, "input", None) for measure in measures)
+    passed = next((x for x in (*inputs, example_input) if x is not None), None)
+    of_model = getattr(model, "example_input_array", None)
+    binding = _Binding(model, lambda: of_model, ObjectiveError)
+    return binding.part, binding.sample_of_part if passed is None else passed
+
+
 class _Binding:
     """A model to which measures are bound: its elastic part, its tables, and one sample.
 
     Attributes:
         part: The elastic part; None if there is no network.
+        runs: Whether the model has a forward pass around that of the part.
     """
 
     def __init__(self, model: Any, sample: Callable[[], Any], error: type[SubnetError]) -> None:
         self.model, self._sample, self._error = model, sample, error
         self.part: Any = elastic_part(model) if isinstance(model, nn.Module) else None
+        self.runs = self.part is not model and _has_forward(model)
 
     @cached_property
     def tables(self) -> dict[str, Measure]:
@@ -166,7 +202,7 @@ class _Binding:
         """Return a measure of networks, bound to this one."""
         if self.part is None:
             raise self.without_network(measure.name)
-        of_model = getattr(measure, "of_model", False)
+        of_model = getattr(measure, "of_model", False) and self.runs
         sample = getattr(measure, "input", None)
         if sample is None and getattr(measure, "needs_sample", True):
             sample = self.sample if of_model else self.sample_of_part
@@ -194,17 +230,50 @@ class _Binding:
     @cached_property
     def sample_of_part(self) -> Any:
         """One sample as the elastic part takes it, which the model may have prepared."""
-        if self.part is self.model or self.sample is None:
+        if not self.runs or self.sample is None:
             return self.sample
-        calls: list[tuple[Any, ...]] = []
-        hook = self.part.register_forward_pre_hook(lambda _module, args: calls.append(args))
+        calls: list[Any] = []
+        hook = self.part.register_forward_pre_hook(
+            lambda _, args, named: calls.append(_sample_of(self.part, args, named)),
+            with_kwargs=True,
+        )
         args, named = arguments(self.model, self.sample)
         try:
-            # Of a sample that does not fit, the measure tells.
-            with evaluating(self.model), torch.no_grad(), random_state(), suppress(Exception):
-                self.model(*args, **named)
+            for dtype in default_types(self.model):
+                # Of a sample that does not fit, the measure tells.
+                with (
+                    evaluating(self.model),
+                    torch.no_grad(),
+                    random_state(),
+                    default_type(dtype),
+                    suppress(Exception),
+                ):
+                    self.model(*args, **named)
+                if calls:
+                    break
         finally:
             hook.remove()
-        first = calls[0] if calls else ()
-        tensors = len(first) > 0 and all(isinstance(x, torch.Tensor) for x in first)
-        return tuple(x.detach() for x in first) if tensors else self.sample
+        return calls[0] if calls and calls[0] is not None else self.sample
+
+
+def _has_forward(model: Any) -> bool:
+    """Return whether a module has a forward pass; a LightningModule needs none."""
+    name = getattr(getattr(type(model), "forward", None), "__qualname__", "")
+    return "forward" in vars(model) or name not in _NO_FORWARD
+
+
+_NO_FORWARD = ("", "_forward_unimplemented", "LightningModule.forward")
+
+
+def _sample_of(part: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Return what a network was called with, as one sample; None if there is no tensor in it."""
+    leaves = [x for x in tree_leaves((args, named)) if isinstance(x, torch.Tensor)]
+    if not leaves:
+        return None
+    args, named = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, named))
+    if not named:
+        return args
+    if not args:
+        return named
+    bound = inspect.signature(part.forward).bind(*args, **named)
+    return bound.args if not bound.kwargs else None

@@ -7,13 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from lightning_subnet import Latency, Measure, measure
 from lightning_subnet.costs import PeakMemory, closest_subnet, network_measure
-from lightning_subnet.costs.resolve import MEASURES, make_measure, measure_names, resolve
+from lightning_subnet.costs.resolve import (
+    MEASURES,
+    make_measure,
+    measure_names,
+    part_with_sample,
+    resolve,
+)
 from lightning_subnet.errors import MeasurementError, ObjectiveError, PluginError, SearchError
 from lightning_subnet.supernets import ElasticMobileNetV3
 from tests.networks import ElasticMlp
@@ -83,6 +91,69 @@ def test_measures_of_networks_get_the_sample_that_the_part_gets_and_counts_the_w
     assert (
         value(resolve(model.net, [shape], sample=lambda: (ROWS, ROWS))["shape"], model.net) == 128
     )
+
+
+class Keywords(ElasticMlp):
+    """A network that takes more than one argument."""
+
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, *, scale: float = 1
+    ) -> Any:
+        return super().forward((x if mask is None else x * mask) * scale)
+
+
+class Calling(nn.Module):
+    """A module that calls its network in one of several ways."""
+
+    def __init__(self, call: Callable[[nn.Module, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.call = Keywords(), call
+        self.example_input_array = torch.zeros(1, 1, 8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.call(self.net, x.flatten(1))
+
+
+CALLS: list[tuple[Callable[[Any, Any], Any], Any]] = [
+    (lambda net, x: net(x), (64,)),
+    (lambda net, x: net(x, torch.ones(64)), (64, 64)),
+    (lambda net, x: net(x, mask=torch.ones(64)), (64, 64)),
+    (lambda net, x: net(x=x, mask=torch.ones(64)), {"x": 64, "mask": 64}),
+    (lambda net, x: net(x, None), (64, None)),
+    (lambda net, x: net(x * torch.ones(64)), (64,)),
+]
+
+
+@pytest.mark.parametrize(("call", "sizes"), CALLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sample_of_a_part_is_what_it_is_called_with(
+    call: Any, sizes: Any, dtype: torch.dtype
+) -> None:
+    model = Calling(call).to(dtype)
+    part, sample = part_with_sample(model, None)
+    assert part is model.net
+    assert tree_map_only(torch.Tensor, torch.Tensor.numel, sample) == sizes
+    assert part_with_sample(model, ROWS) == (model.net, ROWS)
+    assert part_with_sample(model, None, PeakMemory(input=ROWS))[1] is ROWS
+    macs = resolve(model, ["macs"], sample=lambda: model.example_input_array)["macs"]
+    assert value(macs, model.net) == 74 * 32
+
+
+def test_a_module_without_a_forward_pass_is_counted_by_its_network() -> None:
+    class Lit(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = ElasticMlp()
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = ElasticMlp()
+
+    for model in (Lit(), Plain()):
+        assert value(resolve(model, ["macs"], sample=lambda: ROWS)["macs"], model.net) == 74 * 32
+        model.example_input_array = ROWS
+        assert part_with_sample(model, None) == (model.net, ROWS)
 
 
 def test_a_sample_that_the_model_does_not_take_goes_to_the_measure_as_it_is() -> None:

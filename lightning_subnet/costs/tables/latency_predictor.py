@@ -15,8 +15,9 @@ from torch import nn
 from lightning_subnet._checks import checked_int
 from lightning_subnet._json import digest, read, unreadable, write
 from lightning_subnet._torch.contexts import random_state
-from lightning_subnet._torch.inputs import batched, described, sample_for
+from lightning_subnet._torch.inputs import batched, described
 from lightning_subnet._types import Floats, Indices
+from lightning_subnet.costs.resolve import part_with_sample
 from lightning_subnet.costs.tables.files import (
     Agreement,
     check_device,
@@ -128,8 +129,8 @@ class LatencyPredictor:
             model: The super-network.
             latency: `Latency(...)`, or another measure of networks.
             n: How many subnets; a subnet that fails is left out.
-            example_input: One sample; None: the `input` of the measure, or the model's
-                `example_input_array`.
+            example_input: One sample, as the super-network takes it; None: the `input` of the
+                measure, or what the super-network gets of the model's `example_input_array`.
             predictor: See `LatencyPredictor`.
             seed: Of the sample.
 
@@ -142,9 +143,8 @@ class LatencyPredictor:
             raise ObjectiveError(msg)
         checked_int(n, "n", error=ObjectiveError, least=_FEWEST, hint="25 to 200 are usual.")
         _check_name(predictor)
-        elastic: Any = elastic_part(model)
-        sample = sample_for(model, example_input, latency)
-        bound, space = latency.bind(elastic, sample), elastic.search_space()
+        elastic, sample = part_with_sample(model, example_input, latency)
+        bound, space = latency.bind(elastic, sample), elastic_part(elastic).search_space()
         X = _sample(space, n, np.random.default_rng(seed))
         values, errors, failures = bound.evaluate_each(space, X)
         for reason in failures.values():

@@ -13,9 +13,10 @@ from torch import nn
 
 from lightning_subnet._json import digest, read, unreadable, write
 from lightning_subnet._torch.contexts import random_state
-from lightning_subnet._torch.inputs import batched, described, sample_for
+from lightning_subnet._torch.inputs import batched, described
 from lightning_subnet._types import Floats, Indices
 from lightning_subnet.costs.latency.latency import Latency
+from lightning_subnet.costs.resolve import part_with_sample
 from lightning_subnet.costs.tables.blocks import BlockBench, Choose, Tracer
 from lightning_subnet.costs.tables.files import (
     Agreement,
@@ -25,7 +26,6 @@ from lightning_subnet.costs.tables.files import (
     settings_of,
 )
 from lightning_subnet.costs.tables.places import Place, layout, trace_sample
-from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
@@ -127,8 +127,8 @@ class LatencyTable:
 
         Args:
             model: A super-network whose subnets can be sliced (`extract`).
-            example_input: One sample; None: the `input` of `latency`, or the model's
-                `example_input_array`.
+            example_input: One sample, as the super-network takes it; None: the `input` of
+                `latency`, or what the super-network gets of the model's `example_input_array`.
             latency: How to time; None: `Latency()`.
             blocks: Called with an extracted network, returns its modules that are timed as one
                 each; None: children of the network and of the containers in it.
@@ -149,8 +149,8 @@ class LatencyTable:
                 f"calibrate={calibrate} must be 0 or at least {_FEWEST}, and check={check} from 0."
             )
             raise ObjectiveError(msg)
-        elastic = _module(model)
-        sample = batched(sample_for(model, example_input, latency), who="LatencyTable")
+        elastic, example = _part_with_sample(model, example_input, latency)
+        sample = batched(example, who="LatencyTable")
         device, rng = device_of(latency), np.random.default_rng(seed)
         tracer = Tracer(elastic, sample, blocks)
         places = layout(tracer, rng=rng)
@@ -296,9 +296,9 @@ class LatencyTable:
         if latency is None:
             settings = {k: v for k, v in self.conditions.items() if hasattr(Latency, k)}
             latency = Latency(**{k: v for k, v in settings.items() if k != "input"})
-        elastic = _module(model)
-        whole = latency.bind(elastic, sample_for(model, example_input, latency))
-        self.bind(elastic, sample_for(model, example_input, latency))
+        elastic, sample = _part_with_sample(model, example_input, latency)
+        whole = latency.bind(elastic, sample)
+        self.bind(elastic, sample)
         return self._agreement(whole, n, np.random.default_rng(seed))
 
     def _agreement(self, whole: Measure, n: int, rng: np.random.Generator) -> Agreement:
@@ -374,13 +374,11 @@ class LatencyTable:
         return f"<LatencyTable of {len(self.blocks)} blocks on {self.device}: {report}>"
 
 
-def _module(model: Any) -> nn.Module:
+def _part_with_sample(model: Any, example_input: Any, latency: Latency) -> tuple[nn.Module, Any]:
     if not isinstance(model, nn.Module):
         msg = f"A table is built of a super-network, not of {model!r:.60}. Pass the model."
         raise ObjectiveError(msg)
-    part = elastic_part(model)
-    assert isinstance(part, nn.Module), "the elastic part of a module is a module"
-    return part
+    return part_with_sample(model, example_input, latency)
 
 
 def _time_blocks(tracer: Tracer, latency: Latency) -> dict[str, BlockTime]:

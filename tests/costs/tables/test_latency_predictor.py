@@ -17,6 +17,7 @@ from lightning_subnet.costs import LatencyPredictor, network_measure
 from lightning_subnet.costs.device import describe_device
 from lightning_subnet.errors import MeasurementError, ObjectiveError, StorageError, SubnetError
 from lightning_subnet.supernets import ElasticMobileNetV3
+from tests.costs.tables.test_latency_table import Raw
 from tests.networks import ElasticMlp
 from tests.problems import assert_clear
 
@@ -175,3 +176,16 @@ def test_a_file_that_is_no_predictor(fitted: tuple[Any, LatencyPredictor], tmp_p
         with pytest.raises(StorageError) as caught:
             LatencyPredictor.load(path)
         assert_clear(caught.value, "holds no LatencyPredictor")
+
+
+def test_a_module_that_prepares_its_input_is_measured_on_what_the_network_gets() -> None:
+    shapes = []
+
+    @network_measure("weight_ms")
+    def weight_of_images(net: Any, example_input: Any) -> float:
+        shapes.append([tuple(x.shape) for x in example_input])
+        return sum(p.numel() for p in net.parameters()) / 1000
+
+    predictor = LatencyPredictor.fit(Raw(tiny()), weight_of_images, n=8, predictor="ridge")
+    assert shapes == [[(1, 1, 8, 8)]] * 8
+    assert predictor.conditions["input"] == "(1, 1, 8, 8) torch.float32"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lightning_subnet import Latency, SubnetSearch
 from lightning_subnet.costs import LatencyTable, closest_subnet
@@ -227,3 +228,25 @@ def test_agreement() -> None:
     assert (agreement.n, agreement.tau) == (3, 1.0)
     assert (agreement.mape, agreement.worst) == (pytest.approx(35 / 3), pytest.approx(25))
     assert Agreement(**agreement.to_json()) == agreement
+
+
+class Raw(nn.Module):
+    """A module around a network that prepares its input: bytes (n, 64) become images."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.example_input_array = torch.zeros(1, 64, dtype=torch.uint8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x.view(-1, 1, 8, 8) / 255)
+
+
+def test_a_module_that_prepares_its_input_is_timed_on_what_the_network_gets() -> None:
+    model = Raw(small())
+    table = LatencyTable.build(model, latency=QUICK, calibrate=0, check=2)
+    assert table.conditions["input"] == "(1, 1, 8, 8) torch.float32"
+    assert any("(1, 16, 8, 8)" in block.text for block in table.blocks.values())
+    assert table.check(model, latency=QUICK, n=2).n == 2
+    passed = LatencyTable.build(model, IMAGE, latency=QUICK, calibrate=0, check=0)
+    assert passed.blocks.keys() == table.blocks.keys()
