@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -164,6 +165,14 @@ def _same_buffers(net: nn.Module) -> Iterator[None]:
     finally:
         for buffer, value in values:
             buffer.copy_(value)
+
+
+def example_of(part: Any, call: Call) -> Any:
+    """Return the arguments of a call as an example input: a tuple, or a dict if some have names."""
+    args, kwargs = call
+    if not kwargs:
+        return tuple(args)
+    return dict(inspect.signature(part.forward).bind(*args, **kwargs).arguments)
 
 
 def ready(net: nn.Module, call: Call) -> Call:

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from lightning_subnet.elasticity.extraction import detached_copy, extract
-from lightning_subnet.elasticity.parity import Call, check_parity
+from lightning_subnet.elasticity.extraction import detached_copy, extract, frozen_copy
+from lightning_subnet.elasticity.parity import Call, check_parity, example_of
 from lightning_subnet.elasticity.protocol import Elastic, elastic_part
 from lightning_subnet.errors import SearchError, SubnetError
 from lightning_subnet.export.call import brief
@@ -21,7 +21,7 @@ _Module = TypeVar("_Module")
 def standalone(
     model: _Module,
     subnet: Subnet,
-    extractor: Callable[[Subnet], Any] | None = None,
+    extractor: Callable[..., Any] | None = None,
     calls: Sequence[Call] = (),
 ) -> _Module:
     """Return a copy of a model with one subnet in force; see `SearchResult.to_module`.
@@ -42,7 +42,11 @@ def standalone(
         raise SearchError(msg)
     part: Any = elastic_part(model)
     try:
-        plain: Any = extractor(subnet) if extractor else _compared(model, subnet, calls)
+        # The super-network itself has the training step: of its class there must be a copy.
+        whole = part is model
+        plain: Any = (
+            extractor(subnet, whole=whole) if extractor else _compared(part, subnet, calls, whole)
+        )
         module: Any = plain if part is model else detached_copy(model, {id(part): plain})
     except SubnetError:
         raise
@@ -63,10 +67,20 @@ def standalone(
     return module  # type: ignore[no-any-return] # a copy of the model
 
 
-def _compared(model: nn.Module, subnet: Subnet, calls: Sequence[Call]) -> nn.Module:
-    """Return a subnet of a model, whose outputs have been compared if there is an input."""
-    plain = extract(model, subnet)
-    check_parity(model, subnet, plain, calls)
+def _compared(part: Any, subnet: Subnet, calls: Sequence[Call], whole: bool) -> nn.Module:
+    """Return a subnet of a super-network; outputs have been compared if there is an input.
+
+    Args:
+        part: The super-network.
+        subnet: The subnet.
+        calls: Arguments of its forward pass.
+        whole: Whether its class is to stay, unless it has an `extract` of its own.
+    """
+    if whole and not callable(getattr(part, "extract", None)):
+        plain = frozen_copy(part, subnet)
+    else:
+        plain = extract(part, subnet, example_of(part, calls[0]) if calls else None)
+    check_parity(part, subnet, plain, calls)
     return plain
 
 

@@ -86,7 +86,20 @@ def attached() -> L.LightningModule:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [LitMlp, LitElastic, attached])
+class Deciding(ElasticMlp):
+    """Decides by its input, so it cannot be sliced."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if x.sum() > -1e9 else -x)
+
+
+def deciding() -> LitMlp:
+    model = LitMlp()
+    model.net = Deciding()
+    return model
+
+
+@pytest.mark.parametrize("make", [deciding, LitElastic, attached])
 def test_a_super_network_that_cannot_be_sliced_keeps_the_subnet_for_good(
     make: Callable[[], L.LightningModule],
 ) -> None:
@@ -110,6 +123,26 @@ def test_a_super_network_that_cannot_be_sliced_keeps_the_subnet_for_good(
     assert trainer.callback_metrics["val_acc"] > 0.1
     rest = net.first.weight[8:].detach(), before[next(k for k in before if "first.weight" in k)][8:]
     assert torch.equal(*rest), "what is not of the subnet did not learn"
+
+
+def test_a_network_without_an_extract_is_sliced_and_learns() -> None:
+    torch.manual_seed(0)
+    model = LitMlp()
+    result = SubnetSearch(
+        objectives={"val_acc": "max"}, strategy="random", budget=2, storage=None,
+        trainer=quiet_trainer(),
+    ).fit(model, Digits(), progress=False)  # fmt: skip
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    module = result.to_module(model, result.history.space.subnet(width=8, sharpen=1))
+    assert type(module) is LitMlp
+    assert {name: tuple(p.shape) for name, p in module.net.named_parameters()} == {
+        "norm.weight": (64,), "norm.bias": (64,), "first.weight": (8, 64), "first.bias": (8,),
+        "last.weight": (10, 8), "last.bias": (10,),
+    }  # fmt: skip
+    fell, trainer = train(module)
+    assert fell > 0.1
+    assert trainer.callback_metrics["val_acc"] > 0.1
+    assert unchanged(model, before)
 
 
 def test_a_model_with_a_trainer_is_copied_without_it() -> None:

@@ -303,7 +303,7 @@ class TrainerEvaluator(Evaluator):
                 "example_input_array in the model."
             )
             raise SearchError(msg)
-        plain = extracted(part, self.space.largest, self._calls)
+        plain = extracted(part, self.space.largest, self._calls, only="inference")
         if not plain.sliced:
             msg = (
                 f"score={self.score!r} cannot be had, as {name} cannot be cut apart: extraction "

@@ -12,7 +12,8 @@ from torch import nn
 
 from lightning_subnet._torch.contexts import evaluating
 from lightning_subnet._torch.inputs import as_weight, cloned
-from lightning_subnet.elasticity.parity import Call, check_parity
+from lightning_subnet.elasticity.extraction import frozen_copy
+from lightning_subnet.elasticity.parity import Call, check_parity, example_of
 from lightning_subnet.elasticity.protocol import activated
 from lightning_subnet.errors import ParityError, SearchError
 from lightning_subnet.space.subnet import Subnet
@@ -26,7 +27,7 @@ from lightning_subnet.training.validation.checks import Checks, Score
 from lightning_subnet.training.validation.frozen_data import FrozenData
 from lightning_subnet.training.validation.place import Place
 from lightning_subnet.training.validation.restore import BufferState
-from lightning_subnet.training.validation.scoring import example_of, extracted
+from lightning_subnet.training.validation.scoring import extracted
 
 _ROWS = 8  # of an example
 
@@ -75,8 +76,13 @@ class Extractor:
         """The LightningModule."""
         return self.place.model
 
-    def __call__(self, subnet: Subnet) -> nn.Module:
+    def __call__(self, subnet: Subnet, *, whole: bool = False) -> nn.Module:
         """Return the subnet; its attribute `parity` is the largest difference of the outputs.
+
+        Args:
+            subnet: The subnet.
+            whole: Whether the class of the network is to stay: then one without an `extract` of its
+                own is a frozen copy.
 
         Raises:
             ParityError: The outputs are not those of the super-network.
@@ -87,7 +93,10 @@ class Extractor:
             with activated(part, subnet), evaluating(model), torch.no_grad():
                 if self.score == "network":
                     self._recalibrate()
-                plain = extracted(part, subnet, self.calls)
+                if whole and not callable(getattr(part, "extract", None)):
+                    plain = frozen_copy(part, subnet)
+                else:
+                    plain = extracted(part, subnet, self.calls)
                 plain.parity = self.parity(subnet, plain)  # type: ignore[assignment] # a figure
                 if self.score != "network":
                     self.place.put(plain)
@@ -117,7 +126,7 @@ class Extractor:
                 "it, or set example_input_array in the model."
             )
             raise SearchError(msg)
-        return example_of(self.place.part, [few_rows(call, _ROWS) for call in self.calls])
+        return example_of(self.place.part, few_rows(self.calls[0], _ROWS))
 
     def _ready(self, batch: Any) -> Any:
         weight = next(self.place.model.parameters())

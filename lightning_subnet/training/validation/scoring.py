@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_subnet._torch.contexts import evaluating, random_state
 from lightning_subnet.elasticity.extraction import extract
-from lightning_subnet.elasticity.parity import Call, ready
+from lightning_subnet.elasticity.parity import Call, example_of, ready
+from lightning_subnet.elasticity.slicing.slicing import Only
 from lightning_subnet.errors import MeasurementError
 from lightning_subnet.export.exporting import export
 from lightning_subnet.export.formats import registry
@@ -75,7 +76,8 @@ class Extraction(Callback):
         if batch_idx or dataloader_idx or self.subnet is None:
             return
         with torch.inference_mode(False), torch.no_grad():
-            self._place.put(extracted(self._place.part, self.subnet, self._calls))
+            net = extracted(self._place.part, self.subnet, self._calls, only="inference")
+            self._place.put(net)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that it was the extracted subnet that has run."""
@@ -122,17 +124,18 @@ class Conversion(Callback):
         place.watch(watcher)
 
 
-def extracted(part: Any, subnet: Subnet, calls: list[Call]) -> nn.Module:
-    """Return a subnet as a network of its own, on the device of the super-network."""
-    return extract(part, subnet, example_of(part, calls) if calls else None)
+def extracted(
+    part: Any, subnet: Subnet, calls: list[Call], *, only: Only | None = None
+) -> nn.Module:
+    """Return a subnet as a network of its own, on the device of the super-network.
 
-
-def example_of(part: nn.Module, calls: list[Call]) -> Any:
-    """Return the arguments of the first call: a tuple, or a dict if some go by name."""
-    args, kwargs = calls[0]
-    if not kwargs:
-        return tuple(args)
-    return dict(inspect.signature(part.forward).bind(*args, **kwargs).arguments)
+    Args:
+        part: The super-network.
+        subnet: The subnet.
+        calls: Arguments of its forward pass; the first is the example input.
+        only: As in `extract`.
+    """
+    return extract(part, subnet, example_of(part, calls[0]) if calls else None, only=only)
 
 
 class Converted(nn.Module):
@@ -159,7 +162,7 @@ class Converted(nn.Module):
         with evaluating(net), torch.no_grad(), random_state(0):
             output = net(*args, **kwargs)
         self._outputs, self._spec = tree_flatten(output)
-        example = example_of(net, [call])
+        example = example_of(net, call)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"net{form.suffix}"
             exported = export(net, path, example, format=form.name, tolerance=tolerance)
