@@ -186,16 +186,17 @@ def residual_blocks(net: nn.Module, calls: Calls) -> list[str]:
         calls: What those of its modules do that may be blocks.
     """
     bare = _bare(net)
-    first = {name: runs[0] for name, runs in calls.runs.items() if runs}
+    first = {
+        name: runs[0]
+        for name, runs in calls.runs.items()
+        if runs and (calls.macs.get(name) or not calls.total)  # what multiplies nothing is a part
+    }
     adding: set[str] = set()
     for scale in (0.0, 1.0):
         _fill(bare, scale)
         for name in first.keys() - adding:
-            # Without any multiplication, scaling by one is not a block that does nothing.
-            if (scale == 0 or calls.macs.get(name)) and _adds(bare, name, first[name]):
+            if _adds(bare, name, first[name]):
                 adding.add(name)
-    if any(calls.macs.get(name) for name in adding):
-        adding = {name for name in adding if calls.macs.get(name)}
     parts = {name: adding & _parts(net, name) for name in adding}
 
     def blocks_of(name: str) -> set[str]:
@@ -277,9 +278,12 @@ def _bare(net: nn.Module) -> nn.Module:
     """Return a copy whose weights are its parameters, and whose statistics say nothing."""
     bare: nn.Module = detached_copy(net, {}).requires_grad_(False)
     for module in bare.modules():
-        for name in [*getattr(module, "parametrizations", ())]:
-            if parametrize.is_parametrized(module, name):
-                parametrize.remove_parametrizations(module, name)
+        if parametrize.is_parametrized(module):
+            # Its class, where the weights are properties, is that of the original too.
+            kind, weights = type(module), list(getattr(module, "parametrizations", ()))
+            with torch.no_grad():
+                zeros = {name: torch.zeros_like(getattr(module, name)) for name in weights}
+            module.__class__ = type(kind.__name__, (kind,), zeros)
         for key, hook in [*module._forward_pre_hooks.items()]:
             if isinstance(hook, WEIGHT_HOOKS):
                 hook.remove(module)
