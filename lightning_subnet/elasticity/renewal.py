@@ -50,6 +50,10 @@ class Known:
     odd: set[nn.Module] = field(default_factory=set)
     works: bool = False
 
+    def __len__(self) -> int:
+        sets = (self.always, self.active, self.constant, self.odd)
+        return sum(len(x) for x in sets) + sum(len(x) for x in self.own.values())
+
     def forget_all_but(self, layers: set[nn.Module]) -> None:
         """Drop what is known of other networks' layers."""
         for of_others in (self.always, self.active, self.constant, self.odd):
@@ -213,8 +217,8 @@ class Renewal:
         return module not in self._norms and all(x in self._norms for x in ends)
 
     def _learn(self, watch: Watch, part: Any) -> bool:
-        """Return whether a pass showed layers of which it was not known how they are renewed."""
-        known = self._known
+        """Return whether a pass has shown something that was not known of the layers."""
+        known, before = self._known, len(self._known)
         norms_ = self._norms - known.odd
         moves = self._moves(watch, norms_ | (self._others & known.active))
         self._add_own(moves)
@@ -229,7 +233,7 @@ class Renewal:
             # What moves in eval mode too is no running statistic.
             known.constant |= {layer for layer, _ in self._state.changes(strangers)}
             self._try(suspects, strangers - known.constant, part)
-        return bool(moves or suspects or strangers)
+        return len(known) > before
 
     def _moves(self, watch: Watch, layers: Iterable[nn.Module]) -> set[Key]:
         """Return the buffers that moved by other means than torch's functions, if not known yet."""
@@ -255,12 +259,24 @@ class Renewal:
         """
         known = self._known
         near = {x: self._holders(x) for x in suspects}
+        for layer in suspects & known.always:  # it normalises in its holder's training mode only
+            holders = near.pop(layer)
+            if holders <= known.active:
+                holders = self._holders(layer, all_of_them=True)
+            if holders <= known.active:
+                known.odd.add(layer)
+            known.active |= holders
+        suspects = {*near}
+        if not near and not strangers:
+            return
         if self._try_with(near, strangers, part):
             known.constant |= strangers - known.active  # they ran, and stayed as they are
-        else:  # some of them cannot run in training mode
-            strangers = {x for x in strangers if has_named_statistics(x)}
-            ran = bool(strangers) and self._try_with({}, strangers, part)
-            (known.constant if ran else known.odd).update(strangers - known.active)
+        else:  # one of them cannot run in training mode
+            if near:
+                self._try_with(near, set(), part)
+            for layer in strangers:
+                constant = self._try_with({}, {layer}, part) or not has_named_statistics(layer)
+                (known.constant if constant else known.odd).update({layer} - known.active)
         rest = suspects - known.always - known.own.keys()
         if rest:
             far = {x: self._holders(x, all_of_them=True) for x in rest}
