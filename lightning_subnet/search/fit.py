@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lightning_subnet.costs.varying import check_varies
 from lightning_subnet.errors import MeasurementError, SearchError
 from lightning_subnet.search.budget import Budget
 from lightning_subnet.search.loop import loop
@@ -103,6 +104,7 @@ def _search(
     on_open: Callable[[Session], None] | None,
 ) -> Session:
     """Run a search in the process that leads, or is alone."""
+    check_varies(plan.problem())
     computed = {measure.name for measure in plan.measures}
     metrics = [name for name in plan.names if name not in computed]
     session = plan.open(
