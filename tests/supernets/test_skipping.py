@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -10,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 from lightning_subnet import check_elastic, extract, recalibrate
 from lightning_subnet._torch.macs import count_macs
@@ -401,3 +404,218 @@ def test_a_trained_resnet_20_does_without_a_block() -> None:
     by_block = [accuracy(i) for i in range(len(BLOCKS))]
     assert max(by_block) > 0.75
     assert accuracy(*range(len(BLOCKS))) < 0.3 < min(by_block)
+
+
+# Hooks
+
+
+class Steered(Block):
+    """A block with a hook that is a method of its own."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__(c_in, c_out, stride)
+        self.strength = 0.5
+        self.register_forward_hook(self.steer)
+
+    def steer(self, _module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + self.strength
+
+
+class Adapter:
+    """A hook that has a state."""
+
+    def __init__(self) -> None:
+        self.factor = 1.5
+
+    def __call__(self, _module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * self.factor + args[0].mean()
+
+
+def added_output(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+    return output + 0.5
+
+
+def added_input(_module: nn.Module, args: Any) -> tuple[torch.Tensor]:
+    return (args[0] * 1.25 + 0.5,)
+
+
+HOOKS: dict[str, Callable[[nn.Module], Any]] = {
+    "output": lambda block: block.register_forward_hook(added_output),
+    "input": lambda block: block.register_forward_pre_hook(added_input),
+    "by name": lambda block: block.register_forward_hook(
+        lambda _m, args, kwargs, output: output + len(args) + len(kwargs), with_kwargs=True
+    ),
+    "input by name": lambda block: block.register_forward_pre_hook(
+        lambda _m, args, kwargs: ((args[0] + 1,), kwargs), with_kwargs=True
+    ),
+    "always": lambda block: block.register_forward_hook(added_output, always_call=True),
+    "an object": lambda block: block.register_forward_hook(Adapter()),
+    "several": lambda block: [
+        block.register_forward_pre_hook(added_input),
+        block.register_forward_hook(Adapter()),
+        block.register_forward_hook(added_output, prepend=True),
+    ],
+}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("kind", HOOKS)
+def test_forward_hooks_of_a_skipped_block_go_along(kind: str, when: str) -> None:
+    net, x = network(), torch.randn(2, 3, 8, 8)
+    plain = network()
+    if when == "before":
+        HOOKS[kind](net.layer1[1])
+    skippable_blocks(net, x)
+    assert net.search_space().size == 2 ** len(BLOCKS)
+    if when == "after":
+        HOOKS[kind](net.layer1[1])
+    space = net.search_space()
+    with torch.no_grad():
+        for subnet in (space.smallest, *space.sample(3, 0), space.largest):
+            net.activate(subnet)
+            active, extracted = net(x), extract(net, subnet)
+            assert torch.equal(extracted(x), active), subnet
+            plain_subnet = copy.deepcopy(extracted)
+            assert torch.equal(plain_subnet(x), active)
+        net.activate(space.smallest)
+        assert (net(x) - skipped_by_hand(plain, BLOCKS, x)).abs().max() > 0.01
+    small = extract(net, space.smallest)
+    assert type(small.layer1[1]) is nn.Identity
+    assert not any(True for _ in small.layer1[1].parameters())
+    assert not small.layer1[2]._forward_hooks
+    extracted_hooks, hooks = small.layer1[1]._forward_hooks, net.layer1[1]._forward_hooks
+    assert list(extracted_hooks) == list(hooks)
+    if kind == "several":
+        check_elastic(net, x)
+
+
+def reads_the_block(module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+    return output * module.conv1.weight.mean()  # type: ignore[union-attr, operator] # of a Block
+
+
+def asks_for_the_class(module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+    return output + 1 if isinstance(module, Block) else output
+
+
+@pytest.mark.parametrize(
+    ("hook", "why"),
+    [
+        (reads_the_block, "fails there: AttributeError"),
+        (asks_for_the_class, "gives another output there"),
+        (None, "fails there: AttributeError"),
+    ],
+)
+def test_a_hook_that_needs_its_block_is_refused(hook: Any, why: str) -> None:
+    net, x = network(), torch.randn(2, 3, 8, 8)
+    if hook is None:
+        net.layer1[1] = Steered(4, 4, 1).eval()
+    else:
+        net.layer1[1].register_forward_hook(hook)
+    skippable_blocks(net, x)
+    space = net.search_space()
+    assert torch.equal(extract(net, space.largest)(x), net(x))
+    with pytest.raises(ElasticityError) as caught:
+        extract(net, space.smallest)
+    assert_clear(caught.value, "'layer1.1' (", "nn.Identity", why, "use nothing of the block")
+    without = space.subnet({**space.smallest, "keep.1": 1})
+    net.activate(without)
+    assert torch.equal(extract(net, without)(x), net(x))
+
+
+def test_a_hook_that_fails_outside_of_a_whole_pass_goes_along() -> None:
+    net, x, seen = network(), torch.randn(2, 3, 8, 8), []
+    net.conv1.register_forward_hook(lambda _m, _args, output: seen.append(output.mean()))
+
+    def hook(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + seen.pop()
+
+    skippable_blocks(net, x, blocks=["layer1.1"])
+    net.layer1[1].register_forward_hook(hook)
+    smallest = net.search_space().smallest
+    net.activate(smallest)
+    assert torch.equal(extract(net, smallest)(x), net(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "normalise",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+    ],
+)
+def test_what_computes_the_weights_of_a_skipped_block_goes_with_it(normalise: Any) -> None:
+    torch.manual_seed(0)
+    net, x = (
+        nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))),
+        torch.rand(1, 3, 4, 4),
+    )
+    for layer in net:
+        normalise(layer)
+    net(x).sum().backward()  # the weights belong to a graph now
+    skippable_blocks(net.eval(), x, blocks=["0", "2"])
+    space = net.search_space()
+    for subnet in (space.smallest, *space.sample(2, 0), space.largest):
+        net.activate(subnet)
+        plain = extract(net, subnet)
+        torch.testing.assert_close(plain(x), net(x))
+        assert [type(m) is nn.Identity for m in plain] == [
+            not subnet["keep.0"], False, not subnet["keep.1"],
+        ]  # fmt: skip
+
+
+def test_hooks_of_what_lies_in_a_skipped_block_do_not_run() -> None:
+    net, x, runs = network(), torch.randn(2, 3, 8, 8), []
+    net.layer1[1].conv1.register_forward_hook(lambda *_: runs.append(1))
+    net.layer1[1].register_full_backward_hook(lambda *_: None)
+    skippable_blocks(net, x)
+    runs.clear()
+    smallest = net.search_space().smallest
+    net.activate(smallest)
+    assert torch.equal(net(x), extract(net, smallest)(x))
+    assert runs == []
+
+
+# Another forward of the instance
+
+
+def test_a_forward_of_the_instance_comes_back() -> None:
+    """Tools such as accelerate and torch.compile set `forward` on an instance."""
+    net, x = network(), torch.randn(2, 3, 8, 8)
+    for block in (net.layer1[1], net.layer2[1]):
+        block.forward = functools.partial(doubled, block)
+    before = net(x)
+    skippable_blocks(net, x, blocks=BLOCKS)
+    space = net.search_space()
+    for subnet in (space.smallest, space.smallest, *space.sample(4, 0)):
+        net.activate(subnet)
+        assert torch.equal(extract(net, subnet)(x), net(x))
+        twin = copy.deepcopy(net)
+        assert torch.equal(twin(x), net(x))
+        twin.activate(space.largest)
+        assert torch.equal(twin(x), before)
+    assert torch.equal(extract(net, space.largest)(x), before)
+    net.activate(space.largest)
+    assert torch.equal(net(x), before)
+    assert [n for n, m in net.named_modules() if "forward" in vars(m)] == ["layer1.1", "layer2.1"]
+    assert twin.layer1[1].forward.args[0] is twin.layer1[1]
+
+
+def doubled(block: Block, x: torch.Tensor) -> torch.Tensor:
+    return 2 * Block.forward(block, x)
+
+
+def test_a_forward_that_is_replaced_while_its_block_is_skipped_is_refused() -> None:
+    net, x = network(), torch.randn(2, 3, 8, 8)
+    skippable_blocks(net, x)
+    net.activate(net.search_space().smallest)
+    inner = net.layer1[1].forward
+    net.layer1[1].forward = lambda x: 2 * inner(x)
+    with pytest.raises(ElasticityError) as caught:
+        net.activate(net.search_space().largest)
+    assert_clear(caught.value, "'layer1.1' of ResNet", "was replaced while", "Activate the largest")
+    net.layer1[1].forward = inner
+    net.activate(net.search_space().largest)
+    assert torch.equal(net(x), network()(x))
