@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -314,10 +315,7 @@ class SubnetSearch:
         """
         from lightning_subnet.search.fit import run_fit
 
-        images = self.plan.settings.calibration_images
-        evaluator = self._evaluator(
-            model, datamodule, dataloaders, train_dataloaders, images=images
-        )
+        evaluator = self._evaluator(model, datamodule, dataloaders, train_dataloaders)
         try:
             session, extractor = run_fit(
                 self.plan, evaluator, progress=progress, on_open=self._keep
@@ -333,13 +331,14 @@ class SubnetSearch:
         self._session = session
 
     def _evaluator(
-        self, model: Any, datamodule: Any, dataloaders: Any, train: Any = None, *, images: int
+        self, model: Any, datamodule: Any, dataloaders: Any, train: Any = None, **changes: Any
     ) -> TrainerEvaluator:
         from lightning_subnet.training.validation.evaluator import TrainerEvaluator
         from lightning_subnet.training.validation.frozen_data import Source
 
+        settings = dataclasses.replace(self.plan.settings, **changes)
+        images = settings.calibration_images
         source = Source(datamodule, dataloaders, train, calibration_images=images)
-        settings = self.plan.settings
         return TrainerEvaluator(
             model, source, trainer=settings.trainer, score=settings.score, checks=settings.checks
         )
@@ -373,7 +372,9 @@ class SubnetSearch:
         if model is not None:
             from lightning_subnet.search.fit import profile_of
 
-            return profile_of(self.plan, self._evaluator(model, datamodule, dataloaders, images=0))
+            nothing: dict[str, Any] = {"score": "network", "checks": False, "calibration_images": 0}
+            evaluator = self._evaluator(model, datamodule, dataloaders, **nothing)
+            return profile_of(self.plan, evaluator)
         if self.plan.space is None:
             msg = "This search has no space: call profile(model, datamodule), or give space=."
             raise SearchError(msg)
