@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
@@ -27,6 +26,7 @@ from lightning_subnet._torch.contexts import (
 )
 from lightning_subnet._torch.formulas import formulas
 from lightning_subnet._torch.inputs import arguments
+from lightning_subnet._torch.stored import attributes
 from lightning_subnet.errors import CostWarning, MeasurementError
 
 _SHOWN = 3  # modules of an operator in a message
@@ -191,7 +191,7 @@ class _Counter(FlopCounterMode):
         self.without: dict[str, list[str]] = {}
         for network in self._networks:
             self._mark([*network.parameters(), *network.buffers()], is_weight=True)
-            self._mark(_attributes(network), is_weight=False)
+            self._mark(attributes(network), is_weight=False)
             self._look_into_scripts(network)
 
     def _look_into_scripts(self, network: nn.Module) -> None:
@@ -332,8 +332,6 @@ class _Running:
 
 
 _OPERANDS = (torch.Tensor, torch.ScriptObject)
-_PLAIN = {bool, int, float, str, set, type(None), OrderedDict}
-_OF_TORCH = ("_parameters", "_buffers", "_modules")
 
 
 def _memory(tensor: torch.Tensor) -> Any:
@@ -342,15 +340,6 @@ def _memory(tensor: torch.Tensor) -> Any:
         return tensor.untyped_storage()
     except NotImplementedError:  # sparse, or of another library
         return tensor
-
-
-def _attributes(network: nn.Module) -> Iterator[torch.Tensor]:
-    """Yield the tensors that modules keep as plain attributes."""
-    for child in network.modules():
-        for name, value in vars(child).items():
-            # isinstance() takes long, and most attributes are of these types.
-            if type(value) not in _PLAIN and name not in _OF_TORCH:
-                yield from (x for x in tree_leaves(value) if isinstance(x, torch.Tensor))
 
 
 def _is_number(x: Any) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.spars
 _CONSTANTS = ("prim::Constant", "prim::ConstantMKLDNNTensor")
 _ONEDNN: Any = torch._mkldnn  # type: ignore[attr-defined] # untyped
 _EXTRA = "_extra_state"
+_PLAIN = {bool, int, float, str, set, type(None), OrderedDict}
+_NO_STATE = ("_parameters", "_buffers", "_modules", "_example_input_array", "example_input_array")
 
 
 def weights(net: nn.Module) -> list[torch.Tensor]:
@@ -58,6 +61,52 @@ def stored(net: nn.Module) -> list[torch.Tensor]:
     return [tensor for _, tensor in _state(net)]
 
 
+def held(net: nn.Module) -> list[torch.Tensor]:
+    """Return the dense tensors that a network keeps in memory.
+
+    These are those of its checkpoint, with the other buffers and the tensors that modules keep as
+    plain attributes. Of weights that are packed copies are returned.
+
+    Example:
+        >>> [x.numel() for x in held(nn.Linear(3, 2))]
+        [6, 2]
+    """
+    kept = [*net.parameters(), *net.buffers(), *attributes(net)]
+    known = {_address(x) for x in kept}
+    kept += [x for _, x in _state(net) if x.ndim and _address(x) not in known]
+    return [
+        torch.empty(part.shape, dtype=part.dtype) if part.layout is _ONEDNN else part
+        for tensor in kept
+        for part in parts(tensor)
+    ]
+
+
+def attributes(net: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the tensors that modules keep as plain attributes; an example of an input is none.
+
+    Example:
+        >>> net = nn.ReLU()
+        >>> net.masks = [torch.ones(3)]
+        >>> list(attributes(net))
+        [tensor([1., 1., 1.])]
+    """
+    for child in net.modules():
+        for name, value in vars(child).items():
+            # isinstance() takes long, and most attributes are of these types.
+            if type(value) not in _PLAIN and name not in _NO_STATE:
+                yield from (x for x in tree_leaves(value) if isinstance(x, torch.Tensor))
+
+
+def parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Return the tensors that one consists of: itself if it is dense.
+
+    Example:
+        >>> [x.shape for x in parts(torch.eye(3).to_sparse())]
+        [torch.Size([3]), torch.Size([2, 3])]
+    """
+    return [*_parts(tensor, indices=True)]
+
+
 def _state(net: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         if isinstance(tensor, (UninitializedBuffer, UninitializedParameter)):
@@ -75,9 +124,11 @@ def _state(net: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             "of your own."
         )
         raise MeasurementError(msg) from error
+    own = dict(net.named_buffers(remove_duplicate=False))
     for name, value in state.items():
         for tensor in _tensors(value):
-            yield name, tensor
+            # What another library holds has no memory to know it by in a state.
+            yield name, own.get(name, tensor) if tensor.layout is _ONEDNN else tensor
     for name, child in net.named_modules():
         if isinstance(child, torch.jit.ScriptModule) and hasattr(child, "inlined_graph"):
             for tensor in _constants(child):
@@ -177,6 +228,8 @@ def _by_memory(tensors: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
 
 
 def _address(tensor: torch.Tensor) -> int:
+    if tensor.layout in (torch.sparse_coo, *_COMPRESSED):
+        return _address(parts(tensor)[0])
     if inner := _inner(tensor):
         return _address(inner[0])
     try:

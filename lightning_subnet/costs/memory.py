@@ -15,8 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_subnet._checks import checked_int
-from lightning_subnet._torch.contexts import collection_paused, plain_attention, random_state
+from lightning_subnet._torch.contexts import (
+    collection_paused,
+    default_type,
+    default_types,
+    plain_attention,
+    random_state,
+)
 from lightning_subnet._torch.inputs import arguments, batched, described
+from lightning_subnet._torch.stored import held, parts
 from lightning_subnet.costs.counts import remembered
 from lightning_subnet.costs.device import usable_device
 from lightning_subnet.elasticity.extraction import extract
@@ -29,7 +36,8 @@ from lightning_subnet.study.measures import Measure
 class PeakMemory:
     """Megabytes (10^6 bytes) at the peak of one forward pass of the extracted subnet: exact.
 
-    The weights and buffers, the input, and the tensors that are alive at once count, in inference
+    The weights and buffers, packed and sparse ones as they are, other tensors that modules keep,
+    the input, and the tensors that are alive at once count, in inference
     mode. A tensor lives from the operator that makes it to the moment when nothing holds
     it any more: the input of a residual block until the sum. Views and in-place results share the
     memory of their origin and count once.
@@ -112,8 +120,17 @@ def peak_bytes(net: nn.Module, inputs: tuple[Any, ...]) -> int:
     # Nothing inside the fast path of attention is seen.
     with plain_attention(), torch.inference_mode(), collection_paused():
         inputs, _ = arguments(net, inputs)
-        storages = _storages_of([*net.parameters(), *net.buffers(), *tree_leaves(inputs)])
-        return _PEAKS[device.type](net, inputs, storages)
+        kept = held(net)  # of packed weights these are copies, which must stay
+        storages = _storages_of([*kept, *tree_leaves(inputs)])
+        first: Exception | None = None
+        for dtype in default_types(net):
+            try:
+                with default_type(dtype):
+                    return _PEAKS[device.type](net, inputs, storages)
+            except Exception as error:
+                first = first or error
+        assert first is not None, "there is a type"
+        raise first
 
 
 def _on_cpu(net: nn.Module, inputs: tuple[Any, ...], storages: list[torch.UntypedStorage]) -> int:
@@ -146,7 +163,8 @@ _PEAKS: dict[str, Callable[..., int]] = {"cpu": _on_cpu, "cuda": _on_cuda}
 
 def _storages_of(items: Iterable[Any]) -> list[torch.UntypedStorage]:
     """Return the storages of the tensors among some items, each once."""
-    storages = (x.untyped_storage() for x in items if isinstance(x, torch.Tensor))
+    dense = (part for x in items if isinstance(x, torch.Tensor) for part in parts(x))
+    storages = (x.untyped_storage() for x in dense)
     return list({storage._cdata: storage for storage in storages}.values())
 
 

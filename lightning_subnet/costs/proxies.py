@@ -16,7 +16,7 @@ from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.measures import Measure
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ def log_flow(net: nn.Module, inputs: tuple[Any, ...]) -> float:
         inputs: Positional arguments; floating tensors are replaced by ones, others kept.
 
     Raises:
-        ValueError: The flow is 0 or infinite.
+        ValueError: The flow is 0 or infinite, or weights have no gradient as they are quantised.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 1, bias=False))
@@ -98,6 +98,9 @@ def log_flow(net: nn.Module, inputs: tuple[Any, ...]) -> float:
     """
     net = net.to("cpu", torch.float64).eval()
     with torch.no_grad():
+    if len(weights(net)) > len(list(net.parameters())):
+        msg = "it has quantised layers, whose weights have no gradient"
+        raise ValueError(msg)
         for parameter in net.parameters():
             parameter.abs_()
     for parameter in net.parameters():
@@ -113,14 +116,14 @@ def log_flow(net: nn.Module, inputs: tuple[Any, ...]) -> float:
         else x
         for x in inputs
     )
-    with torch.enable_grad():
+    with torch.enable_grad(), default_type(torch.float64):
         out = net(*ones)
-        weights = [p for p in net.parameters() if p.ndim > 1]
+        matrices = [p for p in net.parameters() if p.ndim > 1]
         total = torch.stack([x.sum() for x in _tensors(out)]).sum()
-        gradients = torch.autograd.grad(total, weights, allow_unused=True)
+        gradients = torch.autograd.grad(total, matrices, allow_unused=True)
     flow = sum(
         float((p.detach() * g).abs().sum())
-        for p, g in zip(weights, gradients, strict=True)
+        for p, g in zip(matrices, gradients, strict=True)
         if g is not None
     )
     if not 0 < flow < math.inf:
@@ -131,6 +134,4 @@ def log_flow(net: nn.Module, inputs: tuple[Any, ...]) -> float:
 
 def _tensors(out: Any) -> list[torch.Tensor]:
     """Return the floating tensors of an output."""
-    items = out.values() if isinstance(out, dict) else out
-    items = [items] if isinstance(items, torch.Tensor) else items
-    return [x for x in items if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    return [x for x in named_outputs(out).values() if x.is_floating_point()]

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils.mkldnn import to_mkldnn
 
-from lightning_subnet._torch.stored import n_bytes, n_elements, stored, weights
+from lightning_subnet._torch.stored import held, n_bytes, n_elements, stored, weights
 from lightning_subnet.errors import MeasurementError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(torch.ao|quant|script_method|jit|Sparse CSR)")
@@ -171,3 +171,14 @@ def test_what_has_no_size_is_refused() -> None:
 
     with pytest.raises(MeasurementError, match=r"state_dict\(\) of Odd .*no state today"):
         stored(Odd(2, 3))
+
+
+def test_what_is_held_in_memory() -> None:
+    net = nn.Linear(4, 2)
+    net.mask, net.example_input_array = torch.ones(7), torch.ones(100)
+    net.register_buffer("scratch", torch.zeros(5), persistent=False)
+    assert [x.numel() for x in held(net)] == [8, 2, 5, 7]
+    quantised = quantize_dynamic(nn.Sequential(nn.Linear(4, 2)), {nn.Linear})
+    assert n_bytes(held(quantised)) == 8 + 2 * 4
+    assert [x.numel() for x in held(nn.ParameterList([torch.eye(3).to_sparse()]))] == [3, 6]
+    assert n_bytes(held(to_mkldnn(nn.Sequential(nn.Linear(4, 2).eval())))) == 40

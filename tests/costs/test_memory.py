@@ -88,6 +88,40 @@ def test_buffers_and_types_count() -> None:
     assert peak_bytes(half, (torch.zeros(1, 10),)) == 2 * (200 + 30)
 
 
+class Weighted(nn.Module):
+    """A function of a weight and an input."""
+
+    def __init__(self, fn: Any, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.fn, self.weight = fn, nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fn(self.weight, x)
+
+
+@pytest.mark.filterwarnings("ignore:.*(torch.ao|quant|jit|script_method)")
+def test_weights_of_other_forms_count_as_they_are_kept() -> None:
+    x = torch.zeros(1, 64)
+    io = FLOAT * (64 + 64)
+    linear = nn.Sequential(nn.Linear(64, 64)).eval()
+    assert peak_bytes(linear, (x,)) == FLOAT * (64 * 64 + 64) + io
+    quantised = torch.ao.quantization.quantize_dynamic(linear, {nn.Linear})
+    assert peak_bytes(quantised, (x,)) == 64 * 64 + FLOAT * 64 + io
+    frozen = torch.jit.freeze(torch.jit.script(linear))
+    assert peak_bytes(frozen, (x,)) == FLOAT * (64 * 64 + 64) + io
+    sparse = Weighted(lambda w, x: torch.sparse.mm(w, x.t()), torch.eye(64).to_sparse())
+    assert peak_bytes(sparse, (x,)) == 64 * FLOAT + 2 * 64 * 8 + io
+    masked = Weighted(lambda w, x: x @ w, torch.zeros(64, 64))
+    masked.mask = torch.ones(10)
+    assert peak_bytes(masked, (x,)) == FLOAT * (64 * 64 + 10) + io
+
+
+def test_tensors_that_a_network_makes_have_the_type_of_its_weights() -> None:
+    net = Weighted(lambda w, x: (x * torch.ones(8)) @ w, torch.zeros(8, 8, dtype=torch.bfloat16))
+    assert peak_bytes(net, (torch.zeros(1, 8),)) == 2 * (64 + 8 + 8 + 8)
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_attention_is_taken_apart_and_the_fast_path_is_left_as_it_was() -> None:
     layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
     assert torch.backends.mha.get_fastpath_enabled()

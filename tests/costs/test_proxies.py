@@ -45,6 +45,54 @@ def test_normalisation_is_passed_by_and_the_input_does_not_matter() -> None:
     assert log_flow(net, (torch.randn(1, 5),)) == pytest.approx(by_paths(*weights), rel=1e-12)
 
 
+class Outputs(nn.Module):
+    """Two layers, whose outputs come in some structure."""
+
+    def __init__(self, join: Any) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, n, bias=False) for n in (3, 2)])
+        self.join = join
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.join(*(layer(x) for layer in self.layers))
+
+
+def test_all_outputs_count_however_they_are_nested() -> None:
+    joins = [
+        lambda a, b: torch.cat([a, b], 1),
+        lambda a, b: (a, b),
+        lambda a, b: {"logits": a, "hidden": [b]},
+        lambda a, b: (a, {"hidden": (b,)}, None),
+    ]
+    for join in joins:
+        net = Outputs(join)
+        total = sum(float(p.double().abs().sum()) for p in net.parameters())
+        assert log_flow(net, (torch.zeros(1, 4),)) == pytest.approx(math.log(total))
+
+
+def test_rms_norms_are_passed_by_and_tensors_are_made_in_double_precision() -> None:
+    first, last = nn.Linear(4, 3, bias=False), nn.Linear(3, 2, bias=False)
+    expected = by_paths(first.weight, last.weight)
+    net = nn.Sequential(first, nn.RMSNorm(3), last)
+    assert log_flow(net, (torch.zeros(1, 4),)) == pytest.approx(expected)
+
+    class Masked(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.ones(1, self.in_features) @ self.weight.T
+
+    assert log_flow(Masked(4, 3, bias=False), (torch.zeros(1, 4),))
+
+
+@pytest.mark.filterwarnings("ignore:.*(torch.ao|quant)")
+def test_quantised_layers_are_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    half = torch.ao.quantization.quantize_dynamic(
+        net, {"1": torch.ao.quantization.default_dynamic_qconfig}
+    )
+    with pytest.raises(ValueError, match="quantised"):
+        log_flow(half, (torch.zeros(1, 4),))
+
+
 def test_a_frozen_copy_counts_what_runs() -> None:
     torch.manual_seed(0)
     net = ElasticMlp()
