@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_subnet._torch.contexts import random_state
+from lightning_subnet._torch.contexts import default_type, random_state
+from lightning_subnet._torch.outputs import named_outputs
+from lightning_subnet._torch.stored import weights
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.space.subnet import Subnet
@@ -27,8 +29,8 @@ class SynFlow:
     of ones, R is the sum of the outputs; the flow is the sum over all weights w of `|w dR/dw|`, in
     double precision. It grows by orders of magnitude from subnet to subnet, hence the logarithm,
     which keeps the order. It ranks subnets by how freely signals pass, not by what they have
-    learnt, so validate the front. Of a network that cannot be sliced all weights are in the copy,
-    and those that rest have no gradient, so they add nothing.
+    learnt, so validate the front. Of a network without `extract` all weights are in the copy, and
+    those that rest have no gradient, so they add nothing.
 
     Args:
         input: A tensor or a tuple of positional arguments; only the shapes of floating tensors
@@ -96,11 +98,11 @@ def log_flow(net: nn.Module, inputs: tuple[Any, ...]) -> float:
         >>> round(math.exp(log_flow(net, (torch.zeros(1, 2),))))  # R = 2 * 3 * 4, once a layer
         48
     """
-    net = net.to("cpu", torch.float64).eval()
-    with torch.no_grad():
     if len(weights(net)) > len(list(net.parameters())):
         msg = "it has quantised layers, whose weights have no gradient"
         raise ValueError(msg)
+    net = net.to("cpu", torch.float64).eval()
+    with torch.no_grad():
         for parameter in net.parameters():
             parameter.abs_()
     for parameter in net.parameters():
