@@ -6,15 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
 from lightning_subnet._torch.contexts import random_state, shadowed
 from lightning_subnet._torch.macs import count_macs
 from lightning_subnet._torch.stored import n_bytes, n_elements, stored, weights
-from lightning_subnet.elasticity.extraction import extract
+from lightning_subnet.costs.weight_counts import counter_of
+from lightning_subnet.elasticity.extraction import extract, own_or_frozen
 from lightning_subnet.elasticity.protocol import Elastic, activated, elastic_part
+from lightning_subnet.elasticity.slicing.counting import Used
 from lightning_subnet.errors import MeasurementError, SearchError
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.measures import Measure
@@ -29,9 +31,8 @@ class Count:
         count: Called with the model, a subnet and the sample; it leaves the model as it was.
         unit: The unit.
         needs_sample: Whether it counts in a forward pass of the model.
-
-    Attributes:
-        of_model: It is bound to the model around the elastic part; see `resolve`.
+        takes_sample: Whether it does so where the elastic part has no `extract` and there is one.
+        of_model: Whether it is bound to the model around the elastic part; see `resolve`.
 
     Example:
         >>> import torch
@@ -46,8 +47,8 @@ class Count:
     count: Callable[[nn.Module, Subnet, Any], float]
     unit: str = ""
     needs_sample: bool = False
-
-    of_model: ClassVar[bool] = True
+    takes_sample: bool = False
+    of_model: bool = True
 
     def bind(self, elastic: nn.Module, example_input: Any) -> Measure:
         """Return the measure of one model.
@@ -86,12 +87,31 @@ def _macs(model: nn.Module, subnet: Subnet, sample: Any) -> float:
         return count_macs(model, sample)
 
 
-def _params(model: nn.Module, subnet: Subnet, _: Any) -> float:
-    return n_elements(weights(extract(_part(model), subnet)))
+def _params(model: nn.Module, subnet: Subnet, sample: Any) -> float:
+    part = _part(model)
+    if (used := _used(part, subnet, sample)) is not None:
+        return sum(x.numel for x in used if x.parameter)
+    return n_elements(weights(own_or_frozen(part, subnet)))
 
 
-def _size_mb(model: nn.Module, subnet: Subnet, _: Any) -> float:
-    return n_bytes(stored(extract(_part(model), subnet))) / 1e6
+def _size_mb(model: nn.Module, subnet: Subnet, sample: Any) -> float:
+    part = _part(model)
+    if (used := _used(part, subnet, sample)) is not None:
+        return sum(x.numel * x.itemsize for x in used if x.persistent) / 1e6
+    return n_bytes(stored(own_or_frozen(part, subnet))) / 1e6
+
+
+def _used(part: nn.Module, subnet: Subnet, sample: Any) -> list[Used] | None:
+    """Return what slicing keeps of a network without `extract`; None if it has one, or keeps all.
+
+    Each subnet would take seconds to slice.
+    """
+    if sample is None:
+        sample = getattr(part, "example_input_array", None)
+    if sample is None or callable(getattr(part, "extract", None)):
+        return None
+    counter = counter_of(part, sample)
+    return None if counter.refusal is not None else [*counter(subnet).values()]
 
 
 def _part(model: nn.Module) -> nn.Module:
@@ -103,11 +123,12 @@ def _part(model: nn.Module) -> nn.Module:
 MACS = Count("macs", _macs, "MAC", needs_sample=True)
 """Multiply-accumulates for the sample, of the extracted subnet if the network can be sliced."""
 
-PARAMS = Count("params", _params)
+PARAMS = Count("params", _params, takes_sample=True, of_model=False)
 """Weights of the extracted subnet, those that are shared once; those that quantised layers pack
-count as well. Of a frozen copy they are those of the super-network."""
+count as well. Of a network without `extract` they are those that slicing keeps, for which it needs
+a sample; of a frozen copy they are those of the super-network."""
 
-SIZE_MB = Count("size_mb", _size_mb, "MB")
+SIZE_MB = Count("size_mb", _size_mb, "MB", takes_sample=True, of_model=False)
 """What a checkpoint of the extracted subnet holds, in 10^6 bytes: parameters, persistent buffers,
 packed weights with their scales, and tensors of an extra state, in their types, each piece of
 memory once."""

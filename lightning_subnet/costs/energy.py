@@ -130,7 +130,7 @@ class Energy:
             try:
                 torch.set_num_threads(self.threads or before)
                 with random_state():
-                    net = extract(elastic, subnet).to(device)
+                    net = extract(elastic, subnet, inputs, only="example").to(device)
                     return per_pass(net, inputs, counter, self.window, self.windows)
             except Exception as error:
                 msg = f"Energy of {subnet!r:.120} on {described(inputs)} failed: {error}"
@@ -141,7 +141,10 @@ class Energy:
         tensors = [*elastic.named_parameters(), *elastic.named_buffers()]
         shapes = [[name, [*t.shape], str(t.dtype)] for name, t in tensors]
         how = [_PROTOCOL, self.batch_size, self.threads, float(self.window), self.windows]
-        rest = digest([shapes, code_fingerprint(elastic), described(inputs), how])
+        what = [shapes, code_fingerprint(elastic), described(inputs), how]
+        if not callable(getattr(elastic_part(elastic), "extract", None)):
+            what.append("sliced")  # earlier versions ran all weights of such a network
+        rest = digest(what)
         fingerprint = f"{self.name}: {describe_device(self.device)}, {rest}"
         return Measure(self.name, energies, "mJ", fingerprint=fingerprint)
 

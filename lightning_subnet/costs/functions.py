@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet.costs.counts import remembered
-from lightning_subnet.elasticity.extraction import extract
+from lightning_subnet.elasticity.extraction import own_or_frozen
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.measures import Measure
@@ -50,7 +50,9 @@ class OfNetworks:
         def value(subnet: Subnet) -> Any:
             try:
                 with random_state():  # extraction draws, and the function may
-                    return _number(self.fn(extract(elastic, subnet), sample), pair=not self.exact)
+                    return _number(
+                        self.fn(own_or_frozen(elastic, subnet), sample), pair=not self.exact
+                    )
             except Exception as error:
                 msg = f"{self.name} of {subnet!r:.120} failed: {type(error).__name__}: {error}"
                 raise MeasurementError(msg) from error

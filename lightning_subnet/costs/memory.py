@@ -92,7 +92,8 @@ class PeakMemory:
         def peak_mb(subnet: Subnet) -> float:
             try:
                 with random_state():  # the plain network is initialised first
-                    return peak_bytes(extract(elastic, subnet).to(device), inputs) / 1e6
+                    net = extract(elastic, subnet, inputs, only="example").to(device)
+                    return peak_bytes(net, inputs) / 1e6
             except Exception as error:
                 msg = (
                     f"{subnet!r:.200} failed on an input of {described(inputs)} on {device} in "

@@ -13,7 +13,7 @@ from torch import nn
 from lightning_subnet._torch.contexts import default_type, random_state
 from lightning_subnet._torch.outputs import named_outputs
 from lightning_subnet._torch.stored import weights
-from lightning_subnet.elasticity.extraction import extract
+from lightning_subnet.elasticity.extraction import own_or_frozen
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.measures import Measure
@@ -72,7 +72,7 @@ class SynFlow:
                 if subnet not in flows:
                     try:
                         with random_state():  # the plain network is initialised first
-                            flows[subnet] = log_flow(extract(elastic, subnet), inputs)
+                            flows[subnet] = log_flow(own_or_frozen(elastic, subnet), inputs)
                     except Exception as error:
                         msg = f"SynFlow of {subnet!r:.100} failed: {error}"
                         # Where not even one worked, none does.

@@ -204,7 +204,10 @@ class _Binding:
             raise self.without_network(measure.name)
         of_model = getattr(measure, "of_model", False) and self.runs
         sample = getattr(measure, "input", None)
-        if sample is None and getattr(measure, "needs_sample", True):
+        needs_sample = getattr(measure, "needs_sample", True)
+        if getattr(measure, "takes_sample", False):  # to see what slicing keeps
+            needs_sample = needs_sample or not callable(getattr(self.part, "extract", None))
+        if sample is None and needs_sample:
             sample = self.sample if of_model else self.sample_of_part
         return measure.bind(self.model if of_model else self.part, sample)
 

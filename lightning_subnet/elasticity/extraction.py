@@ -107,6 +107,19 @@ def frozen_copy(module: nn.Module, subnet: Subnet, reason: str = "") -> nn.Modul
     return frozen.eval()  # type: ignore[no-any-return] # a module
 
 
+def own_or_frozen(module: nn.Module, subnet: Subnet) -> nn.Module:
+    """Return a subnet as the `extract` of its super-network gives it, or a frozen copy.
+
+    For what needs neither true sizes nor an example input.
+
+    Args:
+        module: A super-network, or a module with one elastic descendant.
+        subnet: The subnet.
+    """
+    own = callable(getattr(elastic_part(module), "extract", None))
+    return extract(module, subnet) if own else frozen_copy(module, subnet)
+
+
 class _Kept:
     """Takes the slices that a frozen copy keeps again, when its weights are others.
 

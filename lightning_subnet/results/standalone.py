@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
@@ -44,9 +45,10 @@ def standalone(
     try:
         # The super-network itself has the training step: of its class there must be a copy.
         whole = part is model
-        plain: Any = (
-            extractor(subnet, whole=whole) if extractor else _compared(part, subnet, calls, whole)
-        )
+        extracted = extractor or partial(_compared, part, calls=calls)
+        plain: Any = extracted(subnet, whole=whole)
+        if getattr(plain, "untrainable_because", None) is not None:
+            plain = extracted(subnet, whole=True)
         module: Any = plain if part is model else detached_copy(model, {id(part): plain})
     except SubnetError:
         raise
@@ -67,7 +69,7 @@ def standalone(
     return module  # type: ignore[no-any-return] # a copy of the model
 
 
-def _compared(part: Any, subnet: Subnet, calls: Sequence[Call], whole: bool) -> nn.Module:
+def _compared(part: Any, subnet: Subnet, *, calls: Sequence[Call], whole: bool) -> nn.Module:
     """Return a subnet of a super-network; outputs have been compared if there is an input.
 
     Args:

@@ -169,11 +169,13 @@ def test_a_sample_is_asked_for_once_and_only_where_one_is_needed() -> None:
         calls.append(1)
         return ROWS
 
-    with_input = PeakMemory(input=ROWS)
-    assert set(resolve(net, [with_input], ["params", "size_mb"], never)) == {
+    with_input = PeakMemory(input=torch.zeros(1, 1, 8, 8))
+    assert set(resolve(TINY, [with_input], ["params", "size_mb"], never)) == {
         "peak_memory_mb", "params", "size_mb",
     }  # fmt: skip
-    resolve(net, [PeakMemory(), shape], ["macs", "latency_ms"], sample)
+    assert calls == []
+    # A network without extract() is sliced to know what a subnet holds.
+    resolve(net, [PeakMemory(), shape], ["macs", "latency_ms", "params", "size_mb"], sample)
     assert calls == [1]
 
 

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from numbers import Real
 from typing import Any
 
@@ -26,9 +26,9 @@ from lightning_subnet.costs.latency.timing import (
     torch_threads,
     undisturbed,
 )
-from lightning_subnet.costs.runtimes.base import Conditions, ForwardPass
+from lightning_subnet.costs.runtimes.base import TRUE, Conditions, ForwardPass
 from lightning_subnet.costs.runtimes.registry import make
-from lightning_subnet.elasticity.extraction import extract
+from lightning_subnet.elasticity.extraction import detached_copy, extract
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import ExportError, MeasurementError, ObjectiveError
 from lightning_subnet.space.subnet import Subnet
@@ -125,6 +125,7 @@ class Bench:
         threads = settings.threads or torch.get_num_threads()
         self.conditions = Conditions(self.device, threads, precision, graph)
         self._cast = cast is not None  # else networks stay as they are
+        self.dtype = TRUE.get(precision, torch.float32) if self._cast else None
 
     def __str__(self) -> str:
         conditions = self.conditions
@@ -257,9 +258,21 @@ class Meter:
             for forward in passes:
                 forward.release()
 
+    @cached_property
+    def _castable(self) -> nn.Module:
+        """The super-network, or a copy in the precision of the bench.
+
+        Slicing fixes the types of tensors that a network makes on the way.
+        """
+        part = elastic_part(self.elastic)
+        dtype = self.bench.dtype
+        if dtype is None or callable(getattr(part, "extract", None)):
+            return self.elastic
+        return detached_copy(part, {}).to(dtype)  # type: ignore[no-any-return] # a module
+
     def _prepare(self, subnet: Subnet) -> ForwardPass:
         def plain() -> nn.Module:
-            return extract(self.elastic, subnet)
+            return extract(self._castable, subnet, self.bench.inputs, only="example")
 
         return self.bench.prepare(plain, repr(subnet), must=subnet == self.largest)
 

@@ -57,9 +57,9 @@ class LatencyMeasure(Measure):
 class Latency(TimingSettings):
     """Milliseconds of one forward pass of the extracted subnet, on the runtime that it ships to.
 
-    It is the time of what `extract` returns, in inference mode: for a network that cannot be sliced
-    of a frozen copy (`sliced=False`), which is often as slow as the super-network. Inputs are in
-    place: no copy is timed. `runtime` is one of
+    It is the time of what `extract` returns for the input, in inference mode: for a network that
+    cannot be sliced of a frozen copy (`sliced=False`), which is often as slow as the super-network.
+    Inputs are in place: no copy is timed. `runtime` is one of
 
     - `"eager"`: torch as it is.
     - `"compile"`: `torch.compile` of each subnet by itself, which costs seconds to minutes a subnet
@@ -139,7 +139,10 @@ class Latency(TimingSettings):
         with activated(elastic, elastic_part(elastic).search_space().largest):
             layers = re.sub("0x[0-9a-f]+", "", repr(elastic))  # strides, which no shape tells
         effort = [float(x) for x in (_PROTOCOL, self.repeats, self.seconds, self.tolerance)]
-        rest = digest([shapes, layers, code_fingerprint(elastic), described(inputs), effort])
+        what = [shapes, layers, code_fingerprint(elastic), described(inputs), effort]
+        if not callable(getattr(elastic_part(elastic), "extract", None)):
+            what.append("sliced")  # earlier versions timed all weights of such a network
+        rest = digest(what)
         basis = f"{describe_device(self.device)}, {bench}, batch {self.batch_size}, {rest}"
         scale = _Scale(self, self._meter(bench, elastic, basis))
         return LatencyMeasure(

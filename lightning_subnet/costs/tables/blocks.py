@@ -131,14 +131,14 @@ class Tracer:
 
     def _calls(self, subnet: Subnet, samples: Sequence[Any]) -> list[dict[str, _BlockCall]]:
         """Return the calls of blocks by place, for each sample."""
-        with random_state():  # the plain network is initialised first
-            net = extract(self.elastic, subnet)
-        if not getattr(net, "sliced", False):
+        if not callable(getattr(elastic_part(self.elastic), "extract", None)):
             msg = (
                 f"{type(self.elastic).__name__} has no extract(subnet), so its blocks do not "
                 "show which subnet is in force. Use LatencyPredictor.fit(model, latency)."
             )
             raise MeasurementError(msg)
+        with random_state():  # the plain network is initialised first
+            net = extract(self.elastic, subnet)
         names = {module: name for name, module in net.named_modules()}
         modules = [m for _, m in blocks_of(net)] if self.choose is None else [*self.choose(net)]
         calls: list[dict[str, _BlockCall]] = []

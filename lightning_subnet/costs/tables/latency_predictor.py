@@ -25,7 +25,7 @@ from lightning_subnet.costs.tables.files import (
     device_of,
     settings_of,
 )
-from lightning_subnet.elasticity.extraction import extract
+from lightning_subnet.elasticity.extraction import own_or_frozen
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.predictors._sklearn import one_thread
@@ -265,7 +265,7 @@ def _sample(space: SearchSpace, n: int, rng: np.random.Generator) -> Indices:
 def _network(elastic: Any, space: SearchSpace) -> str:
     """Return a hash of the shapes of the largest subnet."""
     with random_state():  # the plain network is initialised first
-        state = extract(elastic, space.largest).state_dict()
+        state = own_or_frozen(elastic, space.largest).state_dict()
     return digest([[name, [*x.shape], str(x.dtype)] for name, x in state.items()])
 
 

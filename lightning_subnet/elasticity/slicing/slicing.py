@@ -144,7 +144,6 @@ class _Slicing:
         yield [None] * len(self.tensors)
 
     def _sliced(self, sizes: list[Any], *, training: bool) -> SlicedNetwork:
-        expected = self._outputs(self.net, self.tensors)
         graphs = {False: self._graph(sizes, training=False)}
         parts = graphs[False].parts()
         refusal: str | None = "it was extracted for eval mode alone"
@@ -164,6 +163,7 @@ class _Slicing:
             {mode: graph.sizes for mode, graph in graphs.items()}, programs, refusal,
         )  # fmt: skip
         plain = _built(recipe, weights, graphs[False].device)
+        expected = self._outputs(self.net, self.tensors)
         self._compare(plain, self.tensors, expected)
         if True in programs and (refusal := self._gap_in_training(plain)) is not None:
             recipe = replace(recipe, programs={False: programs[False]}, refusal=refusal)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import time
@@ -30,7 +31,8 @@ USUAL = "eef694b91839096806d2de76049fc318"  # of one network, one input and the 
 class Observed(SubnetMixin, nn.Module):
     """Runs on a frozen copy, so what its forward passes meet is kept on the class.
 
-    It sleeps `ms` ms, times a factor that grows with every call of any copy by `growth`.
+    It decides by values, so it cannot be sliced, which would leave out that it sleeps. It sleeps
+    `ms` ms, times a factor that grows with every call of any copy by `growth`.
     """
 
     met: list[dict[str, Any]]
@@ -52,6 +54,8 @@ class Observed(SubnetMixin, nn.Module):
         self.ms = subnet["ms"]
 
     def forward(self, x: torch.Tensor, *more: Any) -> torch.Tensor:
+        if x.isnan().any():
+            raise ValueError("not a number")
         self.met.append(
             {
                 "threads": torch.get_num_threads(),
@@ -379,6 +383,7 @@ def test_fingerprints_are_those_of_earlier_versions(
         nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
         space=SearchSpace(scale=[1, 2]),
         activate=lambda net, subnet: setattr(net, "scale", subnet["scale"]),
+        extract=lambda net, subnet: copy.deepcopy(net),
     )
     runtime = settings.get("runtime", "")
     versions = {}
