@@ -18,7 +18,7 @@ from lightning_subnet._torch.contexts import evaluating, random_state
 from lightning_subnet._torch.fingerprints import hashed
 from lightning_subnet._torch.inputs import arguments, cloned
 from lightning_subnet._torch.outputs import Difference, difference, named_outputs
-from lightning_subnet.elasticity.ends import Costs, ends_message, ends_of, groups_of
+from lightning_subnet.elasticity.ends import Costs, Excess, ends_message, ends_of, groups_of
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.parity import Call, check_parity
 from lightning_subnet.elasticity.protocol import activated, elastic_part
@@ -34,6 +34,7 @@ _VALUES = 4  # of each such family, beside that of the subnet in its middle
 _ALONE = 24  # choices of a list whose costs are compared one by one
 _CLEARLY = 1.5  # how many times the first of ascending numbers costs the last if it is a mistake
 _ALL_PAIRS = 6  # of so few subnets each follows each other one
+_GLANCE = 480  # characters of a message
 _REPEATED = 1e-6  # what kernels may differ by from one run to the next, as a share
 
 
@@ -84,12 +85,21 @@ def check_elastic(module: nn.Module, example_input: Any, *, seed: int = 0) -> No
             subnets = _cover(space, seed)
             references = _check_runs(runner, state, subnets)
             if problems := _Families(runner, space, subnets[2:], seed).problems():
-                raise ElasticityError("\n".join(problems[:3]))
+                raise ElasticityError(_joined(problems))
             _check_orders(runner, references, seed)
             _check_extraction(runner, subnets)
             runner.run(subnets[0])
             state.check(subnets[0])
             state.check_noted(subnets[0])
+
+
+def _joined(problems: list[str]) -> str:
+    """Return the first problems, one a line, as many as are read at a glance."""
+    lines = problems[:1]
+    for problem in problems[1:3]:
+        if sum(map(len, lines)) + len(problem) < _GLANCE:
+            lines.append(problem)
+    return "\n".join(lines)
 
 
 class _Runner:
@@ -266,11 +276,8 @@ class _Families:
             problems += [] if base is None else self._check(name, base, "")
         if problems:
             return problems
-        messages = (self._upside_down(places) for places in self._units())
-        problems = [text for text in messages if text]
-        if not problems and (message := ends_message(space, self._runner.costs)):
-            problems = [message]
-        return problems or self._elsewhere()
+        message = self._upside_down() or ends_message(space, self._runner.costs)
+        return [message] if message else self._elsewhere()
 
     def _elsewhere(self) -> list[str]:
         """Return messages about choices around the smallest subnet and around random ones."""
@@ -283,7 +290,7 @@ class _Families:
         problems: list[str] = []
         for around in (smallest, randoms):
             for name, subnet in around:
-                if left <= 0 or len(problems) > 2:  # noqa: PLR2004 - as many as are shown
+                if left <= 0 or len(problems) > 1:
                     break
                 before = len(self._digests)
                 problems += self._check(name, subnet, f" around {_named(space, subnet)}", rng)
@@ -373,24 +380,36 @@ class _Families:
         types = {type(value) for value in choice.values}
         return types <= {int, float} and choice.ascends
 
-    def _upside_down(self, places: tuple[int, ...]) -> str | None:
-        """Return a message if the last values of choices cost less than their first."""
-        space, names = self._space, [self._space.names[j] for j in places]
-        bases = [space.largest] if len(places) > 1 else [space.largest, self._base(names[0])]
-        rows = [space.indices([base]) for base in bases if base is not None]
-        ends = next((e for row in rows if (e := ends_of(space, places, row))), None)
-        excess = None if ends is None else self._runner.costs.excess(*ends)
-        if excess is None or (
-            all(map(self._is_plain, places)) and excess.first < _CLEARLY * excess.last
-        ):
+    def _upside_down(self) -> str | None:
+        """Return a message about choices whose last value costs less than their first."""
+        wrong: list[str] = []
+        costs: list[Excess] = []
+        for places in self._units():
+            if excess := self._excess(places):
+                wrong += [self._space.names[j] for j in places]
+                costs.append(excess)
+        if not wrong:
             return None
-        values = space.values[names[0]]
+        values, excess = self._space.values[wrong[0]], costs[0]
         return (
-            f"The order of {listed(names, 3)} is upside down: with the last value, {values[-1]!r}, "
+            f"The order of {listed(wrong, 3)} is upside down: with the last value, {values[-1]!r}, "
             f"the network costs {excess.last:,} {excess.unit}, and with the first, {values[0]!r}, "
             f"{excess.first:,}; the largest subnet takes the last. Go from the smallest network to "
             f"the largest: Choice({list(reversed(values))!r:.60}, ordered=True); or ordered=False."
         )
+
+    def _excess(self, places: tuple[int, ...]) -> Excess | None:
+        """Return the costs if choices cost less at their last values than at their first."""
+        space = self._space
+        bases = [space.largest]
+        if len(places) == 1 and (base := self._base(space.names[places[0]])):
+            bases.append(base)  # the largest may lack the choice
+        pairs = (ends_of(space, places, space.indices([base])) for base in bases)
+        ends = next((pair for pair in pairs if pair), None)
+        excess = None if ends is None else self._runner.costs.excess(*ends)
+        if excess and all(map(self._is_plain, places)) and excess.first < _CLEARLY * excess.last:
+            return None
+        return excess
 
 
 def _listed(values: list[Value]) -> str:

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from lightning_subnet._torch.contexts import evaluating
 from lightning_subnet._torch.macs import count_macs
+from lightning_subnet._torch.outputs import named_outputs
 from lightning_subnet.elasticity.checking import check_elastic
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import Elastic, activated
@@ -22,7 +22,7 @@ from lightning_subnet.testing.problems import ends_and_more
 def outputs_of(net: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
     """Return the tensors that a network in evaluation mode gives."""
     with torch.no_grad(), evaluating(net):
-        return [x for x in tree_leaves(net(*inputs)) if isinstance(x, torch.Tensor)]
+        return list(named_outputs(net(*inputs)).values())
 
 
 class SupernetContract:
@@ -133,8 +133,8 @@ class SupernetContract:
         for subnet in (space.smallest, space.largest):
             supernet.activate(subnet)
             supernet.zero_grad(set_to_none=True)
-            leaves = tree_leaves(supernet(*inputs))
-            floating = [x for x in leaves if torch.is_tensor(x) and x.is_floating_point()]
+            outputs = named_outputs(supernet(*inputs)).values()
+            floating = [x for x in outputs if x.is_floating_point()]
             torch.stack([x.square().sum() for x in floating]).sum().backward()  # type: ignore[no-untyped-call]
             counts.append(
                 sum(int((p.grad != 0).sum()) for p in supernet.parameters() if p.grad is not None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -343,3 +345,195 @@ def test_any_one_fault_fails(fault: str, data: Any, seed: int) -> None:
     state = copy.deepcopy(net.state_dict())
     assert FAULTS[fault] in message(net, toy_input())
     assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+
+
+# Inputs, outputs and spaces of other kinds
+
+
+class Fields(NamedTuple):
+    logits: torch.Tensor
+    more: dict[str, Any]
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    hidden: tuple[torch.Tensor, ...]
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda y: Fields(y.sum(), {"y": y}),
+        lambda y: Output(y, (y,)),
+        lambda y: [None, "text", (y.argmax(), y.tolist())],
+        lambda y: y.detach().numpy(),
+        lambda y: float(y.sum()),
+    ],
+)
+def test_outputs_of_any_structure(wrapped: Callable[[Any], Any]) -> None:
+    class Structured(Mlp):
+        offset = 0.0
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return wrapped(super().forward(x) + self.offset)
+
+    def leaking(net: Any, subnet: Subnet) -> None:
+        both(net, subnet)
+        net.offset += 1.0
+
+    check_elastic(Structured(SPACE, both), X)
+    assert "gives other outputs after others" in message(Structured(SPACE, leaking))
+    assert "'width' is dead" in message(Structured(SPACE, lambda net, subnet: None))
+
+
+def test_inputs_that_forward_works_on_in_place_or_by_name() -> None:
+    class Inplace(Mlp):
+        def forward(self, x: torch.Tensor, *, bias: torch.Tensor | None = None) -> torch.Tensor:
+            x.add_(1.0)
+            return super().forward(x if bias is None else x.add_(bias))
+
+    before = X.clone()
+    check_elastic(Inplace(SPACE, both), X)
+    check_elastic(Inplace(SPACE, both), {"x": X, "bias": X})
+    check_elastic(Inplace(SPACE, both).double(), MappingProxyType({"x": X}))
+    assert torch.equal(X, before)
+
+
+@pytest.mark.parametrize(
+    ("choices", "text"),
+    [
+        ({"kind": ["large", "small"]}, "with the last value, 'small', the network costs"),
+        ({"kind": [True, False]}, "Choice([False, True], ordered=True)"),
+        ({"kind": [1, 2]}, "The order of 'kind' is upside down"),  # as a stride does
+        ({"kind": Choice([3, 2, 1], ordered=True)}, ""),
+        ({"kind": Choice(["large", "small"], ordered=False)}, ""),
+        ({"kind": [-1, 2]}, "'kind'"),
+        ({"kind": [1.0, 1.1]}, ""),  # ascending, and a little cheaper
+        ({"kind": Choice([1.1, 1.2, 1.0], ordered=True)}, ""),
+        ({"kind": Choice([1.0, 1.2, 1.1], ordered=True)}, "The order of 'kind' is upside down"),
+    ],
+    ids=str,
+)
+def test_the_order_of_values_against_cost(choices: Any, text: str) -> None:
+    costly = ["'large'", "True", "1", "-1", "1.0"]
+    work = {"'small'": 8, "False": 8, "2": 8, "3": 4, "1.1": 23, "1.2": 22} | dict.fromkeys(
+        costly, 24
+    )
+
+    class Working(Mlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            n = work[repr(self.kind)]
+            return super().forward(x) + (x[:, :n] @ torch.ones(n, 400)).mean(1, keepdim=True) / n
+
+    def act(net: Any, subnet: Subnet) -> None:
+        net.width, net.kind = subnet["width"], subnet["kind"]
+
+    net = Working(SearchSpace(width=[4, 32], **choices), act)
+    if not text:
+        check_elastic(net, X)
+    else:
+        assert_clear(message(net), text, "upside down", "or ordered=False")
+        assert "'width'" not in message(net)
+
+
+def test_a_list_that_is_upside_down_is_named_together_and_one_that_does_not_ascend_alone() -> None:
+    class Layers(nn.Module):
+        def __init__(self, space: SearchSpace, *, widths: bool = False) -> None:
+            super().__init__()
+            self.space, self.layers = space, nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+            self.widths = widths
+
+        def search_space(self) -> SearchSpace:
+            return self.space
+
+        def activate(self, subnet: Subnet) -> None:
+            self.steps = subnet.grouped()["s"]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for step, layer in zip(self.steps, self.layers, strict=True):
+                n = 2 * step if self.widths else 8 // step
+                y = F.linear(x[:, :n], layer.weight[:n, :n])
+                x = torch.cat([x[:, n:], y], 1).tanh()
+            return x
+
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    names = [f"s.{i}" for i in range(4)]
+    strides = SearchSpace({name: [1, 2, 4] for name in names})
+    assert_clear(message(Layers(strides), x), "The order of 's.0', 's.1', 's.2', ... (4 in all)")
+    meant = SearchSpace({name: Choice([4, 2, 1], ordered=True) for name in names})
+    check_elastic(Layers(meant), x)
+    text = message(Layers(meant, widths=True), x)
+    assert_clear(text, "The order of 's.0', 's.1', 's.2', ... (4 in all) is upside down: with the")
+    one = SearchSpace({**strides.choices, "s.2": Choice([4, 2, 1], ordered=True)})
+    text = message(Layers(one, widths=True), x)
+    assert_clear(text, "The order of 's.2' is upside down: with the last value, 1,")
+    assert "'s.1'" not in text
+
+
+def test_pools_and_parts_put_only_their_own_subnets_in_force() -> None:
+    seen: set[Subnet] = set()
+
+    def watching(net: Any, subnet: Subnet) -> None:
+        seen.add(subnet)
+        both(net, subnet)
+
+    whole = SearchSpace(width=[4, 8, 16, 32], sharpen=[1, 2, 3])
+    pool = whole.restricted_to([s for s in whole if s["width"] != 8 and s["sharpen"] != 2])
+    part = whole.narrowed_to({"width": [8, 16], "sharpen": [1, 3]})
+    for space in (pool, part):
+        check_elastic(Mlp(space, watching), X)
+        assert seen <= set(space)
+        seen.clear()
+
+        def deaf(net: Any, subnet: Subnet) -> None:
+            net.width = subnet["width"]
+
+        assert "Choice 'sharpen' is dead" in message(Mlp(space, deaf))
+    lonely = whole.restricted_to(
+        [whole.subnet(width=4, sharpen=1), whole.subnet(width=8, sharpen=2)]
+    )
+    check_elastic(Mlp(lonely, both), X)  # nothing differs in one choice alone
+
+
+def test_buffers_of_the_subnet_may_change_where_no_checkpoint_holds_them() -> None:
+    class Masked(Mlp):
+        def __init__(self, *args: Any, persistent: bool, counts: bool = False) -> None:
+            super().__init__(*args)
+            self.counts = counts
+            self.register_buffer("mask", torch.ones(32), persistent=persistent)
+            self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+        def activate(self, subnet: Subnet) -> None:
+            both(self, subnet)
+            self.mask.copy_(torch.arange(32) < self.width)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen += self.counts
+            return self.last(self.first(x) * self.mask) * self.sharpen
+
+    check_elastic(Masked(SPACE, both, persistent=False), X)
+    text = message(Masked(SPACE, both, persistent=True))
+    assert_clear(text, "changes the tensor 'mask'", "keep what depends on the subnet in attributes")
+    assert "'seen'" in message(Masked(SPACE, both, persistent=False, counts=True))
+
+
+def test_what_is_random_in_some_subnets_only_is_not_taken_for_a_leak() -> None:
+    class Sometimes(Mlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.dropout(super().forward(x), 0.5, training=self.sharpen == 2)
+
+    assert_clear(message(Sometimes(SPACE, both)), "sharpen=2", "run twice in a row, in eval mode")
+
+
+def test_a_module_that_calls_methods_of_its_part_is_checked_but_for_extraction() -> None:
+    class Calling(nn.Module):
+        def __init__(self, act: Any) -> None:
+            super().__init__()
+            self.net = Mlp(SPACE, act)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net.forward(x)
+
+    check_elastic(Calling(both), X)
+    assert "'width' is dead" in message(Calling(lambda net, subnet: None))
