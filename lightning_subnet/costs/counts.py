@@ -13,7 +13,7 @@ from torch import nn
 from lightning_subnet._torch.contexts import random_state, shadowed
 from lightning_subnet._torch.macs import count_macs
 from lightning_subnet._torch.stored import n_bytes, n_elements, stored, weights
-from lightning_subnet.costs.weight_counts import counter_of
+from lightning_subnet.costs.weight_counts import WeightCounter, counter_of
 from lightning_subnet.elasticity.extraction import extract, own_or_frozen
 from lightning_subnet.elasticity.protocol import Elastic, activated, elastic_part
 from lightning_subnet.elasticity.slicing.counting import Used
@@ -73,7 +73,8 @@ class Count:
             with random_state():  # extraction draws
                 return self.count(elastic, subnet, example_input)
 
-        return remembered(self.name, one, self.unit)
+        sliced = self.takes_sample and _counter(part, example_input) is not None
+        return remembered(self.name, one, self.unit, SLICED if sliced else None)
 
 
 def _macs(model: nn.Module, subnet: Subnet, sample: Any) -> float:
@@ -106,12 +107,17 @@ def _used(part: nn.Module, subnet: Subnet, sample: Any) -> list[Used] | None:
 
     Each subnet would take seconds to slice.
     """
+    counter = _counter(part, sample)
+    return None if counter is None else [*counter(subnet).values()]
+
+
+def _counter(part: nn.Module, sample: Any) -> WeightCounter | None:
     if sample is None:
         sample = getattr(part, "example_input_array", None)
     if sample is None or callable(getattr(part, "extract", None)):
         return None
     counter = counter_of(part, sample)
-    return None if counter.refusal is not None else [*counter(subnet).values()]
+    return counter if counter.refusal is None else None
 
 
 def _part(model: nn.Module) -> nn.Module:
@@ -134,7 +140,14 @@ packed weights with their scales, and tensors of an extra state, in their types,
 memory once."""
 
 
-def remembered(name: str, fn: Callable[[Subnet], float], unit: str = "") -> Measure:
+SLICED = "of the slice"
+"""The fingerprint of exact measures of networks without `extract`, of which earlier versions
+measured all weights: a study does not mix the two."""
+
+
+def remembered(
+    name: str, fn: Callable[[Subnet], float], unit: str = "", fingerprint: str | None = None
+) -> Measure:
     """Return an exact measure that calls a function once per subnet.
 
     A `MeasurementError` of it ends the search while no subnet has worked; later it is a failure of
@@ -154,4 +167,4 @@ def remembered(name: str, fn: Callable[[Subnet], float], unit: str = "") -> Meas
                 raise RuntimeError(str(error)) from error  # this one cannot
         return [values[subnet] for subnet in subnets]
 
-    return Measure(name, measure, unit=unit, exact=True)
+    return Measure(name, measure, unit=unit, exact=True, fingerprint=fingerprint)

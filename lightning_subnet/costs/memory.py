@@ -24,9 +24,10 @@ from lightning_subnet._torch.contexts import (
 )
 from lightning_subnet._torch.inputs import arguments, batched, described
 from lightning_subnet._torch.stored import held, parts
-from lightning_subnet.costs.counts import remembered
+from lightning_subnet.costs.counts import SLICED, remembered
 from lightning_subnet.costs.device import usable_device
 from lightning_subnet.elasticity.extraction import extract
+from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.measures import Measure
@@ -101,7 +102,8 @@ class PeakMemory:
                 )
                 raise MeasurementError(msg) from error
 
-        return remembered(self.name, peak_mb, "MB")
+        own = callable(getattr(elastic_part(elastic), "extract", None))
+        return remembered(self.name, peak_mb, "MB", None if own else SLICED)
 
 
 def peak_bytes(net: nn.Module, inputs: tuple[Any, ...]) -> int:
