@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import lightning as L
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_subnet import SearchSpace, Subnet, SubnetMixin, elastic
-from lightning_subnet.elasticity.extraction import extract, plain_state
+from lightning_subnet.elasticity.extraction import extract, own_or_frozen, plain_state
 from lightning_subnet.elasticity.layers import (
     ElasticBatchNorm2d,
     ElasticConv2d,
@@ -19,6 +20,7 @@ from lightning_subnet.elasticity.layers import (
 )
 from lightning_subnet.errors import MeasurementError, SearchError
 from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3, MobileNetV3
+from tests.elasticity.slicing.networks import made
 from tests.networks import ElasticMlp, LitMlp
 
 WIDTHS, MOST = (4, 6, 8), 3
@@ -254,3 +256,99 @@ def test_a_frozen_copy_is_made_even_if_nothing_was_in_force() -> None:
     frozen = extract(net, net.search_space().smallest)
     assert (frozen.width, net.width) == (4, 32)
     assert net.active_subnet == net.search_space().largest
+
+
+def hat_frozen() -> tuple[Any, Any, torch.Tensor]:
+    """A network that keeps slices of its weights, and a frozen copy, for want of an example."""
+    net, tokens = made("hat")
+    smallest = net.search_space().smallest
+    frozen = extract(net, smallest)
+    assert not frozen.sliced
+    assert frozen.unsliced_because.startswith("no example input is known")
+    net.activate(smallest)
+    return net, frozen, tokens
+
+
+def agree(net: Any, frozen: Any, tokens: torch.Tensor) -> bool:
+    with torch.no_grad():
+        net.activate(net.active_subnet)
+        return torch.equal(net(tokens), frozen(tokens))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: net.to(torch.float64),
+        lambda net: net.half().float(),
+        lambda net: net.bfloat16(),
+        lambda net: net.to(memory_format=torch.channels_last),
+        lambda net: nn.ModuleDict({"net": net}).double(),
+    ],
+)
+def test_slices_that_a_frozen_copy_keeps_follow_its_weights(change: Any) -> None:
+    net, frozen, tokens = hat_frozen()
+    change(net)
+    change(frozen)
+    assert frozen.tied.dtype == frozen.embed.weight.dtype == net.embed.weight.dtype
+    assert frozen.tied.data_ptr() == frozen.embed.weight.data_ptr()
+    assert agree(net, frozen, tokens)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_slices_are_taken_again_after_loading(assign: bool) -> None:
+    net, frozen, tokens = hat_frozen()
+    state = {name: x + 1 for name, x in net.state_dict().items()}
+    frozen.load_state_dict(state, assign=assign)
+    nn.ModuleDict({"net": net}).load_state_dict({f"net.{n}": x for n, x in state.items()})
+    assert agree(net, frozen, tokens)
+
+
+def test_a_copy_of_a_frozen_copy_keeps_slices_of_its_own() -> None:
+    net, frozen, tokens = hat_frozen()
+    frozen.requires_grad_()  # as to_module does
+    frozen.activate(frozen.active_subnet)
+    for copied in (copy.deepcopy(frozen), copy.deepcopy(copy.deepcopy(frozen))):
+        assert agree(net, copied, tokens)
+        with torch.no_grad():
+            for p in copied.parameters():
+                p.zero_()
+            assert copied(tokens).count_nonzero() == 0
+        copied.double()
+        assert copied.tied.dtype == torch.float64
+    assert agree(net, frozen, tokens)
+    assert copy.deepcopy(nn.ModuleDict({"net": frozen}))["net"].tied.dtype == torch.float32
+
+
+def test_a_frozen_copy_trains_through_slices_of_each_pass() -> None:
+    net, frozen, tokens = hat_frozen()
+    frozen.requires_grad_().train()
+    optimizer = torch.optim.SGD(frozen.parameters(), lr=0.1)
+    losses = []
+    for _ in range(3):
+        loss = frozen(tokens).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[2] < losses[0]
+    assert frozen.layers[0]["fc1"].weight.grad.count_nonzero() > 0
+    net.load_state_dict(frozen.state_dict())
+    assert agree(net, frozen.eval(), tokens)
+
+
+def test_a_network_that_keeps_nothing_is_left_alone() -> None:
+    net = ElasticMlp()
+    frozen = extract(net, net.search_space().smallest)
+    assert not frozen._forward_pre_hooks
+    assert "_apply" not in vars(frozen)
+
+
+def test_a_slice_needs_an_example_of_the_part() -> None:
+    model = LitMlp()
+    smallest = model.net.search_space().smallest
+    plain = extract(model, smallest, torch.zeros(1, 64))
+    assert plain.sliced
+    assert plain.first.weight.shape == (4, 64)
+    model.net.example_input_array = torch.zeros(1, 64)
+    assert extract(model, smallest, only="example").sliced
+    assert own_or_frozen(model, smallest).sliced is False

@@ -68,7 +68,13 @@ def foreign(net: nn.Module, space: SearchSpace) -> Any:
     return net
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+SLOW = ("hat", "slimmable", "dynabert")  # each has a neighbour that is not
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FAMILIES],
+)
 def sliced(request: pytest.FixtureRequest) -> tuple[str, Any, Any, Any]:
     net, example = made(request.param)
     return request.param, net, example, extract(net, net.search_space().smallest, example)
