@@ -64,12 +64,19 @@ def warn_of_renewal(
 
 
 def _noise(value: float, n: int) -> float:
-    """Return what a metric may differ by without a cause: of a share, its standard error."""
+    """Return what a metric may differ by without a cause: twice its standard error, if a share.
+
+    Both scores are of the same samples. Of a trained network most answers stay, so a difference has
+    about a third of the standard error of a share (`benchmarks/calibration.py`); of one near chance
+    most answers change.
+    """
     if 0 <= value <= 1 and n:
-        return max(_LEAST_SHARE, math.sqrt(value * (1 - value) / n))
+        error = math.sqrt(value * (1 - value) / n)
+        return max(_LEAST_SHARE, 2 * error * (_PAIRED if value >= _TRAINED else math.sqrt(2)))
     return _LEAST_PART * abs(value)
 
 
+_TRAINED, _PAIRED = 0.5, 0.35
 _LEAST_SHARE, _LEAST_PART = 0.005, 0.05
 
 

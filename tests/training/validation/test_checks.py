@@ -287,6 +287,9 @@ def test_values_that_are_all_equal_get_a_hint() -> None:
         (0.939, 0.923, "max", 1000, True),
         (0.924, 0.898, "max", 1000, True),
         (0.924, 0.921, "max", 1000, False),
+        (0.930, 0.920, "max", 500, True),  # plain images of the ResNet-56
+        (0.930, 0.925, "max", 500, False),
+        (0.10, 0.07, "max", 200, False),  # at chance
         (0.924, 0.940, "max", 1000, False),
         (0.939, 0.923, "max", 0, False),  # a share, whose noise is not known
         (0.25, 0.32, "min", 1000, True),
