@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from lightning_subnet._torch.contexts import evaluating, random_state
+from lightning_subnet._torch.contexts import default_type, default_types, evaluating, random_state
 from lightning_subnet._torch.inputs import as_weight
 from lightning_subnet._torch.outputs import (
     Difference,
@@ -150,6 +150,8 @@ class _Comparison:
             stack.enter_context(evaluating(net))
             stack.enter_context(random_state(seed))
             stack.enter_context(torch.no_grad())
+            # As under a Trainer of precision="bf16-true", where tensors are made in that type.
+            stack.enter_context(default_type(default_types(net)[-1]))
             if self._training:
                 stack.enter_context(_same_buffers(net))
                 net.train()

@@ -4,8 +4,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lightning_subnet import SearchSpace, Subnet, SubnetMixin
@@ -15,7 +17,7 @@ from lightning_subnet.elasticity.protocol import elastic
 from lightning_subnet.errors import MeasurementError
 from lightning_subnet.testing import MeasureContract
 from tests._torch.test_macs import project
-from tests.networks import ElasticMlp
+from tests.networks import Digits, ElasticMlp, LitMlp, quiet_trainer, search
 
 
 def test_convolutions_and_linear_layers_by_hand() -> None:
@@ -180,6 +182,36 @@ def test_shared_weights_count_once_and_extra_state_is_no_trouble() -> None:
     largest = [net.search_space().largest]
     assert PARAMS.bind(net, None)(largest) == [params]
     assert SIZE_MB.bind(net, None)(largest) == [(params * 4 + 2 * 64 * 4 + 8) / 1e6]
+
+
+class Masked(ElasticMlp):
+    """Makes a tensor of no stated type in its forward pass."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x * torch.ones(64))
+
+
+class NoForward(LitMlp):
+    """A LightningModule whose steps call the network."""
+
+    forward = L.LightningModule.forward
+
+    def validation_step(self, batch: Any, _: int, dataloader_idx: int = 0) -> None:
+        self.log("val_loss", F.cross_entropy(self.net(batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed", "64-true"])
+@pytest.mark.parametrize("kind", [LitMlp, NoForward])
+def test_a_search_counts_in_any_precision_without_an_example(precision: Any, kind: Any) -> None:
+    model = kind()
+    model.net = Masked()
+    result = search(
+        objectives={"val_loss": "min", "macs": "min"}, budget=2,
+        trainer=quiet_trainer(precision=precision, limit_val_batches=1),
+    ).fit(model, Digits())  # fmt: skip
+    assert [e.values["macs"] for e in result.history] == [
+        74.0 * e.subnet["width"] for e in result.history
+    ]
 
 
 class OfCounts(MeasureContract):
