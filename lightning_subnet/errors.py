@@ -70,6 +70,10 @@ class ParityError(SubnetError, RuntimeError):
     """A subnet, as a module or a file of its own, gives other outputs than where it was scored."""
 
 
+class FileParityError(ExportError, ParityError):
+    """A file, or the network that was to go into it, gives other outputs than it should."""
+
+
 class PluginError(SubnetError, ImportError):
     """An entry point of another package cannot be used."""
 

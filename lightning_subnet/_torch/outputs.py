@@ -32,7 +32,7 @@ def named_outputs(output: Any) -> dict[str, torch.Tensor]:
     output = _fields(output)
     prefix = "" if isinstance(output, Mapping) else "output_"
     named: dict[str, torch.Tensor] = {}
-    for path, leaf in tree_flatten_with_path(output)[0]:
+    for path, leaf in tree_flatten_with_path(output, is_leaf=_is_own_mapping)[0]:
         name = prefix + ".".join(
             str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path
         )
@@ -43,8 +43,18 @@ def named_outputs(output: Any) -> dict[str, torch.Tensor]:
     return named
 
 
+def _is_own_mapping(item: Any) -> bool:
+    """Return whether something is a mapping of a class of its own, as outputs of transformers are.
+
+    They are registered with pytree without the names of their keys, if at all.
+    """
+    return isinstance(item, Mapping) and type(item) is not dict
+
+
 def _fields(item: Any) -> Any:
-    """Return the fields of a dataclass as a dict, and anything else as it is."""
+    """Return mappings and the fields of dataclasses as a dict, and anything else as it is."""
+    if _is_own_mapping(item):
+        return dict(item)
     if isinstance(item, type) or not dataclasses.is_dataclass(item) or isinstance(item, Mapping):
         return item
     return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -23,7 +22,13 @@ from lightning_subnet.export.call import Call, brief
 from lightning_subnet.export.formats import registry
 from lightning_subnet.export.formats.base import Format, Writer
 from lightning_subnet.export.loading import METADATA, fingerprint, metadata_path
-from lightning_subnet.export.parity import compared, rows
+from lightning_subnet.export.parity import (
+    check_extraction,
+    checked_tolerance,
+    compared,
+    rows,
+    tolerance_of,
+)
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.history import Evaluation
 
@@ -35,7 +40,8 @@ class Exported:
     Args:
         path: The file; its metadata are beside it, in `<path>.json`.
         format: `"onnx"`, `"torch"`, `"openvino"` or another by name.
-        parity: The largest absolute difference of its outputs to those of the network.
+        parity: The largest absolute difference of its outputs to those of the network; the
+            metadata have it, and that of the network to the super-network where it is known.
         dynamic_batch: Whether it takes batches of any size.
         size_mb: Its size on disk, in 10^6 bytes, without the metadata.
         metadata: The data in `<path>.json`.
@@ -58,7 +64,7 @@ def export(  # noqa: PLR0913 - one call per file: what, where, on which input, a
     evaluation: Evaluation | Subnet | None = None,
     about: Mapping[str, Any] | None = None,
     dynamic_batch: bool = True,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
 ) -> Exported:
     """Write a network as a file that gives the same outputs, or write nothing.
 
@@ -79,15 +85,20 @@ def export(  # noqa: PLR0913 - one call per file: what, where, on which input, a
         about: More for the metadata, JSON-able, by name.
         dynamic_batch: Leave the batch size open. A network that fixes it gets that of the example,
             and the returned record and the metadata say so.
-        tolerance: Largest allowed difference of outputs, as a share of the largest absolute output.
+        tolerance: Largest allowed difference of outputs, as a share of the largest absolute output;
+            None: what rounding explains, by the coarsest type of weights, inputs and outputs (1e-4
+            for float32, 0.008 for float16, 0.06 for bfloat16).
 
     Returns:
         The file, its size, and how far its outputs are from those of the network.
 
     Raises:
+        FileParityError: An `ExportError` and a `ParityError`: the outputs of the file differ from
+            those of the network by more than the tolerance, or those of the network did from the
+            super-network's when it was extracted (its attribute `parity`).
         ExportError: The format is unknown or its extra is not installed, the path cannot be
-            written, an operator has no form in the format, or the outputs differ by more than the
-            tolerance. Nothing is written then, and a file that was there stays.
+            written, or an operator has no form in the format. Nothing is written then either, and a
+            file that was there stays.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -101,9 +112,7 @@ def export(  # noqa: PLR0913 - one call per file: what, where, on which input, a
     if not isinstance(net, nn.Module):
         msg = f"net={net!r:.60} is not a network. Pass what result.extract(best) returns."
         raise ExportError(msg)
-    if not (isinstance(tolerance, (int, float)) and 0 < tolerance < math.inf):
-        msg = f"tolerance={tolerance!r:.60} must be a positive number, such as 1e-4."
-        raise ExportError(msg)
+    tolerance = checked_tolerance(tolerance)
     form.check()
     job = _Job(form, _on_cpu(net), path, tolerance, _described(evaluation, about))
     return job.run(example_input, dynamic_batch=dynamic_batch)
@@ -117,7 +126,7 @@ def export_onnx(
     evaluation: Evaluation | Subnet | None = None,
     about: Mapping[str, Any] | None = None,
     dynamic_batch: bool = True,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
 ) -> Exported:
     """Write a network as an ONNX file (.onnx), or write nothing: `export` with `format="onnx"`."""
     return export(
@@ -134,7 +143,7 @@ def export_torch(
     evaluation: Evaluation | Subnet | None = None,
     about: Mapping[str, Any] | None = None,
     dynamic_batch: bool = True,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
 ) -> Exported:
     """Write a network as a `torch.export` file (.pt2), or write nothing: `export` with `"torch"`.
 
@@ -154,7 +163,7 @@ def export_openvino(
     evaluation: Evaluation | Subnet | None = None,
     about: Mapping[str, Any] | None = None,
     dynamic_batch: bool = True,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
 ) -> Exported:
     """Write a network as an OpenVINO model (.xml), or write nothing: `export` with `"openvino"`.
 
@@ -174,14 +183,15 @@ class _Job:
         form: The format.
         net: The network on the CPU.
         path: Where the file goes.
-        tolerance: Largest allowed difference of outputs, as a share of the largest.
+        tolerance: Largest allowed difference of outputs, as a share of the largest; None: what
+            rounding explains.
         facts: What is known of the subnet, for the metadata.
     """
 
     form: Format
     net: nn.Module
     path: Path
-    tolerance: float
+    tolerance: float | None
     facts: Mapping[str, Any]
 
     def run(self, example_input: Any, *, dynamic_batch: bool) -> Exported:
@@ -190,11 +200,13 @@ class _Job:
             call = Call.of(self.net, example_input, dynamic_batch=dynamic)
             if dynamic and call.batch is None:
                 continue  # no input has rows
+            tolerance = self.tolerance or tolerance_of(self.net, call)
+            extraction = check_extraction(self.net, call, tolerance)
             first: ExportError | None = None
             fixed = False
             for write in self.form.writers():
                 try:
-                    return self._file_of(write, call)
+                    return self._file_of(write, call, tolerance, extraction)
                 except ExportError as error:
                     first = first or error
                     fixed = fixed or isinstance(error, FixedBatchError)
@@ -203,7 +215,9 @@ class _Job:
         assert first is not None
         raise first
 
-    def _file_of(self, write: Writer, call: Call) -> Exported:
+    def _file_of(
+        self, write: Writer, call: Call, tolerance: float, extraction: float | None
+    ) -> Exported:
         """Write into a new folder, compare, and move what holds to its place."""
         with tempfile.TemporaryDirectory(prefix=".export-", dir=self.path.parent) as folder:
             file = Path(folder) / self.path.name
@@ -214,7 +228,7 @@ class _Job:
             except Exception as error:  # of the runtime's own classes
                 msg = f"{self.path} could not be written: {brief(error, 200)}"
                 raise ExportError(msg) from error
-            parity = compared(file, self.form, self.net, call, self.tolerance)
+            parity = compared(file, self.form, self.net, call, tolerance)
             files = sorted(Path(folder).iterdir())
             size_mb = sum(f.stat().st_size for f in files) / 1e6
             inputs = _ports(call.input_names, [x.shape for x in call.tensors], call)
@@ -234,8 +248,9 @@ class _Job:
                 "parity": {
                     "absolute": parity.absolute,
                     "relative": parity.relative,
-                    "tolerance": self.tolerance,
+                    "tolerance": tolerance,
                     "batches": [rows(tensors) for tensors in call.batches],
+                    "extraction": extraction,
                 },
                 "size_mb": size_mb,
                 "sha256": fingerprint(self.form.files(file)),

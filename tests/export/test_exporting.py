@@ -112,7 +112,9 @@ def test_the_metadata_have_the_keys_of_the_first_version(
     assert list(exported.metadata) == keys.split()
     assert exported.metadata["format"] == "lightning-subnet export 1"
     assert exported.metadata["runtime"] == "onnx"
-    assert list(exported.metadata["parity"]) == ["absolute", "relative", "tolerance", "batches"]
+    assert list(exported.metadata["parity"]) == [
+        "absolute", "relative", "tolerance", "batches", "extraction",
+    ]  # fmt: skip
     assert list(exported.metadata["versions"]) == [
         "torch", "lightning-subnet", "onnx", "onnxscript", "onnxruntime",
     ]  # fmt: skip
@@ -148,10 +150,10 @@ def test_the_tolerance_decides(net: ElasticMobileNetV3, tmp_path: Path) -> None:
         export_openvino(plain, tmp_path / "net.xml", x, tolerance=1e-12)
     assert list(tmp_path.iterdir()) == []
     assert 1e-12 < export_openvino(plain, tmp_path / "net.xml", x).parity < 1e-3
-    for tolerance in (0, -1.0, float("nan"), "small"):
+    for tolerance in (0, -1.0, float("nan"), float("inf"), 1.5, True, "small", torch.ones(2)):
         with pytest.raises(ExportError) as caught:
-            export_onnx(plain, tmp_path / "net.onnx", x, tolerance=tolerance)
-        assert_clear(caught.value, "tolerance=", "positive number")
+            export_onnx(plain, tmp_path / "net.onnx", x, tolerance=tolerance)  # type: ignore[arg-type] # wrong on purpose
+        assert_clear(caught.value, "tolerance=", "positive number", "a share of the largest output")
 
 
 def test_paths_that_cannot_be_written(tmp_path: Path) -> None:

@@ -116,7 +116,22 @@ def onnx_session(model: bytes | str, *, threads: int | None = None) -> Any:
     options.log_severity_level = 4  # errors are raised
     if threads is not None:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    # Its layouts for float32 end the process (1.32, on a CPU) at a float16 product of a transpose.
+    off = ["NchwcTransformer"] if _is_half(model) else None
+    return onnxruntime.InferenceSession(
+        model, options, providers=["CPUExecutionProvider"], disabled_optimizers=off
+    )
+
+
+def _is_half(model: bytes | str) -> bool:
+    """Return whether a model has weights, inputs or outputs of float16."""
+    onnx = import_onnx()
+    proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(model)
+    half, graph = onnx.TensorProto.FLOAT16, proto.graph
+    ports = (*graph.input, *graph.output)
+    return any(x.data_type == half for x in graph.initializer) or any(
+        port.type.tensor_type.elem_type == half for port in ports
+    )
 
 
 def traced_onnx(net: nn.Module, call: Call) -> bytes:
@@ -185,13 +200,31 @@ def _converted(net: nn.Module, call: Call, exporter: Exporter) -> bytes:
             continue
         try:
             with quiet(*LOGGERS):
-                model = convert(net, call)
+                model = _anonymous(convert(net, call))
                 if call.batch is not None:
                     _check_batch(model, call)
                 return model
         except Exception as error:  # of many classes, by exporter and version
             reasons.append(error)
     raise refusal(net, Onnx.title, call, reasons) from reasons[-1]
+
+
+def _anonymous(model: bytes) -> bytes:
+    """Return a model without what no runtime needs: the files and lines of the code it is from."""
+    proto = import_onnx().load_model_from_string(model)
+    _strip(proto)
+    return bytes(proto.SerializeToString())
+
+
+def _strip(message: Any) -> None:
+    """Clear the notes of a message and of all that it holds: graphs, nodes, tensors, functions."""
+    for name in ("doc_string", "metadata_props"):
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                _strip(part)
 
 
 def _names_in_batch(call: Call) -> list[str]:

@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from lightning_subnet._torch.contexts import evaluating
 from lightning_subnet._torch.outputs import named_outputs
+from lightning_subnet.errors import ExportError
 from lightning_subnet.export.call import Call, Flat
 from lightning_subnet.export.formats.base import Format, Runner, Writer, quiet, refusal
+
+_NOTES = ("stack_trace", "source_fn_stack", "torch_fn", "from_node")  # of a node
 
 
 def to_exported_program(
@@ -59,8 +64,8 @@ class TorchExport(Format):
     suffix = ".pt2"
 
     def writers(self) -> Sequence[Writer]:
-        """Return the one way."""
-        return [_write]
+        """Return the signature of the network, and one of tensors, for outputs of other types."""
+        return [_write, _write_flat]
 
     def load(self, path: Path, threads: int | None) -> Runner:
         """Return a program, which runs with the threads of torch."""
@@ -87,8 +92,54 @@ def _program(net: nn.Module, call: Call) -> torch.export.ExportedProgram:
 
 def _write(net: nn.Module, call: Call, path: Path) -> None:
     program = _program(net, call)
+    if foreign := _foreign_type(program.call_spec.out_spec):
+        msg = f"{type(net).__name__} returns a {foreign}, which whoever loads the file may not have"
+        raise ExportError(f"{msg}. Wrap it so that forward() returns tensors or a dict of them.")
+    _save(program, call, path)
+
+
+def _foreign_type(spec: Any) -> str:
+    """Return the name of a type in an output that Python does not have, or an empty string."""
+    if spec is None or spec.type is None:
+        return ""
+    if spec.type not in (tuple, list, dict, OrderedDict):
+        return str(getattr(spec.type, "__name__", spec.type))
+    parts = spec.children() if hasattr(spec, "children") else spec.children_specs  # before 2.9
+    return next(filter(None, map(_foreign_type, parts)), "")
+
+
+def _write_flat(net: nn.Module, call: Call, path: Path) -> None:
+    try:
+        with quiet():
+            program = flat_program(net, call)
+    except Exception as error:  # of many classes, by what fails
+        raise refusal(net, TorchExport.title, call, [error]) from error
+    _save(program, call, path)
+
+
+def _save(program: torch.export.ExportedProgram, call: Call, path: Path) -> None:
+    _strip(program, call)
     with quiet():
         torch.export.save(program, str(path))
+
+
+def _strip(program: torch.export.ExportedProgram, call: Call) -> None:
+    """Clear what a program says of the code and the data that it was made with.
+
+    The tree of modules stays, as `torch.export.unflatten` needs it; of the example only sizes and
+    types do.
+    """
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            for name in _NOTES:
+                node.meta.pop(name, None)
+
+    def blank(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor):
+            return x
+        return torch.zeros_like(x[:2] if call.in_batch(x.shape) else x)
+
+    program.example_inputs = tree_map(blank, program.example_inputs)
 
 
 class _Program:

@@ -4,8 +4,13 @@
 from __future__ import annotations
 
 import json
+import re
+import site
 import subprocess
 import sys
+import zipfile
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_subnet import Evaluation, activated, extract
-from lightning_subnet.errors import ExportError
+from lightning_subnet._torch.outputs import named_outputs
+from lightning_subnet.errors import ExportError, ParityError
 from lightning_subnet.export import Format, export, load_exported
 from lightning_subnet.export.formats import registry
 from lightning_subnet.supernets import ElasticMobileNetV3
@@ -153,7 +159,11 @@ def test_other_outputs_are_refused_and_the_old_file_stays(form: Format, tmp_path
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     with pytest.raises(ExportError) as caught:
         export(Random(), path, x)
+    assert isinstance(caught.value, ParityError)
     assert_clear(caught.value, "gives other outputs than Random", "differs by up to", "random")
+    assert re.search(
+        r"(differs by up to|its shape is) .* in the network, .* in the file", str(caught.value)
+    )
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
@@ -199,3 +209,160 @@ def test_without_metadata_it_loads_and_knows_nothing(form: Format, tmp_path: Pat
     with pytest.raises(ExportError) as caught:
         load_exported(path)
     assert_clear(caught.value, "cannot be read", "damaged, or of another format")
+
+
+# What a file tells of where it was made
+
+HERE = Path(__file__).resolve()
+TOLD = {
+    "this file": str(HERE),
+    "its name": HERE.name,
+    "the repository": str(HERE.parents[3]),
+    "home": f"{Path.home()}/",
+    "site-packages": site.getsitepackages()[0],
+    "where torch is": str(Path(torch.__file__).parent),
+    "traces": "stack_trace",
+}
+
+
+class Halved(nn.Module):
+    """A network that a trace cannot follow, so that exporters with stack traces are used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.conv(x)).relu()
+        y = y / 2 if y.shape[1] == 8 else y
+        return self.head(y.mean((2, 3)))
+
+
+def parts_of(path: Path) -> dict[str, bytes]:
+    """Return the bytes of a file, and of all in it if it is an archive."""
+    parts = {path.name: path.read_bytes()}
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            parts |= {name: archive.read(name) for name in archive.namelist()}
+    return parts
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_file_tells_nothing_of_the_machine(form: Format, graph: bool, tmp_path: Path) -> None:
+    net = Halved() if graph else nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    x = torch.rand(4, 3, 9, 9)
+    exported = export(net, tmp_path / f"net{form.suffix}", x)
+    secrets = {name: text.encode() for name, text in TOLD.items()}
+    secrets["the folder"] = str(tmp_path).encode()
+    secrets["the example"] = x.numpy().tobytes()[:64]
+    files = list(tmp_path.iterdir())
+    assert len(files) == 2 + bool(form.weights)
+    for file in files:
+        for part, content in parts_of(file).items():
+            for name, secret in secrets.items():
+                assert secret not in content, f"{name} in {part}"
+    weights = sum(p.numel() * 4 for p in net.parameters()) / 1e6
+    if form.name == "onnx":
+        assert exported.size_mb < weights + 0.004
+    torch.testing.assert_close(load_exported(exported.path)(x), net.eval()(x).detach())
+
+
+# Types of weights, and of outputs
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.encoder(x).mean(1)
+
+
+def convolutions() -> nn.Module:
+    blocks = (
+        nn.Sequential(nn.Conv2d(c, 16, 3), nn.BatchNorm2d(16), nn.ReLU()) for c in (3, 16, 16)
+    )
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+
+
+@pytest.mark.parametrize(("make", "shape"), [(convolutions, (4, 3, 12, 12)), (Encoder, (4, 6, 32))])
+def test_networks_of_half_precision_need_no_tolerance(
+    form: Format, make: Any, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net, x = make().eval().half(), torch.randn(shape).half()
+    exported = export(net, tmp_path / f"net{form.suffix}", x)
+    step = torch.finfo(torch.float16).eps
+    assert exported.metadata["parity"]["tolerance"] == 8 * step
+    # Measured: at most .6 steps, of up to 20 convolutions and of up to 8 layers of attention.
+    assert exported.metadata["parity"]["relative"] < 2 * step
+    outputs = load_exported(exported.path)(x)
+    assert outputs.dtype == torch.float16
+    torch.testing.assert_close(outputs, net(x).detach(), atol=4e-3, rtol=4e-3)
+
+
+@dataclass
+class ModelOutput(OrderedDict):  # type: ignore[type-arg] # as the libraries have it
+    """An output in the style of transformers: a dict whose values are its fields."""
+
+    logits: Any = None
+    loss: Any = None
+    hidden: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("logits", "loss", "hidden"):
+            if getattr(self, name) is not None:
+                self[name] = getattr(self, name)
+
+
+@dataclass
+class Record:
+    logits: torch.Tensor
+    hidden: tuple[torch.Tensor, ...]
+
+
+Pair = namedtuple("Pair", ["logits", "aux"])
+
+OUTPUTS: dict[str, tuple[Any, list[str]]] = {
+    "a model output": (
+        lambda y: ModelOutput(y, hidden=(y, y * 2)),
+        ["logits", "hidden.0", "hidden.1"],
+    ),
+    "a dataclass": (lambda y: Record(y, (y * 2,)), ["logits", "hidden.0"]),
+    "a named tuple": (lambda y: Pair(y, y * 2), ["output_logits", "output_aux"]),
+    "a dict with None": (lambda y: {"logits": y, "loss": None}, ["logits"]),
+    "a tuple with None": (lambda y: (y, None), ["output_0"]),
+    "nested": (lambda y: {"a": {"b": y}, "c": [y * 2, None]}, ["a.b", "c.0"]),
+}
+
+
+class Returning(nn.Module):
+    """A network of two inputs, one of them optional, with an output of some type."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer, self.kind = nn.Linear(3, 2), kind
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Any:
+        y = self.layer(x)
+        return OUTPUTS[self.kind][0](y if mask is None else y * mask)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_outputs_of_any_type(form: Format, kind: str, by_name: bool, tmp_path: Path) -> None:
+    net, x, mask = Returning(kind).eval(), torch.randn(2, 3), torch.rand(2, 1)
+    exported = export(net, tmp_path / f"net{form.suffix}", {"x": x, "mask": mask} if by_name else x)
+    assert exported.dynamic_batch
+    assert [port["name"] for port in exported.metadata["outputs"]] == OUTPUTS[kind][1]
+    loaded, other = load_exported(exported.path), torch.randn(5, 3)
+    expected = named_outputs(net(other, mask[:1]) if by_name else net(other))
+    arguments = {"x": other, "mask": mask[:1].repeat(5, 1)} if by_name else {"x": other}
+    outputs = loaded(**arguments)
+    values = outputs.values() if isinstance(outputs, dict) else outputs
+    for one, value in zip(expected.values(), values, strict=True):
+        torch.testing.assert_close(value, one.detach())
+    assert list(expected) == OUTPUTS[kind][1]
