@@ -80,9 +80,10 @@ def recalibrate(
         module: The network, with the subnet in force.
         batches: Inputs of training data, always the same: tensors (n, ...), or structures of them,
             each given to `forward`.
-        max_images: Stop before a batch that would make it more samples, so that none is cut to a
-            small rest; only a first batch that is larger, if it is a tensor, is cut to fit. A batch
-            of one sample after larger ones, as a loader may end with, is left out.
+        max_images: Stop before a tensor that would make it more samples, so that none is cut to a
+            small rest; only a first one that is larger is cut to fit. Structures stay whole: stop
+            after so many samples. A batch of one sample after larger ones, as a loader may end
+            with, is left out.
         forward: Called with each batch; by default the module itself.
 
     Returns:
@@ -127,9 +128,9 @@ class Recalibrator:
         self._module = module
         self._known = Known()
         self._causes: set[str] = set()  # that were warned of
-        layers = {name: x for name, x in module.named_modules() if x in {*norms(module)}}
-        layers = {name: x for name, x in layers.items() if tracks(x)}
-        mixed = module.training and any(x.training for x in layers.values())
+        moving = {x for x in norms(module) if tracks(x)}
+        layers = {name: x for name, x in module.named_modules() if x in moving}
+        mixed = module.training and any(x.training for x in moving)
         # Lightning trains each layer in the mode in which the user left it.
         self._paused = {name for name, x in layers.items() if mixed and not x.training}
 
@@ -169,14 +170,14 @@ def _parts(batches: Iterable[Any], max_images: int) -> Iterator[tuple[Any, int]]
     """Yield the batches that are used, each with the number of its samples."""
     n_used = largest = 0
     for batch in batches:
-        n = n_samples(batch)
-        if n_used and n_used + n > max_images:
+        n, cuts = n_samples(batch), isinstance(batch, torch.Tensor)
+        if cuts and n_used and n_used + n > max_images:
             return
         largest = max(largest, n)
         if n == 1 < largest:
             continue
         # Structures stay whole: their parts may not be samples (a graph, a list).
-        part = batch[:max_images] if isinstance(batch, torch.Tensor) else batch
+        part = batch[:max_images] if cuts else batch
         n = n_samples(part)
         yield part, n
         n_used += n

@@ -360,19 +360,19 @@ class Renewal:
     def _write(self, sums: Sums, shares: dict[Key, Share]) -> None:
         """Write the statistics in place."""
         for key in sums.items:
-            if key[0] not in self._norms | self._others:
+            layer = key[0]
+            if layer not in self._norms and layer not in self._others:
                 continue
             buffer = self._state.buffer(key)
             value = sums.mean(key, buffer)
             if key in shares:
                 value = torch.where(shares[key].where, value, buffer)
             buffer.copy_(value)
-            self._renewed.add(key[0])
-            self._known.works = True
-        for layer in self._renewed & self._norms:
-            tracked: Any = layer.num_batches_tracked
-            if tracked is not None:
-                tracked.fill_(sums.calls(layer))
+            self._renewed.add(layer)
+            tracked: Any = getattr(layer, "num_batches_tracked", None)
+            if layer in self._norms and tracked is not None:
+                tracked.fill_(sums.calls(key))
+        self._known.works |= bool(self._renewed)
 
     def messages(self) -> Iterator[tuple[str, str]]:
         """Yield causes and what a user should know of layers that ran and may be frozen, or odd."""

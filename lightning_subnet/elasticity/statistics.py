@@ -180,13 +180,9 @@ class Sums:
         """The layers of which there are statistics."""
         return {layer for layer, _ in self.items}
 
-    def calls(self, layer: nn.Module) -> int:
-        """Return how many batches a layer has normalised."""
-        return max(
-            sum(map(len, places.values()))
-            for (owner, _), places in self.items.items()
-            if owner is layer
-        )
+    def calls(self, key: Key) -> int:
+        """Return how many batches were added for a buffer."""
+        return sum(map(len, self.items[key].values()))
 
     def mean(self, key: Key, like: torch.Tensor) -> torch.Tensor:
         """Return the mean of a buffer's statistics, weighted by samples, in float32 or wider."""

@@ -381,8 +381,11 @@ def test_batches_in_structures() -> None:
         assert n_samples(batch) == len(data[0])
     assert n_samples({"a": 1}) == n_samples(torch.tensor(1.0)) == 1
     layer = nn.BatchNorm2d(3)
-    used = recalibrate(layer, [Batch(x=x) for x in data], forward=lambda batch: layer(batch["x"]))
-    assert used == sum(map(len, data))
+    batches_ = [Batch(x=x) for x in data]
+    run = {"forward": lambda batch: layer(batch["x"])}
+    assert recalibrate(layer, batches_, max_images=9, **run) == 16  # they stay whole
+    assert recalibrate(layer, batches_, max_images=1, **run) == 8
+    assert recalibrate(layer, batches_, **run) == sum(map(len, data))
     assert_statistics(layer, *direct(data))
 
 

@@ -287,10 +287,10 @@ def _share(loader: Any, rank: int, world: int) -> Any:
 
 
 def calibration_batches(model: LightningModule, source: Source, owner: Any) -> list[Any]:
-    """Return fixed batches of training data, of at most `source.calibration_images` samples.
+    """Return fixed batches of training data, for `source.calibration_images` samples.
 
     Batches are as the loader gives them: one that would make it more samples is left out, unless it
-    is the first.
+    is the first, or is for a `calibration_step`, which may not take samples.
 
     Args:
         model: The LightningModule; without running statistics it needs none.
@@ -323,11 +323,11 @@ def calibration_batches(model: LightningModule, source: Source, owner: Any) -> l
         loaders = CombinedLoader(loaders, "max_size_cycle")
     combined = isinstance(loaders, CombinedLoader)
     batches: list[Any] = []
-    count, ended = 0, False
+    count, ended, step = 0, False, calibration_step(model)
     with _seeded_generators(loaders):
         for item in loaders:
             batch = item[0] if combined else item  # (batch, index, index of the loader)
-            if batches and count + n_samples(batch) > n_images:
+            if step is None and batches and count + n_samples(batch) > n_images:
                 break
             batches.append(batch)
             count += n_samples(batch)
@@ -338,7 +338,7 @@ def calibration_batches(model: LightningModule, source: Source, owner: Any) -> l
     if not batches:
         msg = "The training dataloader gave no batches, and BatchNorm needs some. Check setup()."
         raise SearchError(msg)
-    if calibration_step(model) is None:
+    if step is None:
         model_input(batches[0], model)
     if ended and count < _ENOUGH * n_images:
         _tell_of_few(count, n_images)
