@@ -6,7 +6,7 @@ import gc
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,11 +16,14 @@ from lightning_subnet import SearchSpace, Subnet, SubnetMixin
 from lightning_subnet.costs import Throughput
 from lightning_subnet.costs.device import describe_device
 from lightning_subnet.costs.latency.latency import Latency, LatencyMeasure
+from lightning_subnet.costs.runtimes.base import Conditions, ForwardPass
+from lightning_subnet.costs.runtimes.registry import RUNTIMES
+from lightning_subnet.costs.runtimes.torch import Eager
 from lightning_subnet.elasticity.protocol import elastic
 from lightning_subnet.errors import MeasurementError, ObjectiveError
 from lightning_subnet.study.measures import NetworkMeasure
 from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3
-from tests.networks import ElasticMlp
+from tests.elasticity.slicing.networks import TOKENS, HatNet, made
 
 IMAGE = torch.zeros(1, 1, 8, 8)
 ROWS = torch.zeros(1, 4)
@@ -252,9 +255,50 @@ def test_the_reference_is_extracted_once() -> None:
 
 
 def test_a_network_that_cannot_be_sliced_is_timed_as_a_frozen_copy() -> None:
-    net = ElasticMlp()
-    pairs = Latency(**QUICK).bind(net, torch.zeros(1, 64))(list(net.search_space())[:2])
-    assert all(v > 0 and e > 0 for v, e in pairs)
+    net = sleeper()
+    Latency(**QUICK).bind(net, ROWS)([net.search_space().smallest])
+    assert {met["ms"] for met in net.met} == {0, 8}
+
+
+class Sees(Eager):
+    """Keeps the networks that it is given."""
+
+    name = "sees"
+    nets: ClassVar[list[nn.Module]] = []
+
+    def make(self, net: nn.Module, inputs: tuple[Any, ...], conditions: Conditions) -> ForwardPass:
+        self.nets.append(net)
+        return super().make(net, inputs, conditions)
+
+
+@pytest.mark.parametrize("precision", [None, "bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize("family", ["hat", "whittle", "autoformer"])
+def test_a_network_without_extract_is_timed_as_it_is_sliced(
+    family: str, precision: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {**RUNTIMES.table, "sees": f"{__name__}:Sees"}
+    monkeypatch.setattr(RUNTIMES, "table", table)
+    monkeypatch.setattr(Sees, "nets", [])
+    net, example = made(family)
+    space = net.search_space()
+    measure = Latency(precision=precision, runtime="sees", **QUICK).bind(net, example)
+    measure([space.smallest])
+    assert {type(x).__name__ for x in Sees.nets} == {"SlicedNetwork"}
+    assert len({sum(p.numel() for p in x.parameters()) for x in Sees.nets}) == 2
+    kinds = {p.dtype for x in Sees.nets for p in x.parameters()}
+    assert kinds == {torch.bfloat16 if precision == "bf16-true" else torch.float32}
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert net.active_subnet == space.largest
+
+
+def test_kept_slices_of_what_cannot_be_sliced_are_cast_too() -> None:
+    class Decides(HatNet):
+        def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+            return super().forward(tokens, mask) if tokens.sum() >= 0 else self.embed(tokens)
+
+    net = Decides().eval()
+    measure = Latency(precision="bf16-true", **QUICK).bind(net, TOKENS)
+    assert all(v > 0 for v, _ in measure([net.search_space().smallest]))
 
 
 def test_someone_elses_network() -> None:
@@ -391,6 +435,8 @@ def test_fingerprints_are_those_of_earlier_versions(
         versions[runtime] = pytest.importorskip(runtime).__version__
     measure = kind(**settings).bind(net, ROWS)
     assert measure.fingerprint == expected.format(describe_device("cpu"), **versions)
+    del net.extract  # it is sliced now, where earlier versions timed all its weights
+    assert kind(**settings).bind(net, ROWS).fingerprint != measure.fingerprint
 
 
 @pytest.mark.parametrize(
