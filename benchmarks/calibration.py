@@ -249,7 +249,7 @@ def report() -> None:
     means = largest.groupby(["network", "subnet"]).points.mean().to_dict()
     means |= {(network, WHOLE): value for network, value in own.items()}
     pairs = zip(frame.network, frame.subnet, strict=True)
-    frame["loss"] = frame.points - [means[pair] for pair in pairs]
+    frame["loss"] = frame.points - [means.get(pair, np.nan) for pair in pairs]
     there = ", ".join(f"{name} {value:.2f} %" for name, value in own.items())
     print(f"Accuracy, points, less that of the own statistics of a whole network ({there}), or")
     print(f"less that on {max(SIZES):,} augmented images, mean of the seeds (subnets); and the")
@@ -281,6 +281,9 @@ def taus(frame: pd.DataFrame) -> pd.Series:
     rows = []
     for network, part in frame[frame.subnet != WHOLE].groupby("network"):
         table = part.pivot_table("points", ["way", "images", "seed"], "subnet")
+        table = table.dropna(axis=1)  # subnets that are measured in all ways
+        if "augmented" not in table.index.get_level_values("way"):
+            continue
         largest = table.loc["augmented", max(SIZES)]
         for (way, images, seed), values in table.iterrows():
             others = largest.drop(seed, errors="ignore")

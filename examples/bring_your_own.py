@@ -122,7 +122,7 @@ def as_trained(samples: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Crop each image with 4 black pixels around it at random, and mirror half of them.
 
     So the pre-training did, and BatchNorm's statistics are renewed on what the training saw: on
-    the images as they are, which have no black edges, they would cost the network 1.5 points.
+    the images as they are, which have no black edges, they would cost it a point of accuracy.
     """
     images = []
     for image, _ in samples:
