@@ -30,6 +30,7 @@ from lightning_subnet.space.subnet import Subnet
 _DRAWS = 200  # random subnets among which a choice that the largest lacks is looked for
 _COVER = 8  # subnets that between them have every value of choices with so few
 _PASSES = 150  # of families around other subnets than the largest
+_COUNTING = 5  # plain passes that take as long as one that is counted
 _VALUES = 4  # of each such family, beside that of the subnet in its middle
 _ALONE = 24  # choices of a list whose costs are compared one by one
 _CLEARLY = 1.5  # how many times the first of ascending numbers costs the last if it is a mistake
@@ -43,8 +44,8 @@ def check_elastic(module: nn.Module, example_input: Any, *, seed: int = 0) -> No
 
     Around the largest subnet every choice takes all its values, while all else stays: any two of
     these networks must give other outputs on the same input, or cost other MACs. Around the
-    smallest subnet and random ones the same is tried with up to five values of a choice, within 150
-    forward passes in all.
+    smallest subnet and random ones the same is tried with up to five values of a choice, within the
+    time of 150 forward passes.
 
     The largest subnet must not cost less than the smallest, nor the last value of an ordered choice
     less than the first; of ascending numbers (those of a list, `ks.0`, `ks.1` ..., together) not
@@ -56,7 +57,7 @@ def check_elastic(module: nn.Module, example_input: Any, *, seed: int = 0) -> No
     frozen copy. Weights and buffers must stay as they are.
 
     The subnet in force, weights, buffers and random states come back. A network of 50 layers takes
-    some 350 forward passes.
+    the time of some 400 forward passes.
 
     Args:
         module: A super-network, or a module with one elastic descendant.
@@ -292,10 +293,15 @@ class _Families:
             for name, subnet in around:
                 if left <= 0 or len(problems) > 1:
                     break
-                before = len(self._digests)
+                before = self._spent
                 problems += self._check(name, subnet, f" around {_named(space, subnet)}", rng)
-                left -= len(self._digests) - before
+                left -= self._spent - before
         return problems
+
+    @property
+    def _spent(self) -> int:
+        """The time that was spent, in forward passes."""
+        return len(self._digests) + _COUNTING * len(self._runner.costs)
 
     def _base(self, name: str) -> Subnet | None:
         """Return a subnet whose choice can be changed, the largest if possible."""

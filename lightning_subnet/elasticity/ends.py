@@ -166,6 +166,10 @@ class Costs:
                 a, b, unit = self._in_use(first), self._in_use(last), "parameters"
         return Excess(unit, a, b) if a is not None and b is not None and a > b else None
 
+    def __len__(self) -> int:
+        """The number of forward passes that were counted."""
+        return len(self._macs) + len(self._shipped)
+
     def macs(self, subnet: Subnet) -> int | None:
         """Return the multiply-accumulates of a subnet, None if none can be counted."""
         if subnet not in self._macs:
