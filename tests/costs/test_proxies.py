@@ -158,7 +158,7 @@ def test_a_search_without_validation_metrics_validates_nothing() -> None:
         storage=None,
         trainer=quiet_trainer(),
     ).fit(model, Digits(), progress=False)
-    assert model.validations == 0
+    assert model.validated.n == 0
     assert len(result.history) == 12
     assert {e.subnet["sharpen"] for e in result.front} == {3}
     assert [e.subnet["width"] for e in result.front] == [32, 16, 8, 4]
@@ -174,5 +174,5 @@ def test_beside_a_metric_it_is_computed_and_not_charged() -> None:
         storage=None,
         trainer=quiet_trainer(),
     ).fit(model, Digits(), progress=False)
-    assert model.validations == 4
+    assert model.validated.n == 4 + 2  # the first twice, with another in between
     assert all(set(e.values) >= {"val_acc", "synflow"} for e in result.history)
