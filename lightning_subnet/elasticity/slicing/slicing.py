@@ -210,22 +210,22 @@ class _Slicing:
     def _others(self, sizes: Sizes, conditions: Sequence[str]) -> Iterator[list[torch.Tensor]]:
         """Yield inputs of other sizes, where these are open, and of those that are ruled out."""
         shapes = sizes.shapes
-        targets: dict[str, set[int]] = {}
+        lengths: dict[int, set[int]] = {}  # what is of one length goes together, as rows of inputs
         for x, shape in zip(self.tensors, shapes, strict=True):
             for n, name in zip(x.shape, shape, strict=True):
-                if isinstance(name, str) and name.isidentifier():
-                    targets.setdefault(name, set()).update({n - 1, n + 1})
+                if _open(name):
+                    lengths.setdefault(n, set()).update({n - 1, n + 1})
         for condition in conditions:
             if (ruled := _RULED_OUT.fullmatch(condition)) is not None:
                 i, d, n = map(int, ruled.groups())
-                if n <= _LONGEST and str(shapes[i][d]) in targets:
-                    targets[str(shapes[i][d])].add(n)
-        for name, lengths in sorted(targets.items()):
-            for length in sorted(lengths - {0}):
-                tensors = [
-                    _resized(x, [d for d, n in enumerate(shape) if n == name], length)
-                    for x, shape in zip(self.tensors, shapes, strict=True)
-                ]
+                if n <= _LONGEST and isinstance(shapes[i][d], str):
+                    lengths.setdefault(self.tensors[i].shape[d], set()).add(n)
+        for length, others in sorted(lengths.items()):
+            for other in sorted(others - {0}):
+                tensors = []
+                for x, shape in zip(self.tensors, shapes, strict=True):
+                    dims = [d for d, n in enumerate(x.shape) if n == length and _open(shape[d])]
+                    tensors.append(_resized(x, dims, other))
                 if sizes.refusal(tensors) is None:
                     yield tensors
 
@@ -390,6 +390,10 @@ def _two_rows(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     if not all(x.ndim and len(x) == 1 for x in tensors if x.ndim):
         return tensors
     return [x.repeat_interleave(2, 0) if x.ndim else x for x in tensors]
+
+
+def _open(size: int | str) -> bool:
+    return isinstance(size, str) and size.isidentifier()
 
 
 def _resized(x: torch.Tensor, dims: Sequence[int], length: int) -> torch.Tensor:
