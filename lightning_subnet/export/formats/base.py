@@ -197,6 +197,23 @@ def refusal(net: nn.Module, title: str, call: Call, reasons: Sequence[Exception]
     return ExportError(f"{msg.rstrip('.')}. Change that part, or export to another format.")
 
 
+def check_types(net: nn.Module, title: str, call: Call) -> None:
+    """Raise if a network computes in bfloat16, which NumPy does not have, nor a runtime by it.
+
+    Args:
+        net: The network.
+        title: Of a format whose runtime takes and gives arrays of NumPy.
+        call: How the network is called.
+
+    Raises:
+        ExportError: It has weights, or gets inputs, of bfloat16.
+    """
+    tensors = (*net.parameters(), *net.buffers(), *call.tensors)
+    if any(x.dtype == torch.bfloat16 for x in tensors):
+        msg = f"{type(net).__name__} is of bfloat16, which {title} files do not take here. Pass "
+        raise ExportError(f"{msg}net.half() or net.float(), or write a .pt2 file.")
+
+
 def dict_code(names: Iterable[str]) -> str:
     """Return the code of a dict of variables by their names.
 

@@ -25,6 +25,7 @@ from lightning_subnet.export.formats.base import (
     Format,
     Runner,
     Writer,
+    check_types,
     dict_code,
     optional,
     quiet,
@@ -194,6 +195,7 @@ class Onnx(Format):
 
 
 def _converted(net: nn.Module, call: Call, exporter: Exporter) -> bytes:
+    check_types(net, Onnx.title, call)
     reasons: list[Exception] = []
     for name, convert in (("trace", traced_onnx), ("graph", _graph_onnx)):
         if exporter not in ("auto", name):

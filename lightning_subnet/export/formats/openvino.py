@@ -18,6 +18,7 @@ from lightning_subnet.export.formats.base import (
     Format,
     Runner,
     Writer,
+    check_types,
     dict_code,
     optional,
     quiet,
@@ -116,6 +117,7 @@ class OpenVino(Format):
 
 
 def _converted(net: nn.Module, call: Call) -> Any:
+    check_types(net, OpenVino.title, call)
     reasons: list[Exception] = []
     for convert in (_traced_openvino, _graph_openvino):
         try:

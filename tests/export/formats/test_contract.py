@@ -304,6 +304,20 @@ def test_networks_of_half_precision_need_no_tolerance(
     torch.testing.assert_close(outputs, net(x).detach(), atol=4e-3, rtol=4e-3)
 
 
+def test_bfloat16_goes_where_it_can(form: Format, tmp_path: Path) -> None:
+    net, x = small().bfloat16(), torch.randn(2, 3).bfloat16()
+    path = tmp_path / f"net{form.suffix}"
+    if form.name == "torch":
+        exported = export(net, path, x)
+        assert exported.metadata["parity"]["tolerance"] == 8 * torch.finfo(torch.bfloat16).eps
+        assert torch.equal(load_exported(path)(x), net(x).detach())
+        return
+    with pytest.raises(ExportError) as caught:
+        export(net, path, x)
+    assert_clear(caught.value, "Sequential is of bfloat16", "net.half()", ".pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
 @dataclass
 class ModelOutput(OrderedDict):  # type: ignore[type-arg] # as the libraries have it
     """An output in the style of transformers: a dict whose values are its fields."""
