@@ -17,7 +17,7 @@ from lightning_subnet.elasticity.slicing.regions import Part
 from lightning_subnet.errors import MeasurementError
 from lightning_subnet.space.subnet import Subnet
 
-_COUNTERS: weakref.WeakKeyDictionary[nn.Module, WeightCounter] = weakref.WeakKeyDictionary()
+_COUNTERS: weakref.WeakKeyDictionary[nn.Module, list[WeightCounter]] = weakref.WeakKeyDictionary()
 
 
 class WeightCounter:
@@ -40,8 +40,9 @@ class WeightCounter:
         >>> net = elastic(nn.Linear(4, 4), space=SearchSpace(scale=[1, 2]),
         ...               activate=lambda net, subnet: setattr(net, "scale", subnet["scale"]))
         >>> count = WeightCounter(net, torch.zeros(1, 4))
-        >>> {name: used.numel for name, used in count(net.search_space().smallest).items()}
-        {'weight': 16, 'bias': 4}
+        >>> used = count(net.search_space().smallest)
+        >>> used["weight"].numel, used["bias"].numel
+        (16, 4)
     """
 
     def __init__(self, net: nn.Module, sample: Any) -> None:
@@ -86,11 +87,13 @@ class WeightCounter:
 
 def counter_of(net: nn.Module, sample: Any) -> WeightCounter:
     """Return a counter, the same one as long as network and sample are the same."""
-    counter = _COUNTERS.get(net)
-    if counter is None or counter.sample is not sample:
-        with random_state():
-            counter = _COUNTERS[net] = WeightCounter(net, sample)
-    return counter
+    counters = _COUNTERS.setdefault(net, [])
+    for counter in counters:
+        if counter.sample is sample:
+            return counter
+    with random_state():
+        counters.append(WeightCounter(net, sample))
+    return counters[-1]
 
 
 def _used(plain: nn.Module) -> dict[str, Used]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, cast
 
@@ -14,7 +15,11 @@ from torch.fx.graph import CodeGen
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import TreeSpec
 
-from lightning_subnet.elasticity.slicing.network import DEVICE, Form, Program, Sizes
+from lightning_subnet.elasticity.slicing.network import (
+    DEVICE,
+    Program,
+    Sizes,
+)
 from lightning_subnet.elasticity.slicing.regions import Memory, Part, Region, changes, is_random
 from lightning_subnet.elasticity.slicing.weights import Use, Weights
 
@@ -99,7 +104,7 @@ class Graph:
         _traceable(graph)
         graph.set_codegen(CodeGen())
         code = graph.python_code("self")
-        return Program(code.src, Program.portable(code.globals), Form(self.spec))
+        return Program.of(_with_autocast(code.src), code.globals, self.spec)
 
     def _is_of_whole(self, node: fx.Node) -> bool:
         """Return whether a node is made of weights as they are, not of what is kept of them."""
@@ -128,7 +133,8 @@ class Graph:
         graph = self.module.graph
         for node in reversed(list(graph.nodes)):
             unused = not node.users and node.op not in ("placeholder", "output")
-            if unused and not changes(node.target) and "assert" not in str(node.target):
+            acts = changes(node.target) or node.target in (enter_autocast, exit_autocast)
+            if unused and not acts and "assert" not in str(node.target):
                 graph.erase_node(node)
 
     def _name_flags(self, moving: Set[str]) -> None:
@@ -257,6 +263,36 @@ def _slices_first(graph: fx.Graph) -> None:
             later = first
 
 
+def enter_autocast(device_type: str, dtype: torch.dtype | None, enabled: bool, cache: bool) -> Any:
+    """Enter autocast while a graph is looked at; return what leaves it."""
+    context = torch.autocast(device_type, dtype, enabled, cache)
+    context.__enter__()  # type: ignore[no-untyped-call] # torch's
+    return context
+
+
+def exit_autocast(context: Any) -> None:
+    """Leave autocast."""
+    context.__exit__(None, None, None)
+
+
+def _with_autocast(code: str) -> str:
+    """Return code in which autocast is a `with` block, which tracers and compilers follow."""
+    lines, depth = [], 0
+    for line in code.splitlines():
+        entered, left = _ENTER.search(line), _EXIT.search(line)
+        if left is not None:
+            depth -= 1
+            continue
+        text = f"    with torch.autocast({entered.group(1)}):" if entered is not None else line
+        lines.append("    " * depth + text)
+        depth += entered is not None
+    return "\n".join(lines) + "\n"
+
+
+_ENTER = re.compile(rf"\w*{enter_autocast.__name__}\((.*?)\)(;|$)")
+_EXIT = re.compile(rf"\w*{exit_autocast.__name__}\(")
+
+
 def _traceable(graph: fx.Graph) -> None:
     """Let operators be called that way with open sizes in which a trace follows these."""
     for node in list(graph.nodes):
@@ -307,12 +343,12 @@ def _inlined(module: fx.GraphModule) -> None:
         region = getattr(module, str(inner.target))
         _inlined(region)
         with graph.inserting_before(node):
-            entered = graph.call_function(_enter, tuple(settings)) if n > 1 else None
+            entered = graph.call_function(enter_autocast, tuple(settings)) if n > 1 else None
             places = [x for x in region.graph.nodes if x.op == "placeholder"]
             copies: dict[fx.Node, Any] = dict(zip(places, args, strict=True))
             output = graph.graph_copy(region.graph, copies)
             if entered is not None:
-                graph.call_function(_exit, (entered,))
+                graph.call_function(exit_autocast, (entered,))
             elif not settings[0]:
                 output = map_aggregate(
                     output,
@@ -326,5 +362,3 @@ def _inlined(module: fx.GraphModule) -> None:
 
 
 _REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
-_enter = torch.amp.autocast_mode._enter_autocast
-_exit = torch.amp.autocast_mode._exit_autocast

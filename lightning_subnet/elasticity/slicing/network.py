@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,13 +128,15 @@ class Program:
         exec(self.code, names)  # as torch.fx runs its graphs
         return names["forward"]
 
-    @staticmethod
-    def portable(names: Mapping[str, Any]) -> dict[str, Any]:
-        """Return objects by name, so that they can be pickled."""
-        return {
+    @classmethod
+    def of(cls, code: str, names: Mapping[str, Any], output: TreeSpec) -> Program:
+        """Return a program that can be pickled, with those objects that the code names."""
+        portable = {
             name: _Module(item.__name__) if isinstance(item, types.ModuleType) else item
             for name, item in names.items()
+            if re.search(rf"\b{re.escape(name)}\b", code)
         }
+        return cls(code, portable, Form(output))
 
 
 @dataclass(frozen=True)

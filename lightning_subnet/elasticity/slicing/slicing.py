@@ -97,7 +97,10 @@ class _Slicing:
         self.tensors = [x.detach() for x in leaves if isinstance(x, torch.Tensor)]
         if not self.tensors:
             raise NotSliceable("no tensor is in its example input")
-        self.reader = WeightReader(net)
+        try:
+            self.reader = WeightReader(net)
+        except Exception as error:  # of weights that have no shape yet, for one
+            raise NotSliceable(f"its weights cannot be looked at: {_brief(error)}") from error
         with self.reader.activating():
             net.activate(subnet)
         _adopt_kept(net, self.reader.memory)
@@ -144,6 +147,14 @@ class _Slicing:
         yield [None] * len(self.tensors)
 
     def _sliced(self, sizes: list[Any], *, training: bool) -> SlicedNetwork:
+        try:
+            return self._built(sizes, training=training)
+        except NotSliceable:
+            raise
+        except Exception as error:  # of code that cannot be written anew
+            raise NotSliceable(f"its operators cannot be written anew: {_brief(error)}") from error
+
+    def _built(self, sizes: list[Any], *, training: bool) -> SlicedNetwork:
         graphs = {False: self._graph(sizes, training=False)}
         parts = graphs[False].parts()
         refusal: str | None = "it was extracted for eval mode alone"

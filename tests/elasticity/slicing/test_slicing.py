@@ -255,7 +255,7 @@ def test_different_slices_of_a_weight_are_of_the_block_around_them() -> None:
         assert plain.weight.shape == shape
         assert used_weights(net, subnet, ROWS)["weight"].numel == plain.weight.numel()
         net.activate(subnet)
-        assert torch.equal(run(plain, ROWS), run(net, ROWS))
+        torch.testing.assert_close(run(plain, ROWS), run(net, ROWS))
 
 
 def test_what_is_computed_of_weights_stays_computed_and_learns() -> None:
@@ -412,12 +412,21 @@ def test_where_it_cannot_be_sliced_a_frozen_copy_says_why() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return F.linear(x, self.weight[: self.n]) * random.random()
 
+    class Named(Linears):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("lambda", nn.Linear(8, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(getattr(self, "lambda")(x), self.weight[: self.n])
+
     space = SearchSpace(n=[3, 8])
     for net, example, reason in (
         (Decides(), ROWS, "torch.export cannot follow it"),
         (Draws(), ROWS, "it draws from the random numbers of Python"),
         (Linears(), None, "no example input is known"),
         (Decides(), (ROWS, ROWS), r"forward\(\) does not take the example input"),
+        (Named(), ROWS, "torch.export cannot follow it"),
     ):
         frozen: Any = extract(foreign(net, space), space.smallest, example)
         assert frozen.sliced is False
