@@ -329,10 +329,12 @@ def test_costs_are_those_of_the_precision_that_validates(model: LitMlp) -> None:
             trainer=quiet_trainer(precision=precision),
             objectives={"val_acc": "max", "size_mb": "min"},
         )
-        column = run.fit(model, Digits(), progress=False).history.column("size_mb")
-        assert len(set(column)) == 1
-        sizes[precision] = column[0]
-    assert sizes["bf16-true"] < 0.6 * sizes["32-true"]
+        history = run.fit(model, Digits(), progress=False).history
+        column = history.column("size_mb")
+        sizes[precision] = {e.subnet["width"]: x for e, x in zip(history, column, strict=True)}
+    assert len({*sizes["32-true"].values()}) == len(sizes["32-true"]) > 1  # of slices
+    for width in sizes["32-true"].keys() & sizes["bf16-true"].keys():
+        assert sizes["bf16-true"][width] < 0.6 * sizes["32-true"][width]
 
 
 def test_fast_dev_run_evaluates_a_few_subnets_and_keeps_nothing(
