@@ -30,7 +30,7 @@ class Family:
         data: Returns the datasets of training and validation.
         code: What its user writes: one to three lines.
         source: The paper, and the project whose methods the network has.
-        fast: Whether it is in the quick part of the tests.
+        tolerance: The largest difference of outputs of a file, relative to their scale.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Family:
     data: Callable[[], tuple[Dataset, Dataset]]
     code: str
     source: str
-    fast: bool = True
+    tolerance: float = 1e-4
 
     def loaders(self) -> tuple[DataLoader, DataLoader]:
         """Return the loaders of training and validation."""
@@ -176,13 +176,14 @@ def labelled_texts() -> tuple[Dataset, Dataset]:
 # Weights
 
 
-def shaken(net: nn.Module, std: float = 0.1) -> nn.Module:
+def shaken(net: nn.Module) -> nn.Module:
     """Return a network with no weight or statistic at its initial value, so that none hides."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in net.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.add_(noise, alpha=std)
+            scale = float(parameter.std()) if parameter.numel() > 1 else 0.0
+            parameter.add_(noise, alpha=0.3 * scale if scale > 0 else 0.1)
         for name, buffer in net.named_buffers():
             if name.endswith("running_mean"):
                 buffer.normal_(0, 0.1, generator=generator)
