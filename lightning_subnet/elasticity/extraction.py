@@ -27,7 +27,8 @@ def extract(
     A network with an `extract(subnet)` method does it itself; those of this package return ordinary
     torch layers with no trace of elasticity. Any other network is sliced by way of `torch.export`,
     if an example input is known: a `SlicedNetwork` runs the operators of the subnet, with weights
-    of its own that are as large as the subnet reads them, and trains.
+    of its own that are as large as the subnet reads them, and trains. What is computed of weights
+    stays computed. What `forward` does besides operators of torch (counting, printing) is left out.
 
     Where that cannot be had, because the network decides by values, or for want of an example, a
     frozen copy is returned, with the subnet in force: its attribute `sliced` is False, it keeps all
