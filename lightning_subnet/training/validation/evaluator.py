@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import types
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -75,6 +76,8 @@ _log = logging.getLogger(__name__)
 
 # The same for every search, so that strategies and seeds are compared on the same data.
 _SEED = 0
+# Checks that a model has passed in this process, by what its values depend on.
+_PASSED: weakref.WeakKeyDictionary[LightningModule, set[Any]] = weakref.WeakKeyDictionary()
 _ROWS = 16  # of a batch, on which outputs are compared
 
 
@@ -324,6 +327,8 @@ class TrainerEvaluator(Evaluator):
             ElasticityError: The largest subnet costs less than the smallest.
         """
         runtimes = {getattr(measure, "runtime", "") for measure in measures} & FORMATS.keys()
+        if self._passed("subnets", *sorted(runtimes)):
+            return
         if self.checks.parity:
             with random_state(_SEED):
                 check_subnets(
@@ -335,13 +340,24 @@ class TrainerEvaluator(Evaluator):
                 )
         if self.checks.order and self.calls:
             check_ends(self._place.part, *self.calls[0])
+        self._pass("subnets", *sorted(runtimes))
+
+    def _passed(self, *check: str) -> bool:
+        """Return whether this model has passed a check in this process, with the same values."""
+        return self._hashes and (self._digest, self.checks, *check) in _PASSED.get(self._model, ())
+
+    def _pass(self, *check: str) -> None:
+        """Note that this model has passed a check."""
+        _PASSED.setdefault(self._model, set()).add((self._digest, self.checks, *check))
 
     def evaluate(self, subnet: Subnet) -> Measured:
         """Activate the subnet, validate, and return every metric that was logged."""
         metrics = self._validated(subnet)
         if self._unchecked:
             self._unchecked = False
-            self._check_first(subnet, metrics, self._gathered_by_first)
+            if not self._passed("scores"):
+                self._check_first(subnet, metrics, self._gathered_by_first)
+                self._pass("scores")
         return metrics
 
     def _validated(self, subnet: Subnet, *, renewed: bool = True) -> dict[str, float]:
