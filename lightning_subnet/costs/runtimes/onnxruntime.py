@@ -12,7 +12,12 @@ from torch import nn
 from lightning_subnet._messages import listed
 from lightning_subnet.costs.runtimes.base import Conditions, ForwardPass, Runtime, arrays_of
 from lightning_subnet.errors import ObjectiveError
-from lightning_subnet.export.formats.onnx import import_onnx, import_onnxruntime, to_onnx
+from lightning_subnet.export.formats.onnx import (
+    disabled,
+    import_onnx,
+    import_onnxruntime,
+    to_onnx,
+)
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -36,10 +41,12 @@ class OnnxRuntime(Runtime):
         # Threads that go on spinning after a pass would take the cores from what is timed next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         arrays, device = arrays_of(net, inputs), conditions.device
-        providers = [_PROVIDERS[device.type]]
+        providers, off = [_PROVIDERS[device.type]], disabled(model)
 
         def again() -> ForwardPass:
-            session = onnxruntime.InferenceSession(model, options, providers=providers)
+            session = onnxruntime.InferenceSession(
+                model, options, providers=providers, disabled_optimizers=off
+            )
             return ForwardPass(_in_place(session, arrays, device), again=again)
 
         return again()

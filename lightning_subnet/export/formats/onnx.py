@@ -117,11 +117,20 @@ def onnx_session(model: bytes | str, *, threads: int | None = None) -> Any:
     options.log_severity_level = 4  # errors are raised
     if threads is not None:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    # Its layouts for float32 end the process (1.32, on a CPU) at a float16 product of a transpose.
-    off = ["NchwcTransformer"] if _is_half(model) else None
     return onnxruntime.InferenceSession(
-        model, options, providers=["CPUExecutionProvider"], disabled_optimizers=off
+        model, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled(model)
     )
+
+
+def disabled(model: bytes | str) -> list[str] | None:
+    """Return the optimisations of ONNX Runtime that a model must not have.
+
+    Its layouts for float32 end the process (1.32, on a CPU) at a float16 product of a transpose.
+
+    Args:
+        model: A serialised model, or the path of a file.
+    """
+    return ["NchwcTransformer"] if _is_half(model) else None
 
 
 def _is_half(model: bytes | str) -> bool:
