@@ -4,7 +4,7 @@
     python -m benchmarks.families [--real] [--only NAME ...] [--shipped 5] [--converted 2]
 
 The families are the small models of tests/families, written in the style of their projects; with
---real also the packages ofa, whittle, timm and transformers, as far as they are installed. Of each,
+--real also those of the packages ofa, whittle and timm, as far as these are installed. Of each,
 five subnets are scored on validation samples: the largest, the smallest and random ones.
 - isolated: the largest difference of their scores in three orders, which must be 0;
 - statistics: how far evaluation is from normalising by the batch, once statistics are renewed on
@@ -44,7 +44,7 @@ def text(family: str, key: str, cell: Cell) -> str:
     if cell.ok:
         return cell.value
     limit = LIMITS.get((family, key))
-    return f"**{cell.value}**" if limit is None else f"{cell.value}: {limit.reason}"
+    return f"**{cell.value}**" if limit is None else f"no: {limit.reason}"
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ def test_matrix(name: str, key: str) -> None:
 
 
 def test_all_families_of_the_matrix_are_there() -> None:
-    assert len(FAMILIES) == 18
+    assert len(FAMILIES) == 19
     assert set(LIMITS) <= {(name, key) for name in FAMILIES for key in PROPERTIES}
     assert set(SLOW) <= {(name, key) for name in FAMILIES for key in PROPERTIES}
     for family in FAMILIES.values():

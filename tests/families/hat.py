@@ -169,9 +169,11 @@ def positions(length: int, dim: int) -> torch.Tensor:
 class TransformerSuperModel(nn.Module):
     table: torch.Tensor
 
-    def __init__(self, dim: int = 24, ffn: int = 32, layers: int = 3) -> None:
+    def __init__(
+        self, dim: int = 24, ffn: int = 32, layers: int = 3, *, by_value: bool = False
+    ) -> None:
         super().__init__()
-        self.dim = dim
+        self.by_value = by_value
         self.embed_tokens = EmbeddingSuper(VOCAB, dim, PAD)
         self.encoder = nn.ModuleList(Layer(dim, ffn) for _ in range(2))
         self.decoder = nn.ModuleList(Layer(dim, ffn, kv_dim=dim) for _ in range(layers))
@@ -209,7 +211,9 @@ class TransformerSuperModel(nn.Module):
         return (x + self.table[: tokens.size(1), :dim]).transpose(0, 1)
 
     def forward(self, src_tokens: torch.Tensor, prev_output_tokens: torch.Tensor) -> torch.Tensor:
-        padding = src_tokens.eq(PAD)
+        padding: Any = src_tokens.eq(PAD)
+        if self.by_value and not padding.any():  # as fairseq saves work
+            padding = None
         x = self._embedded(src_tokens, self.sample_encoder_dim, "encoder")
         states = []
         for layer in self.encoder:
@@ -222,7 +226,8 @@ class TransformerSuperModel(nn.Module):
             more = self.sample_ende_attn[i] if i < len(self.sample_ende_attn) else -1
             seen, hidden = x, padding
             if more == 1:  # and the layer before the last
-                seen, hidden = torch.cat([x, states[-2]]), torch.cat([padding, padding], 1)
+                seen = torch.cat([x, states[-2]])
+                hidden = None if padding is None else torch.cat([padding, padding], 1)
             y = layer(y, hidden, future, seen)
         return F.linear(y.transpose(0, 1), self.embed_tokens.samples["decoder"]["weight"])
 
@@ -245,18 +250,16 @@ CHOICES = {  # as get_all_choices(args) has them: the largest first
 }
 
 
-def transformer() -> LitTranslation:
-    net = from_hat(seeded(TransformerSuperModel), CHOICES)
+def transformer(*, by_value: bool = False) -> LitTranslation:
+    net = from_hat(seeded(lambda: TransformerSuperModel(by_value=by_value)), CHOICES)
     example = (torch.zeros(1, 7, dtype=torch.long), torch.zeros(1, 8, dtype=torch.long))
     return LitTranslation(net, example)
 
 
+_SOURCE = "Wang et al., HAT, ACL 2020; mit-han-lab/hardware-aware-transformers"
+_CODE = "net = from_hat(net, get_all_choices(args))"
+
 FAMILIES = [
-    Family(
-        "HAT",
-        transformer,
-        translations,
-        "net = from_hat(net, get_all_choices(args))",
-        "Wang et al., HAT, ACL 2020; mit-han-lab/hardware-aware-transformers",
-    )
+    Family("HAT", transformer, translations, _CODE, _SOURCE),
+    Family("HAT, mask by value", lambda: transformer(by_value=True), translations, _CODE, _SOURCE),
 ]

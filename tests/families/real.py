@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from lightning_subnet import SearchSpace
 from lightning_subnet.supernets import from_ofa, from_whittle, skippable_blocks
@@ -21,9 +20,7 @@ from tests.families.family import (
     Family,
     Lit,
     LitLanguage,
-    LitText,
     images,
-    labelled_texts,
     seeded,
     texts,
 )
@@ -33,11 +30,13 @@ ROOT = Path(__file__).resolve().parents[2]
 ORACLES = ROOT / ".venv" / "oracles"  # see tests/oracles.txt
 PIXELS = 64
 IMAGE = torch.zeros(1, 3, PIXELS, PIXELS)
-TOKENS = torch.zeros(1, LENGTH, dtype=torch.long)
 
 
 def _ofa(kind: str, **options: Any) -> Lit:
-    networks = import_originals(folder_of("ofa") or ORACLES)
+    if folder_of("ofa"):
+        from ofa.imagenet_classification.elastic_nn import networks
+    else:
+        networks = import_originals(ORACLES)
     return Lit(from_ofa(seeded(lambda: getattr(networks, kind)(n_classes=CLASSES, **options))))
 
 
@@ -64,18 +63,6 @@ def _timm(name: str, **options: Any) -> Lit:
             seeded(lambda: timm.create_model(name, num_classes=CLASSES, **options)), IMAGE
         )
     )
-
-
-def _transformers(kind: str) -> LitText:
-    import transformers
-
-    config = transformers.BertConfig(
-        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=LENGTH, num_labels=CLASSES,
-    )  # fmt: skip
-    inputs = {"input_ids": TOKENS, "attention_mask": torch.ones_like(TOKENS)}
-    net: nn.Module = seeded(lambda: getattr(transformers, kind)(config))
-    return LitText(skippable_blocks(net, inputs), inputs)
 
 
 def folder_of(package: str) -> Path | None:
@@ -126,12 +113,6 @@ REAL: dict[str, list[Family]] = {
             partial(_timm, "vit_tiny_patch16_224", img_size=PIXELS, patch_size=16),
             _RGB, _SKIPS, "package timm",
         ),
-    ],
-    "transformers": [
-        _family(
-            "BERT", partial(_transformers, "BertForSequenceClassification"), labelled_texts,
-            _SKIPS, "package transformers",
-        )
     ],
 }  # fmt: skip
 
