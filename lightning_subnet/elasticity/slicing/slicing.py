@@ -9,12 +9,13 @@ so that the result trains as the network does.
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import random
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -435,8 +436,8 @@ def _quiet() -> Iterator[None]:
     level = log.level
     try:
         log.setLevel(logging.CRITICAL)
-        with plain_attention(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with plain_attention(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")  # torch.export prints the graph of what it refuses
             yield
     finally:
         log.setLevel(level)

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
@@ -155,8 +156,8 @@ def quiet(*loggers: str) -> Iterator[None]:
         if printing is not None:  # the graph, on stdout; its switch is turned on by each export
             native._jit_onnx_log = lambda *_: None
         # No exporter knows the operators of attention's fast path.
-        with plain_attention(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with plain_attention(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")  # torch.export prints the graph of what it refuses
             yield
     finally:
         if printing is not None:

@@ -475,3 +475,27 @@ def test_images_in_other_sizes() -> None:
     net.activate(smallest)
     images = torch.randn(3, 3, 12, 6)
     assert difference(run(net, images), run(plain, images)).relative < 1e-6
+
+
+def test_what_cannot_be_sliced_is_told_once_and_nothing_is_printed(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    class Deciding(nn.Module):
+        width = 8
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(-x if x.sum() > 0 else x)[:, : self.width]
+
+    net = elastic(
+        Deciding(),
+        space=SearchSpace(width=[2, 8]),
+        activate=lambda net, subnet: setattr(net, "width", subnet["width"]),
+    )
+    plain = extract(net, net.search_space().smallest, torch.randn(3, 4))
+    assert not plain.sliced
+    assert "torch.export cannot follow it" in plain.unsliced_because
+    assert capfd.readouterr() == ("", "")
