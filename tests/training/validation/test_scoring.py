@@ -341,3 +341,54 @@ def test_dicts_in_and_objects_out_are_compared_too() -> None:
     unchecked = run.replace(name="unchecked", checks=False)
     result = unchecked.fit(model, dataloaders=data, progress=False)
     assert result.extract(result.history.space.smallest).parity > 0.01  # it is told
+
+
+# Networks that keep slices of their weights
+
+
+class Kept(nn.Module):
+    """In the style of HAT and AutoFormer: activation keeps the slices that forward() takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 16), nn.Linear(16, 10)
+        self.set_sample_config({"width": 16})
+
+    def set_sample_config(self, config: Any) -> None:
+        w = config["width"]
+        self.samples = {"first": self.first.weight[:w], "bias": self.first.bias[:w]}
+        self.samples["last"] = self.last.weight[:, :w]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.linear(x.flatten(1), self.samples["first"], self.samples["bias"]).relu()
+        return F.linear(x, self.samples["last"], self.last.bias)
+
+
+@pytest.mark.parametrize("score", ["network", "extracted"])
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true"])
+def test_kept_slices_are_those_of_the_weights_that_validate(precision: Any, score: Any) -> None:
+    from lightning_subnet import SearchSpace
+
+    L.seed_everything(0, verbose=False)
+    net = elastic(
+        Kept(), space=SearchSpace(width=[4, 8, 16]),
+        activate=lambda net, subnet: net.set_sample_config(subnet),
+    )  # fmt: skip
+    model = LitNet(net)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    trainer = quiet_trainer(precision=precision)
+    objectives = {"val_loss": "min"}
+    result = fit(model, trainer=trainer, objectives=objectives, score=score, budget=3)
+    assert result.history.ok.all()
+    assert len({e.values["val_loss"] for e in result.history}) >= 2  # bfloat16 rounds
+    data = Images()
+    data.setup("fit")
+    for e in result.history:  # by hand, in single precision
+        net.set_sample_config(e.subnet)
+        with torch.no_grad():
+            losses = [(F.cross_entropy(net(x), y), len(y)) for x, y in data.val_dataloader()]
+        loss = sum(a.item() * n for a, n in losses) / sum(n for _, n in losses)
+        rel = 0.02 if precision == "bf16-true" else 1e-5
+        assert e.values["val_loss"] == pytest.approx(loss, rel=rel)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert result.extract(result.history[0]).first.weight.shape == (16, 64)
