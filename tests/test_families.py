@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -17,6 +16,9 @@ from tests.families import residual
 from tests.families.checks import PROPERTIES, Checked
 from tests.families.family import CLASSES, Family, Lit, images, seeded
 from tests.families.registry import FAMILIES, LIMITS, SLICED, SLOW
+
+# Those of a search are tested elsewhere.
+pytestmark = pytest.mark.filterwarnings("ignore::lightning_subnet.errors.SubnetWarning")
 
 
 @functools.cache
@@ -34,9 +36,7 @@ def cells() -> list[Any]:
 
 @pytest.mark.parametrize(("name", "key"), cells())
 def test_matrix(name: str, key: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of a search are tested elsewhere
-        cell = checked(name).cell(key)
+    cell = checked(name).cell(key)
     limit = LIMITS.get((name, key))
     if limit is None:
         assert cell.ok, cell.value
@@ -99,7 +99,7 @@ def slim(activate: Any = activate, extract: Any = extract) -> Family:
 
 
 def failing(family: Family, key: str) -> str:
-    cell = Checked(family, converted=1).cell(key)
+    cell = Checked(family, shipped=2).cell(key)
     assert not cell.ok
     return cell.value
 
@@ -164,7 +164,7 @@ def test_a_network_that_decides_by_values_does_not_convert() -> None:
 
 
 def test_weights_that_do_not_run_are_not_real() -> None:
-    assert "30 weights do not run" in failing(of(Wasteful), "params")  # 5 subnets, 6 each
+    assert "12 weights do not run" in failing(of(Wasteful), "params")  # 2 subnets, 6 each
 
 
 class Undecided(Slim):
@@ -175,7 +175,7 @@ class Undecided(Slim):
 def test_a_network_that_cannot_be_sliced_has_no_params_of_its_own() -> None:
     assert Checked(slim(extract=None), shipped=2).cell("params").ok  # torch.export follows it
     undecided = replace(slim(), build=lambda: network(Undecided))
-    assert "5 of 5 not sliced" in failing(undecided, "params")
+    assert "2 of 2 not sliced" in failing(undecided, "params")
 
 
 def test_a_cost_that_does_not_change_is_not_a_cost() -> None:
