@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -165,6 +166,29 @@ def quiet(trainer: Trainer, callbacks: list[Callback]) -> Iterator[None]:
             yield
     finally:
         dynamic.callbacks, dynamic.loggers, connector.use_distributed_sampler = before
+
+
+class BeforeFirstBatch(Callback):
+    """A callback that acts once in a validation: before the first batch, with the module in place.
+
+    By then the module is on its device, and its own hooks have run.
+    """
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Act before the first batch of the first dataloader."""
+        if not (batch_idx or dataloader_idx):
+            self.prepare(trainer, pl_module, batch)
+
+    @abstractmethod
+    def prepare(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+        """Act; the batch is the first one."""
 
 
 def transfer(trainer: Trainer, model: LightningModule, batch: Any, device: Any = None) -> Any:

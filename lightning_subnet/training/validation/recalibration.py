@@ -15,7 +15,7 @@ from lightning_subnet._torch.contexts import muted
 from lightning_subnet._torch.inputs import cloned
 from lightning_subnet.errors import CalibrationWarning, MeasurementError, SearchError
 from lightning_subnet.training._lightning import (
-    Callback,
+    BeforeFirstBatch,
     LightningModule,
     Trainer,
     in_precision,
@@ -26,11 +26,10 @@ from lightning_subnet.training.validation.frozen_data import FrozenData
 from lightning_subnet.training.validation.place import Place
 
 
-class Recalibration(Callback):
+class Recalibration(BeforeFirstBatch):
     """Gives the subnet in force its own BatchNorm statistics before the first batch.
 
-    By then the module is in place, and its own hooks have run. The first validation checks that the
-    network gets the same input in recalibration as in validation.
+    The first validation checks that the network gets the same input in it as in validation.
 
     Args:
         data: The batches of training data.
@@ -47,29 +46,20 @@ class Recalibration(Callback):
         self._inputs_of_step: list[torch.Tensor] = []  # and in validation_step
         self._watches = False
 
-    def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Recalibrate before the first batch of the first dataloader."""
-        if batch_idx or dataloader_idx:
-            return
-        self._note_shape("validation", lambda: model_input(batch, pl_module))
+    def prepare(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+        """Recalibrate."""
+        self._note_shape("validation", lambda: model_input(batch, module))
         try:
-            with in_precision(trainer), muted(pl_module):
+            with in_precision(trainer), muted(module):
                 self._place.recalibrate(
                     (
-                        self._input(transfer(trainer, pl_module, cloned(raw)), pl_module)
+                        self._input(transfer(trainer, module, cloned(raw)), module)
                         for raw in self._data.calibration
                     ),
                     max_images=self._data.images,
                 )
                 if self._compares:
-                    self._watch(batch, pl_module)
+                    self._watch(batch, module)
         except Exception as error:
             if self._works:
                 raise  # it is this subnet

@@ -12,15 +12,19 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lightning_subnet._torch.contexts import evaluating, random_state
 from lightning_subnet.elasticity.extraction import extract
-from lightning_subnet.elasticity.parity import Call, example_of, ready
+from lightning_subnet.elasticity.parity import Call, example_of, outputs_of
 from lightning_subnet.elasticity.slicing.slicing import Only
 from lightning_subnet.errors import MeasurementError
 from lightning_subnet.export.exporting import export
 from lightning_subnet.export.formats import registry
 from lightning_subnet.space.subnet import Subnet
-from lightning_subnet.training._lightning import Callback, LightningModule, Trainer
+from lightning_subnet.training._lightning import (
+    BeforeFirstBatch,
+    Callback,
+    LightningModule,
+    Trainer,
+)
 from lightning_subnet.training.validation.checks import FORMATS
 from lightning_subnet.training.validation.place import Place
 
@@ -49,7 +53,7 @@ class InForce(Callback):
                 self._part.activate(self.subnet)
 
 
-class Extraction(Callback):
+class Extraction(BeforeFirstBatch):
     """Lets the extracted subnet stand in the place of the elastic part, for one validation.
 
     Args:
@@ -64,17 +68,9 @@ class Extraction(Callback):
         self._place, self._calls = place, calls
         self.subnet: Subnet | None = None
 
-    def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Extract before the first batch of the first dataloader, when the module is in place."""
-        if batch_idx or dataloader_idx or self.subnet is None:
-            return
+    def prepare(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+        """Extract."""
+        assert self.subnet is not None, "it is set before each validation"
         with torch.inference_mode(False), torch.no_grad():
             net = extracted(self._place.part, self.subnet, self._calls, only="inference")
             self._place.put(net)
@@ -90,7 +86,7 @@ class Extraction(Callback):
             raise MeasurementError(msg)
 
 
-class Conversion(Callback):
+class Conversion(BeforeFirstBatch):
     """Lets the file of the extracted subnet stand in its place, when it has its statistics.
 
     Args:
@@ -106,17 +102,8 @@ class Conversion(Callback):
         self._place, self._calls = place, calls
         self._runtime, self._tolerance = runtime, tolerance
 
-    def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Convert before the first batch of the first dataloader."""
-        if batch_idx or dataloader_idx:
-            return
+    def prepare(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+        """Convert."""
         place = self._place
         watcher = place.watch(None)  # the runs that compare are none of the validation
         with torch.inference_mode(False), torch.no_grad():
@@ -158,10 +145,7 @@ class Converted(nn.Module):
         self._runtime, self._name = runtime, type(net).__name__
         self._signature = inspect.signature(net.forward)
         form = registry.make(FORMATS[runtime])
-        args, kwargs = ready(net, call)
-        with evaluating(net), torch.no_grad(), random_state(0):
-            output = net(*args, **kwargs)
-        self._outputs, self._spec = tree_flatten(output)
+        self._outputs, self._spec = tree_flatten(outputs_of(net, call))
         example = example_of(net, call)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"net{form.suffix}"
