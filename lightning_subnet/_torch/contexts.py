@@ -103,6 +103,27 @@ def default_types(module: nn.Module) -> list[torch.dtype]:
 
 
 @contextmanager
+def same_buffers(module: nn.Module) -> Iterator[None]:
+    """Give the buffers of a module their values back on leaving.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> with same_buffers(norm):
+        ...     _ = norm(torch.ones(3, 2))
+        >>> norm.running_mean
+        tensor([0., 0.])
+    """
+    values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in values:
+                if buffer.shape == value.shape and not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+@contextmanager
 def muted(module: nn.Module) -> Iterator[None]:
     """Drop what a LightningModule logs."""
 

@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from lightning_subnet._messages import listed
-from lightning_subnet._torch.contexts import evaluating, random_state, shadowed
+from lightning_subnet._torch.contexts import random_state, same_buffers, shadowed
 from lightning_subnet._torch.inputs import arguments, cloned
 from lightning_subnet._torch.macs import count_macs
 from lightning_subnet._types import Indices
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import activated, elastic_part
+from lightning_subnet.elasticity.slicing.counting import used_weights
 from lightning_subnet.errors import ElasticityError, MeasurementError
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
@@ -207,12 +207,10 @@ class Costs:
     def _in_use(self, subnet: Subnet) -> int | None:
         """Return the parameters that a forward pass reads, None if it fails."""
         if subnet not in self._parameters:
-            self._part.activate(subnet)
             args, kwargs = self._inputs()
             try:
-                with evaluating(self._module), torch.no_grad(), _Reads(self._module) as reads:
-                    self._module(*args, **kwargs)
-                self._parameters[subnet] = reads.count
+                used = used_weights(_Named(self._module, kwargs), subnet, args)
+                self._parameters[subnet] = sum(u.numel for u in used.values() if u.parameter)
             except Exception:  # as above
                 self._parameters[subnet] = None
         return self._parameters[subnet]
@@ -227,38 +225,6 @@ class _Named(nn.Module):
 
     def forward(self, *args: Any) -> Any:
         return self.module(*args, **self._named)
-
-
-class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call] # it has no annotations
-    """Marks the elements of parameters that operators read, through views of any shape."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] # as above
-        self._marks = {
-            self._pointer(p): torch.zeros(
-                p.untyped_storage().nbytes() // p.element_size(), dtype=torch.bool
-            )
-            for p in module.parameters()
-        }
-
-    @property
-    def count(self) -> int:
-        """The number of elements that were read."""
-        return sum(int(marks.sum()) for marks in self._marks.values())
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        outputs = func(*args, **(kwargs or {}))
-        results = {self._pointer(x) for x in tree_leaves(outputs)}
-        for x in tree_leaves((args, kwargs)):
-            pointer = self._pointer(x)
-            if pointer in self._marks and pointer not in results:  # a view reads nothing yet
-                sizes = [n if step else 1 for n, step in zip(x.shape, x.stride(), strict=True)]
-                self._marks[pointer].as_strided(sizes, x.stride(), x.storage_offset()).fill_(True)
-        return outputs
-
-    @staticmethod
-    def _pointer(x: Any) -> int | None:
-        return x.untyped_storage().data_ptr() if isinstance(x, torch.Tensor) else None
 
 
 def end_row(space: SearchSpace, *, largest: bool = True) -> Indices:
@@ -331,16 +297,3 @@ def calls_of(part: Any) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 def _detached(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
-
-
-@contextmanager
-def same_buffers(module: nn.Module) -> Iterator[None]:
-    """Give the buffers of a module their values back on leaving."""
-    values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in values:
-                if buffer.shape == value.shape and not torch.equal(buffer, value):
-                    buffer.copy_(value)

@@ -4,15 +4,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from lightning_subnet._torch.contexts import default_type, default_types, evaluating, random_state
+from lightning_subnet._torch.contexts import (
+    default_type,
+    default_types,
+    evaluating,
+    random_state,
+    same_buffers,
+)
 from lightning_subnet._torch.inputs import as_weight
 from lightning_subnet._torch.outputs import (
     Difference,
@@ -145,28 +151,29 @@ class _Comparison:
             raise ParityError(msg)
 
     def _run(self, net: nn.Module, call: Call, seed: int = 0) -> Any:
-        args, kwargs = ready(net, call)
-        with ExitStack() as stack:
-            stack.enter_context(evaluating(net))
-            stack.enter_context(random_state(seed))
-            stack.enter_context(torch.no_grad())
-            # As under a Trainer of precision="bf16-true", where tensors are made in that type.
-            stack.enter_context(default_type(default_types(net)[-1]))
-            if self._training:
-                stack.enter_context(_same_buffers(net))
-                net.train()
-            return net(*args, **kwargs)
+        return outputs_of(net, call, seed=seed, training=self._training)
 
 
-@contextmanager
-def _same_buffers(net: nn.Module) -> Iterator[None]:
-    """Give buffers their values back on leaving."""
-    values = [(buffer, buffer.detach().clone()) for buffer in net.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in values:
-            buffer.copy_(value)
+def outputs_of(net: nn.Module, call: Call, *, seed: int = 0, training: bool = False) -> Any:
+    """Return the outputs of a network, which is left as it was.
+
+    Args:
+        net: The network.
+        call: Arguments of its forward pass.
+        seed: Of what it draws.
+        training: Whether it runs in training mode, and not in eval mode.
+    """
+    args, kwargs = ready(net, call)
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(net))
+        stack.enter_context(random_state(seed))
+        stack.enter_context(torch.no_grad())
+        # As under a Trainer of precision="bf16-true", where tensors are made in that type.
+        stack.enter_context(default_type(default_types(net)[-1]))
+        if training:
+            stack.enter_context(same_buffers(net))
+            net.train()
+        return net(*args, **kwargs)
 
 
 def example_of(part: Any, call: Call) -> Any:

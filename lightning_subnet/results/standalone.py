@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from lightning_subnet.elasticity.extraction import detached_copy, extract, frozen_copy
+from lightning_subnet.elasticity.extraction import detached_copy, extract, own_or_frozen
 from lightning_subnet.elasticity.parity import Call, check_parity, example_of
 from lightning_subnet.elasticity.protocol import Elastic, elastic_part
 from lightning_subnet.errors import SearchError, SubnetError
@@ -78,8 +78,8 @@ def _compared(part: Any, subnet: Subnet, *, calls: Sequence[Call], whole: bool) 
         calls: Arguments of its forward pass.
         whole: Whether its class is to stay, unless it has an `extract` of its own.
     """
-    if whole and not callable(getattr(part, "extract", None)):
-        plain = frozen_copy(part, subnet)
+    if whole:
+        plain = own_or_frozen(part, subnet)
     else:
         plain = extract(part, subnet, example_of(part, calls[0]) if calls else None)
     check_parity(part, subnet, plain, calls)

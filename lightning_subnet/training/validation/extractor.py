@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_subnet._torch.contexts import evaluating
 from lightning_subnet._torch.inputs import as_weight, cloned
-from lightning_subnet.elasticity.extraction import frozen_copy
+from lightning_subnet.elasticity.extraction import own_or_frozen
 from lightning_subnet.elasticity.parity import Call, check_parity, example_of
 from lightning_subnet.elasticity.protocol import activated
 from lightning_subnet.errors import ParityError, SearchError
@@ -93,10 +93,9 @@ class Extractor:
             with activated(part, subnet), evaluating(model), torch.no_grad():
                 if self.score == "network":
                     self._recalibrate()
-                if whole and not callable(getattr(part, "extract", None)):
-                    plain = frozen_copy(part, subnet)
-                else:
-                    plain = extracted(part, subnet, self.calls)
+                plain = (
+                    own_or_frozen(part, subnet) if whole else extracted(part, subnet, self.calls)
+                )
                 plain.parity = self.parity(subnet, plain)  # type: ignore[assignment] # a figure
                 if self.score != "network":
                     self.place.put(plain)

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from lightning_subnet._messages import warn
-from lightning_subnet._torch.contexts import evaluating, random_state
-from lightning_subnet.elasticity.parity import Call, check_parity, ready
+from lightning_subnet._torch.contexts import random_state
+from lightning_subnet.elasticity.parity import Call, check_parity, outputs_of
 from lightning_subnet.errors import (
     ElasticityError,
     ExportError,
@@ -96,10 +95,8 @@ def _check_file(
 
 def runs(net: nn.Module, call: Call) -> Exception | None:
     """Return the error of a network on a call in eval mode; None if it runs."""
-    args, kwargs = ready(net, call)
     try:
-        with evaluating(net), torch.no_grad(), random_state(0):
-            net(*args, **kwargs)
+        outputs_of(net, call)
     except Exception as error:
         return error
     return None
