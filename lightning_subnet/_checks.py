@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from lightning_subnet.errors import SubnetError
@@ -34,3 +34,14 @@ def checked_int(
         msg = f"{name}={value!r:.60} must be a whole number from {least}. {hint}".rstrip()
         raise error(msg)
     return int(value)
+
+
+def is_share(value: Any) -> bool:
+    """Return whether a value is a number above 0 and at most 1, NumPy's welcome, booleans not.
+
+    Example:
+        >>> is_share(0.5), is_share(0), is_share(True), is_share("0.5")
+        (True, False, False, False)
+    """
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and bool(0 < value <= 1)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_subnet._checks import is_share
 from lightning_subnet._torch.contexts import evaluating
 from lightning_subnet._torch.outputs import Difference, default_tolerance, difference
 from lightning_subnet.errors import ExportError, FileParityError, FixedBatchError
@@ -36,8 +37,7 @@ def checked_tolerance(tolerance: Any) -> float | None:
     """
     if tolerance is None:
         return None
-    number = isinstance(tolerance, Real) and not isinstance(tolerance, bool)
-    if not number or not 0 < tolerance <= 1:
+    if not is_share(tolerance):
         msg = (
             f"tolerance={tolerance!r:.60} must be a positive number up to 1, a share of the "
             "largest output such as 1e-4, or None for what rounding explains."

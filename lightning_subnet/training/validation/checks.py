@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from lightning_subnet._checks import is_share
 from lightning_subnet._messages import did_you_mean
 from lightning_subnet.errors import ExportError, SearchError
 
@@ -82,12 +83,10 @@ Write 1e-4, say; or leave it out: rounding is allowed for then.
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        share = self.tolerance
-        number = isinstance(share, (int, float)) and not isinstance(share, bool)
-        if share is not None and not (number and 0 < share <= 1):
+        if self.tolerance is not None and not is_share(self.tolerance):
             msg = (
-                f"tolerance={share!r:.60} is not a share above 0 and at most 1. Write 1e-4, say; "
-                "or leave it out: rounding is allowed for then."
+                f"tolerance={self.tolerance!r:.60} is not a share above 0 and at most 1. Write "
+                "1e-4, say; or leave it out: rounding is allowed for then."
             )
             raise SearchError(msg)
 

@@ -15,7 +15,11 @@ from torchmetrics import Metric
 
 from lightning_subnet.training._lightning import LightningModule
 
-_INTERNAL = vars(LightningModule()).keys() | vars(torch.nn.Module()).keys()
+_INTERNAL = {
+    *vars(LightningModule()),
+    *vars(torch.nn.Module()),
+    *("_hparams", "_hparams_initial", "_hparams_name"),  # which Lightning makes when they are read
+}
 _MOST_ELEMENTS = 1_000_000  # a larger tensor is data
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Tensor, list, dict, set, deque)
 

@@ -97,6 +97,7 @@ def test_the_part_that_is_searched_keeps_its_attributes_and_torch_and_lightning_
     module.trainer = trainer
     module.train(False)
     module.register_buffer("buffer", torch.ones(1))
+    assert module.hparams == {}  # reading them makes attributes
     assert state.changed() == []
     state.restore()
     assert module.part.features == [1]
