@@ -108,7 +108,7 @@ def adapted(networks: Any, kind: str) -> dict[str, Any]:
     told["extraction leaves what was in force"] = net.active_subnet == one
     recalibrate(net, [x])  # BatchNorm of what runs: as if the subnet had been alone
     with activated(twin, one):
-        alone = twin.get_active_subnet(preserve_weight=True)
+        alone = twin.get_active_subnet(preserve_weight=True).eval()  # its modes are mixed
     recalibrate(alone, [x])
     with torch.no_grad():
         told["recalibrated"] = (net.eval()(x) - alone.eval()(x)).abs().max().item()
