@@ -27,6 +27,10 @@ _NORMALISATIONS: Mapping[Any, Any] = {
     torch.ops.aten.batch_norm.default: torch.batch_norm,
     torch.ops.aten.instance_norm.default: torch.instance_norm,
 }
+_VIEWS = {
+    getattr(torch.ops.aten, name).default
+    for name in ("alias", "detach", "view", "squeeze", "unsqueeze", "t", "permute")
+} | {torch.ops.aten.slice.Tensor, torch.ops.aten.select.int}
 _MEAN, _FLAG = 3, 5  # among their arguments
 _ASSUMED = 2  # the least size that torch.export gives an open one
 
@@ -142,8 +146,9 @@ class Graph:
         for node in list(self.module.graph.nodes):
             if node.target not in _NORMALISATIONS:
                 continue
-            holder, _, _ = str(getattr(node.args[_MEAN], "target", "")).rpartition(".")
-            if holder and node.args[_MEAN].target in moving:
+            mean = str(getattr(_viewed(node.args[_MEAN]), "target", ""))
+            holder, _, _ = mean.rpartition(".")
+            if holder and mean in moving:
                 with self.module.graph.inserting_before(node):
                     flag = self.module.graph.create_node("get_attr", f"{holder}.training")
                 node.update_arg(_FLAG, flag)
@@ -210,6 +215,13 @@ class _Locator(fx.Interpreter):
 
     def _note(self, node: fx.Node, region: Region, value: torch.Tensor) -> None:
         self.regions[node], self.values[node] = region, value
+
+
+def _viewed(node: Any) -> Any:
+    """Return the node of the tensor that a node is a view of, as `[:n]` is where n takes all."""
+    while getattr(node, "target", None) in _VIEWS:
+        node = node.args[0]
+    return node
 
 
 def _is(one: torch.Tensor, other: torch.Tensor) -> bool:
