@@ -21,6 +21,7 @@ _INTERNAL = {
     *("_hparams", "_hparams_initial", "_hparams_name"),  # which Lightning makes when they are read
 }
 _MOST_ELEMENTS = 1_000_000  # a larger tensor is data
+_DEEPEST, _MOST_ITEMS = 4, 1000  # where metrics are looked for; a longer list is data
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Tensor, list, dict, set, deque)
 
 
@@ -44,6 +45,8 @@ class GatheredState:
         self._attributes = [
             (owner, {name: (v, _copied(v)) for name, v in _own(owner).items()}) for owner in owners
         ]
+        own, seen = [v for owner in owners for v in _own(owner).values()], set[int]()
+        self._hidden = [inner for value in own for inner in _modules_in(value, seen)]
 
     def changed(self) -> list[str]:
         """Return the names of the attributes that are not as they were."""
@@ -70,13 +73,26 @@ class GatheredState:
             metric.reset()
 
     def _metrics(self) -> Iterator[Metric]:
-        """Yield the metrics of the module, also those in lists and dicts, which torch misses."""
-        yield from (child for child in self._module.modules() if isinstance(child, Metric))
-        for _, attributes in self._attributes:
-            for value, _ in attributes.values():
-                items = value.values() if isinstance(value, dict) else value
-                if isinstance(value, (dict, list, tuple)):
-                    yield from (item for item in items if isinstance(item, Metric))
+        """Yield the metrics of the module, also those that torch does not know to be in it."""
+        for module in (self._module, *self._hidden):
+            yield from (child for child in module.modules() if isinstance(child, Metric))
+
+
+def _modules_in(value: Any, seen: set[int], depth: int = _DEEPEST) -> Iterator[torch.nn.Module]:
+    """Yield the modules in containers and in attributes of objects, to so many levels."""
+    if isinstance(value, torch.nn.Module):
+        yield value
+        return
+    if depth < 0 or id(value) in seen or isinstance(value, (torch.Tensor, type, ModuleType)):
+        return
+    seen.add(id(value))
+    items: Any = getattr(value, "__dict__", {}).values()
+    if isinstance(value, dict):
+        items = value.values()
+    elif isinstance(value, (list, tuple, set, deque)):
+        items = value if len(value) <= _MOST_ITEMS else ()
+    for item in items:
+        yield from _modules_in(item, seen, depth - 1)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import torch
 from torch import nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricCollection
 
 from lightning_subnet.training.validation.gathered import GatheredState
 
@@ -87,6 +87,30 @@ def test_metrics_are_emptied_also_those_in_lists() -> None:
         metric.update(3.0)
     state.restore()
     assert module.mean.update_count == module.hidden_metrics[0].update_count == 0
+
+
+class _Results:
+    def __init__(self, metric: torch.nn.Module) -> None:
+        self.by_class = {"all": metric}
+
+
+@pytest.mark.parametrize("place", [
+    lambda metric: {"val": {"top": [metric]}},
+    lambda metric: ((metric,),),
+    lambda metric: _Results(metric),
+    lambda metric: {"val": MetricCollection([metric])},
+    lambda metric: [torch.nn.ModuleList([metric])],
+])  # fmt: skip
+def test_metrics_are_emptied_wherever_they_are(place: Any) -> None:
+    module, metric = Module(), MeanMetric()
+    module.place = place(metric)
+    metric.update(3.0)
+    state = GatheredState(module)
+    state.restore()
+    assert metric.update_count == 0
+    metric.update(4.0)
+    state.restore()
+    assert metric.update_count == 0
 
 
 def test_the_part_that_is_searched_keeps_its_attributes_and_torch_and_lightning_theirs() -> None:
