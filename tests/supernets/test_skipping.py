@@ -237,7 +237,6 @@ def test_only_what_adds_to_its_input_is_found() -> None:
         (nn.Sequential(nn.Linear(4, 4)), {}, ElasticityError, ["no block that adds", "blocks="]),
         (Twice(Adds()), {}, ElasticityError, ["Twice has no block that adds"]),
         (Twice(Adds()), {"blocks": Adds}, ElasticityError, ["'block' of Twice", "runs 2 times"]),
-        (Named(), {"blocks": Adds}, ElasticityError, ["takes something other than one tensor"]),
         (
             nn.Sequential(Adds()),
             {"blocks": Block},

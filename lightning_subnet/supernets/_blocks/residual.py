@@ -6,10 +6,12 @@ Modules are tried without weights, so it does not matter what the network has le
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +32,8 @@ from lightning_subnet._torch.contexts import (
 )
 from lightning_subnet._torch.formulas import formulas
 from lightning_subnet._torch.inputs import arguments
+from lightning_subnet._torch.names import class_name
+from lightning_subnet._torch.structures import flatten
 from lightning_subnet.elasticity.extraction import detached_copy
 from lightning_subnet.errors import ElasticityError
 
@@ -39,6 +43,13 @@ WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
 _OWN = 0.9  # of the MACs of a block that adds by itself must be in smaller ones to prefer those
 _COMPOSED = 0.5  # the same for a module that adds nothing by itself, but what it holds does
 _VARIANCE = 7.3  # with one near 1, a batch normalisation of fresh statistics is the identity
+_NORM = 2e-3  # of a value is what two layer normalisations change, with an eps of up to 1e-3
+_ROUNDING = 8  # steps of the type, where those are larger
+_TRIALS = 4  # of inputs that may be what a module adds to
+_DIMS = (-1, 1)  # over which layers may normalise
+_ANGLE = 12.9898  # radians between values of a probe, so that none repeat
+_LISTS = (nn.ModuleList, nn.Sequential)
+_PLAIN = (str, int, float, torch.dtype, torch.device, type, nn.Module, type(None))
 
 
 @dataclass
@@ -72,31 +83,33 @@ class Run:
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         output: What it returned.
+        before: Both kinds of arguments as they were before it ran, as it may fill a cache.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     output: Any
+    before: tuple[tuple[Any, ...], Mapping[str, Any]]
 
     @property
-    def why_not_one_tensor(self) -> str:
-        """Why an identity cannot stand in its place, or an empty string."""
-        if len(self.args) != 1 or self.kwargs or not isinstance(self.args[0], torch.Tensor):
-            return "takes something other than one tensor"
-        if not isinstance(self.output, torch.Tensor):
-            return f"gives a {type(self.output).__name__}"
-        if self.output.shape != self.args[0].shape:
-            return f"makes {tuple(self.output.shape)} of {tuple(self.args[0].shape)}"
-        return ""
+    def is_of_one_tensor(self) -> bool:
+        """Whether it takes one tensor, by position, and gives one."""
+        return (
+            len(self.args) == 1
+            and not self.kwargs
+            and isinstance(self.args[0], torch.Tensor)
+            and isinstance(self.output, torch.Tensor)
+        )
 
+    @property
+    def inputs(self) -> list[torch.Tensor]:
+        """The tensors that it gets, the positional ones first."""
+        return [x for x in tree_leaves((self.args, dict(self.kwargs))) if torch.is_tensor(x)]
 
-def why_not_skippable(runs: list[Run]) -> str:
-    """Return why an identity cannot stand for a module, or an empty string.
-
-    Args:
-        runs: The runs of the module in one forward pass of the network.
-    """
-    return runs[0].why_not_one_tensor if len(runs) == 1 else f"runs {len(runs)} times"
+    @property
+    def result(self) -> torch.Tensor | None:
+        """The first tensor that it gives."""
+        return _first_tensor(self.output)
 
 
 def module_calls(net: nn.Module, example_input: Any, names: Iterable[str]) -> Calls:
@@ -113,36 +126,47 @@ def module_calls(net: nn.Module, example_input: Any, names: Iterable[str]) -> Ca
     calls, names = Calls(), list(names)
     args, kwargs = arguments(net, example_input)
 
-    def entered(name: str) -> None:
+    arrived: dict[str, list[Any]] = {}
+
+    def entered(name: str, *inputs: Any) -> None:
         calls.runs.setdefault(name, [])
+        arrived.setdefault(name, []).append(tree_map(_kept, inputs))
 
-    def left(name: str, run: Run) -> None:
-        calls.runs[name].append(run)
+    def left(name: str, args: Any, kwargs: Any, output: Any) -> None:
+        calls.runs[name].append(Run(args, kwargs, output, before=arrived[name].pop()))
 
+    contexts: tuple[AbstractContextManager[Any], ...]
     try:
-        with _watched(net, names, entered, left), evaluating(net), torch.no_grad(), random_state():
-            net(*tree_map(_cloned, args), **tree_map(_cloned, kwargs))
+        with ExitStack() as stack:
+            contexts = (
+                _watched(net, names, entered, left, first=False), evaluating(net),
+                plain_attention(), random_state(), torch.no_grad(),
+            )  # fmt: skip
+            for context in contexts:
+                stack.enter_context(context)
+            net(*tree_map(_copied, args), **tree_map(_copied, kwargs))
     except Exception as error:
         msg = (
-            f"{type(net).__name__} failed on the example input: {type(error).__name__}: "
+            f"{class_name(net)} failed on the example input: {type(error).__name__}: "
             f"{error!s:.150}. Pass an input that forward() takes."
         )
         raise ElasticityError(msg) from error
     counter = FlopCounterMode(display=False, custom_mapping=formulas())
 
-    def count(name: str, *run: Run) -> None:
-        sign = 1 if run else -1
+    def count(sign: int, name: str, *_: Any) -> None:
         calls.macs[name] = calls.macs.get(name, 0) + sign * counter.get_total_flops() // 2
 
     net.requires_grad_(False)  # the counter does not take parameters as inputs without it
     try:
         with ExitStack() as stack:
-            for context in (
-                _watched(net, calls.runs, count, count), evaluating(net), plain_attention(),
+            contexts = (
+                _watched(net, calls.runs, partial(count, -1), partial(count, 1)),
+                evaluating(net), plain_attention(),
                 random_state(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter,
-            ):  # fmt: skip
+            )  # fmt: skip
+            for context in contexts:
                 stack.enter_context(context)
-            net(*args, **kwargs)
+            net(*tree_map(_copied, args), **tree_map(_copied, kwargs))
         calls.total = counter.get_total_flops() // 2
     except Exception:  # of an operator that cannot be counted
         calls.macs.clear()
@@ -150,16 +174,32 @@ def module_calls(net: nn.Module, example_input: Any, names: Iterable[str]) -> Ca
 
 
 @contextmanager
-def _watched(net: nn.Module, names: Iterable[str], entered: Any, left: Any) -> Iterator[None]:
-    """Call functions when modules start, with their name, and when they end, with the run too."""
+def _watched(
+    net: nn.Module, names: Iterable[str], entered: Any, left: Any, *, first: bool = True
+) -> Iterator[None]:
+    """Call functions when modules start, and when they end.
+
+    Args:
+        net: The network.
+        names: Its modules.
+        entered: Gets the name, the positional and the keyword arguments.
+        left: Gets the same, and the output.
+        first: Whether a module starts before its own hooks, which may change the arguments.
+    """
     handles = []
 
     def watch(name: str) -> None:
         module = net.get_submodule(name)
-        handles.append(module.register_forward_pre_hook(lambda *_: entered(name), prepend=True))
+        handles.append(
+            module.register_forward_pre_hook(
+                lambda _module, args, kwargs: entered(name, args, kwargs),
+                with_kwargs=True,
+                prepend=first,
+            )
+        )
         handles.append(
             module.register_forward_hook(
-                lambda _module, args, kwargs, output: left(name, Run(args, kwargs, output)),
+                lambda _module, args, kwargs, output: left(name, args, kwargs, output),
                 with_kwargs=True,
             )
         )
@@ -173,17 +213,23 @@ def _watched(net: nn.Module, names: Iterable[str], entered: Any, left: Any) -> I
             handle.remove()
 
 
-def residual_blocks(net: nn.Module, calls: Calls) -> list[str]:
-    """Return the names of the residual blocks of a network, in the order in which they run.
+def residual_blocks(net: nn.Module, calls: Calls) -> tuple[list[str], dict[str, torch.Tensor]]:
+    """Return the residual blocks of a network, and what each of its residual modules adds to.
 
-    A residual module returns its input, or the ReLU of it, when its weights are zero, or zero but
-    for vectors that scale. Such modules lie in one another: a response normalisation in a block, a
-    block in a stage. A stage is what the blocks in it make of it, and they hold nearly all of its
-    multiplications; a block adds by itself, or holds many of them outside of its residual parts.
+    A residual module returns one of its inputs, the ReLU or the layer normalisation of it, when its
+    weights are zero, or zero but for vectors that scale. Such modules lie in one another: a
+    response normalisation in a block, a block in a stage. A stage is what the blocks in it make of
+    it, and they hold nearly all of its multiplications; a block adds by itself, or holds many of
+    them outside of its residual parts. What takes more than one tensor, such as a layer of a
+    transformer, is a block as long as its parts do not repeat.
 
     Args:
         net: The network.
         calls: What those of its modules do that may be blocks.
+
+    Returns:
+        The names of the blocks, in the order in which they run; and by name of each residual
+        module, blocks and parts of them, the input that it adds to.
     """
     bare = _bare(net)
     first = {
@@ -191,13 +237,14 @@ def residual_blocks(net: nn.Module, calls: Calls) -> list[str]:
         for name, runs in calls.runs.items()
         if runs and (calls.macs.get(name) or not calls.total)  # what multiplies nothing is a part
     }
-    adding: set[str] = set()
+    adding: dict[str, torch.Tensor] = {}
     for scale in (0.0, 1.0):
         _fill(bare, scale)
-        for name in first.keys() - adding:
-            if _adds(bare, name, first[name]):
-                adding.add(name)
-    parts = {name: adding & _parts(net, name) for name in adding}
+        for name in first.keys() - adding.keys():
+            stream = _stream(bare, name, first[name], normed=bool(scale))
+            if stream is not None:
+                adding[name] = stream
+    parts = {name: adding.keys() & _parts(net, name) for name in adding}
 
     def blocks_of(name: str) -> set[str]:
         inner = blocks_in(parts[name])
@@ -205,16 +252,19 @@ def residual_blocks(net: nn.Module, calls: Calls) -> list[str]:
         whole = calls.macs.get(name, 0)
         if not inner or share < _COMPOSED * whole:
             return {name}
+        if not first[name].is_of_one_tensor and not _repeats(net, inner):
+            return {name} if len(inner) > 1 or share < _OWN * whole else inner
         if share >= _OWN * whole:
             return inner
-        return {name} if _adds(bare, name, first[name], without=inner) else inner
+        adds = _stream(bare, name, first[name], normed=True, without=inner) is not None
+        return {name} if adds else inner
 
     def blocks_in(names: set[str]) -> set[str]:
         inside = {part for name in names for part in parts[name]}
         return {block for name in names - inside for block in blocks_of(name)}
 
-    chosen = blocks_in(adding)
-    return [name for name in calls.runs if name in chosen]
+    chosen = blocks_in(set(adding))
+    return [name for name in calls.runs if name in chosen], adding
 
 
 def _parts(net: nn.Module, name: str) -> set[str]:
@@ -224,26 +274,61 @@ def _parts(net: nn.Module, name: str) -> set[str]:
     return {n for n, part in net.named_modules() if id(part) in held}
 
 
-def _adds(net: nn.Module, name: str, run: Run, *, without: Iterable[str] = ()) -> bool:
-    """Return whether a module gives its input, or the ReLU of it.
+def _repeats(net: nn.Module, names: set[str]) -> bool:
+    """Return whether modules are those of a stage: all of one kind, or a list has two of one."""
+    if len({type(net.get_submodule(name)) for name in names}) == 1:
+        return len(names) > 1
+    kinds = [
+        (parent, type(net.get_submodule(name)))
+        for name in names
+        if isinstance(net.get_submodule(parent := name.rpartition(".")[0]), _LISTS)
+    ]
+    return len(set(kinds)) < len(kinds)
+
+
+def _stream(
+    net: nn.Module, name: str, run: Run, *, normed: bool, without: Iterable[str] = ()
+) -> torch.Tensor | None:
+    """Return the first input that a module gives back, or the ReLU or layer normalisation of it.
 
     Args:
         net: The network, whose weights say nothing.
         name: The module.
-        run: A run of it; what it adds to is the first tensor that it gets.
+        run: A run of it.
+        normed: Whether vectors of weights are ones, so that layers normalise.
         without: Modules in it that give zeros.
+
+    Returns:
+        That input, as it is in the run; None if there is none.
     """
-    like = next((x for x in tree_leaves((run.args, run.kwargs)) if torch.is_tensor(x)), None)
-    result = next((x for x in tree_leaves(run.output) if torch.is_tensor(x)), None)
-    if like is None or result is None or like.shape != result.shape:
-        return False
-    if not like.is_floating_point():
-        return False
-    x = torch.linspace(-1, 1, like.numel(), dtype=like.dtype, device=like.device).view(like.shape)
+    result = run.result
+    if result is None:
+        return None
+    likes = {id(x): x for x in run.inputs if x.shape == result.shape and x.is_floating_point()}
+    for like in [*likes.values()][:_TRIALS]:
+        # Normalised over the last dimension, or over the channels of an image.
+        for dim in _DIMS if normed and like.ndim >= len(_DIMS) else _DIMS[:1]:
+            if _gives_back(net, name, run, like, dim, normed=normed, without=without):
+                return like
+    return None
+
+
+def _gives_back(
+    net: nn.Module,
+    name: str,
+    run: Run,
+    like: torch.Tensor,
+    dim: int,
+    *,
+    normed: bool,
+    without: Iterable[str],
+) -> bool:
+    """Return whether a module gives an input, its ReLU, or its normalisation over a dimension."""
+    x = _probe(like, dim)
     args, kwargs = tree_map(
         # It may work in place.
-        lambda y: x.clone() if y is like else _cloned(y),
-        (run.args, dict(run.kwargs)),
+        lambda y: x.clone() if y is like else _copied(y),
+        (run.before[0], dict(run.before[1])),
     )
     module = net.get_submodule(name)
     with ExitStack() as stack:
@@ -251,17 +336,31 @@ def _adds(net: nn.Module, name: str, run: Run, *, without: Iterable[str] = ()) -
             stack.enter_context(shadowed(net.get_submodule(part), "forward", _zeros))
         for hooks in ("_forward_pre_hooks", "_forward_hooks"):
             stack.enter_context(shadowed(module, hooks, OrderedDict()))
-        for context in (evaluating(module), torch.no_grad(), random_state()):
+        for context in (evaluating(module), torch.no_grad(), random_state(), plain_attention()):
             stack.enter_context(context)
         try:
-            outputs = tree_leaves(module(*args, **kwargs))
+            y = _first_tensor(module(*args, **kwargs))
         except Exception:  # of any class: it does not work without weights
             return False
-    y = next((y for y in outputs if torch.is_tensor(y)), None)
-    if y is None or y.shape != x.shape:
+    if y is None or y.shape != x.shape or y.dtype != x.dtype:
         return False
     # Leaky ReLUs, one after the other, come near a ReLU.
-    return any(torch.allclose(y, z, atol=0) for z in (x, x.relu()))
+    if any(torch.allclose(y, z, atol=0) for z in (x, x.relu())):
+        return True
+    near = max(_NORM, _ROUNDING * torch.finfo(x.dtype).eps)
+    return normed and torch.allclose(y, x, rtol=near, atol=near)
+
+
+def _probe(like: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return values of the size of a tensor, with mean 0 and variance 1 over a dimension."""
+    x = torch.arange(like.numel(), dtype=torch.float64).mul(_ANGLE).sin().view(like.shape)
+    if like.ndim and like.shape[dim] > 1:
+        x = (x - x.mean(dim, keepdim=True)) / x.std(dim, correction=0, keepdim=True)
+    return x.to(like)
+
+
+def _first_tensor(value: Any) -> torch.Tensor | None:
+    return next((x for x in flatten(value)[0] if isinstance(x, torch.Tensor)), None)
 
 
 def _zeros(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -270,8 +369,18 @@ def _zeros(*args: Any, **kwargs: Any) -> torch.Tensor:
     return torch.zeros_like(x)
 
 
-def _cloned(x: Any) -> Any:
-    return x.clone() if isinstance(x, torch.Tensor) else x
+def _kept(x: Any) -> Any:
+    """Return an argument as it is now: a cache is copied, a tensor stays the same object."""
+    if isinstance(x, (torch.Tensor, *_PLAIN)):
+        return x
+    try:
+        return copy.deepcopy(x)
+    except Exception:  # of any class: there are things that cannot be copied
+        return x
+
+
+def _copied(x: Any) -> Any:
+    return x.clone() if isinstance(x, torch.Tensor) else _kept(x)
 
 
 def _bare(net: nn.Module) -> nn.Module:
