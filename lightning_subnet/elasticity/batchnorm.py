@@ -74,7 +74,8 @@ def recalibrate(
     These keep their statistics: layers that do not run; those that the module's own `train()` keeps
     in eval mode; those with `track_running_stats=False`, as
     `BaseFinetuning.freeze(train_bn=False)` of Lightning leaves them; and those in eval mode in a
-    module of which other such layers are in training mode. After a failure all keep theirs.
+    module of which other such layers, or their holder, are in training mode. After a failure all
+    keep theirs.
 
     Args:
         module: The network, with the subnet in force.
@@ -90,8 +91,10 @@ def recalibrate(
         How many samples were used; 0 if the network has no running statistics to renew.
 
     Raises:
-        MeasurementError: No batches, none of the layers ran, a batch has one value per channel, or
-            `max_images` is not a whole number from 1.
+        MeasurementError: No batches, none of the layers ran, a batch has one value per channel,
+            `max_images` is not a whole number from 1, `batches` is a single tensor, or the module
+            does not take a batch that is a structure, as (inputs, targets), and there is no
+            `forward`.
 
     Warns:
         CalibrationWarning: A layer has statistics that cannot be renewed, or it is not clear
@@ -108,7 +111,32 @@ def recalibrate(
         >>> net.running_mean
         tensor([3., 3.])
     """
-    return Recalibrator(module)(batches, max_images=max_images, forward=forward)
+    if isinstance(batches, torch.Tensor):
+        msg = (
+            f"batches= is one tensor {tuple(batches.shape)}, of which each row would be a batch. "
+            "Write recalibrate(module, [tensor])."
+        )
+        raise MeasurementError(msg)
+    structure: Any = None
+
+    def noted(batch: Any) -> Any:
+        nonlocal structure
+        structure = None if isinstance(batch, torch.Tensor) else batch
+        return module(batch)
+
+    try:
+        return Recalibrator(module)(batches, max_images=max_images, forward=forward or noted)
+    except (MeasurementError, CalibrationWarning):
+        raise
+    except Exception as error:
+        if structure is None:
+            raise
+        msg = (
+            f"{type(module).__name__} failed on a batch that is a {type(structure).__name__}: "
+            f"{type(error).__name__}: {error!s:.100}. Give batches of inputs alone, or say what "
+            "runs on one: forward=lambda batch: module(batch[0])."
+        )
+        raise MeasurementError(msg) from error
 
 
 class Recalibrator:
@@ -132,7 +160,11 @@ class Recalibrator:
         layers = {name: x for name, x in module.named_modules() if x in moving}
         mixed = module.training and any(x.training for x in moving)
         # Lightning trains each layer in the mode in which the user left it.
-        self._paused = {name for name, x in layers.items() if mixed and not x.training}
+        self._paused = {
+            name
+            for name, x in layers.items()
+            if not x.training and (mixed or (module.training and _is_apart(module, name)))
+        }
 
     def __call__(
         self,
@@ -164,6 +196,17 @@ class Recalibrator:
                 self._causes.add(cause)
                 warn(message, CalibrationWarning)
         return n_used
+
+
+def _is_apart(module: nn.Module, name: str) -> bool:
+    """Return whether a module that holds a layer is in training mode.
+
+    The root of several levels does not count: it may be a LightningModule around a network that
+    comes in eval mode as a whole, as those of model hubs do.
+    """
+    parents = name.split(".")[:-1]
+    holders = [".".join(parents[: i + 1]) for i in range(len(parents))] or [""]
+    return any(module.get_submodule(holder).training for holder in holders)
 
 
 def _parts(batches: Iterable[Any], max_images: int) -> Iterator[tuple[Any, int]]:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
+from lightning_subnet._checks import checked_int
 from lightning_subnet._messages import listed
 from lightning_subnet._torch.contexts import evaluating, random_state
 from lightning_subnet._torch.fingerprints import hashed
@@ -75,6 +76,7 @@ def check_elastic(module: nn.Module, example_input: Any, *, seed: int = 0) -> No
         >>> from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3
         >>> check_elastic(ElasticMobileNetV3.tiny(), torch.randn(2, 1, 8, 8))
     """
+    seed = checked_int(seed, "seed", error=ElasticityError, least=0)
     part = elastic_part(module)
     space = part.search_space()
     runner = _Runner(module, part, example_input)
@@ -117,6 +119,7 @@ class _Runner:
         is_named = isinstance(example_input, Mapping)
         self._inputs = arguments(module, dict(example_input) if is_named else example_input)
         self.costs = Costs(module, part, *self._inputs)
+        self._works = False  # no subnet has run yet
 
     def run(self, subnet: Subnet, after: Subnet | None = None) -> Any:
         """Return the outputs of a subnet, numbers as tensors.
@@ -129,14 +132,22 @@ class _Runner:
             if after is not None:
                 self.part.activate(after)
             self.part.activate(subnet)
-            return self.again()
+            outputs = self.again()
+            self._works = True
+            return outputs
         except Exception as error:
             msg = (
                 f"{subnet!r:.200} cannot be put in force or run: {type(error).__name__}: "
-                f"{error!s:.150}. Every subnet of the space must run: mend activate(), or exclude "
-                "it by when=."
+                f"{error!s:.150}. Every subnet of the space must run{self._hint()}"
             )
             raise ElasticityError(msg) from error
+
+    def _hint(self) -> str:
+        """Return what to do where a subnet does not run."""
+        if self._works:
+            return ": mend activate(), or exclude it by when=."
+        first = ", and this is the first: pass an example_input that forward() takes"
+        return f"{first}, or mend activate()."
 
     def again(self) -> Any:
         """Return the outputs of the subnet in force."""
@@ -200,6 +211,10 @@ def _check_runs(runner: _Runner, state: _State, subnets: list[Subnet]) -> dict[S
     references: dict[Subnet, Any] = {}
     for subnet in subnets:
         references[subnet] = runner.run(subnet)
+        tensors = named_outputs(references[subnet]).values()
+        if tensors and not any(x.numel() for x in tensors):
+            msg = "The outputs are empty, so that all subnets look alike. Pass an example_input "
+            raise ElasticityError(f"{msg}with one sample or more.")
         state.check(subnet)
         if len(references) == 1:
             state.note()

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_subnet._torch.contexts import evaluating
-from lightning_subnet._torch.inputs import arguments
+from lightning_subnet._messages import listed
+from lightning_subnet._torch.contexts import evaluating, random_state
+from lightning_subnet._torch.inputs import arguments, cloned
 from lightning_subnet.elasticity.layers import ElasticLayer, ElasticSequential
 from lightning_subnet.elasticity.protocol import activated, elastic_part
 from lightning_subnet.elasticity.slicing.slicing import NotSliceable, Only, slice_network
@@ -49,7 +50,9 @@ def extract(
         is the subnet only.
 
     Raises:
-        ElasticityError: The network's own `extract` returned something other than a module.
+        ElasticityError: The network's own `extract` returned something other than a module, or the
+            super-network itself; the network cannot run `example_input`; `only` is unknown.
+        InvalidSubnetError: It is not a subnet of the space.
 
     Example:
         >>> from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3
@@ -59,10 +62,15 @@ def extract(
         (True, torch.Size([1, 10]))
     """
     part: Any = elastic_part(module)
+    if only not in (None, *get_args(Only)):
+        msg = f"only={only!r:.60} is not one of {listed(get_args(Only))}, or None."
+        raise ElasticityError(msg)
+    if not isinstance(subnet, Subnet):
+        subnet = part.search_space().subnet(subnet)
     hook = getattr(part, "extract", None)
     if callable(hook):
         plain: Any = hook(subnet)
-        if not isinstance(plain, nn.Module):
+        if not isinstance(plain, nn.Module) or plain is part:
             msg = (
                 f"{type(part).__name__}.extract() returned {plain!r:.60} for {subnet!r:.200}. "
                 "Return the subnet as a network of its own, an nn.Module."
@@ -81,7 +89,22 @@ def extract(
     try:
         return slice_network(copied, subnet, args, kwargs, only=only)
     except NotSliceable as error:
+        _check_example(part, subnet, example_input)
         return frozen_copy(part, subnet, str(error))
+
+
+def _check_example(part: Any, subnet: Subnet, example_input: Any) -> None:
+    """Refuse an example that the network itself cannot run: it is not why slicing failed."""
+    args, kwargs = cloned(arguments(part, example_input))
+    try:
+        with activated(part, subnet), evaluating(part), random_state(0), torch.no_grad():
+            part(*args, **kwargs)
+    except Exception as error:
+        msg = (
+            f"{type(part).__name__} failed on example_input= with {subnet!r:.200}: "
+            f"{type(error).__name__}: {error!s:.150}. Pass arguments that its forward() takes."
+        )
+        raise ElasticityError(msg) from error
 
 
 def frozen_copy(module: nn.Module, subnet: Subnet, reason: str = "") -> nn.Module:

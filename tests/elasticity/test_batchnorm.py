@@ -842,3 +842,17 @@ def test_frozen_statistics_of_any_style_stay() -> None:
             x = images()[0].requires_grad_()
             net(x).sum().backward()
         assert_same(statistics(net), before)
+
+
+def test_batches_that_are_none_say_what_to_write() -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    pairs = [(torch.randn(4, 3), torch.zeros(4))]
+    with pytest.raises(MeasurementError, match=r"Write recalibrate\(module, \[tensor\]\)"):
+        recalibrate(net, torch.randn(4, 3))
+    with pytest.raises(
+        MeasurementError, match=r"is a tuple: .*forward=lambda batch: module\(batch"
+    ):
+        recalibrate(net, pairs)
+    assert recalibrate(net, pairs, forward=lambda batch: net(batch[0])) == 4
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # torch says it best
+        recalibrate(net, [torch.randn(4, 5)])

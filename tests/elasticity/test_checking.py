@@ -537,3 +537,17 @@ def test_a_module_that_calls_methods_of_its_part_is_checked_but_for_extraction()
 
     check_elastic(Calling(both), X)
     assert "'width' is dead" in message(Calling(lambda net, subnet: None))
+
+
+@pytest.mark.parametrize(
+    ("example", "options", "text"),
+    [
+        (torch.zeros(2, 3, 5), {}, "this is the first: pass an example_input that forward() takes"),
+        (torch.zeros(0, 1, 8, 8), {}, "The outputs are empty"),
+        (torch.zeros(2, 1, 8, 8), {"seed": "a"}, "seed='a' must be a whole number from 0"),
+    ],
+)
+def test_bad_input(example: Any, options: Any, text: str) -> None:
+    with pytest.raises(ElasticityError) as caught:
+        check_elastic(ElasticMobileNetV3.tiny(), example, **options)
+    assert text in str(caught.value)

@@ -18,7 +18,12 @@ from lightning_subnet.elasticity.layers import (
     ElasticLinear,
     ElasticSequential,
 )
-from lightning_subnet.errors import MeasurementError, SearchError
+from lightning_subnet.errors import (
+    ElasticityError,
+    InvalidSubnetError,
+    MeasurementError,
+    SearchError,
+)
 from lightning_subnet.supernets.mobilenet_v3 import ElasticMobileNetV3, MobileNetV3
 from tests.elasticity.slicing.networks import made
 from tests.networks import ElasticMlp, LitMlp
@@ -352,3 +357,33 @@ def test_a_slice_needs_an_example_of_the_part() -> None:
     model.net.example_input_array = torch.zeros(1, 64)
     assert extract(model, smallest, only="example").sliced
     assert own_or_frozen(model, smallest).sliced is False
+
+
+def test_bad_input() -> None:
+    net, example = made("ofa")
+    space = net.search_space()
+    with pytest.raises(
+        ElasticityError, match=r"^only='infer' is not one of 'inference', 'example'"
+    ):
+        extract(net, space.smallest, example, only="infer")  # type: ignore[arg-type]
+    with pytest.raises(ElasticityError, match=r"^OfaNet failed on example_input= with Subnet\("):
+        extract(net, space.smallest, torch.zeros(2, 5, 8, 8))
+    mobile = ElasticMobileNetV3.tiny()
+    with pytest.raises(InvalidSubnetError, match="A subnet is made of values by name, not of 3"):
+        extract(mobile, 3)  # type: ignore[arg-type]
+    smallest = mobile.search_space().smallest
+    plain = extract(mobile, dict(smallest))  # type: ignore[arg-type]
+    assert sum(p.numel() for p in plain.parameters()) == sum(
+        p.numel() for p in extract(mobile, smallest).parameters()
+    )
+
+
+def test_a_super_network_is_not_its_own_extraction() -> None:
+    class Itself(ElasticMlp):
+        def extract(self, subnet: Subnet) -> nn.Module:
+            return self
+
+    net = Itself()
+    with pytest.raises(ElasticityError, match=r"^Itself.extract\(\) returned Itself\("):
+        extract(net, net.search_space().smallest)
+    assert not hasattr(net, "sliced")

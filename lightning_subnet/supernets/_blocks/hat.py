@@ -69,8 +69,7 @@ def load_hat(net: nn.Module, config: TransformerConfig, checkpoint: object) -> N
         SpaceError: It does not fit; nothing is loaded then.
     """
     state, arguments = _state(checkpoint)
-    _check_config(config)
-    _check_arguments(config, arguments)
+    _check_tokens(config)
     own = net.state_dict()
     layout = dict(_layout(config, own, state))
     shapes = {
@@ -79,6 +78,8 @@ def load_hat(net: nn.Module, config: TransformerConfig, checkpoint: object) -> N
     }
     _check_output(config, state)
     check_weights(type(net).__name__, shapes, state)
+    _check_attention(config)
+    _check_arguments(config, arguments)
     source, target = (state[name] for name in _TABLES)
     if config.source_vocab is None and not torch.equal(source, target):
         msg = (
@@ -107,8 +108,11 @@ def _state(checkpoint: object) -> tuple[dict[str, torch.Tensor], Any]:
         (inner, checkpoint.get("args")) if isinstance(inner, Mapping) else (checkpoint, None)
     )
     for name, tensor in state.items():
-        if not _NAME.match(str(name)) or not isinstance(tensor, torch.Tensor):
-            msg = f"{name!r} is not a name of HAT with a tensor. {hint}"
+        if not _NAME.match(str(name)):
+            msg = f"{name!r} is not a name of HAT's network. {hint}"
+            raise SpaceError(msg)
+        if not isinstance(tensor, torch.Tensor):
+            msg = f"{name!r} is a {type(tensor).__name__}, not a tensor. {hint}"
             raise SpaceError(msg)
     if not state:
         msg = f"The state dict is empty. {hint}"
@@ -116,8 +120,8 @@ def _state(checkpoint: object) -> tuple[dict[str, torch.Tensor], Any]:
     return {k: v for k, v in state.items() if not k.endswith(_IGNORED)}, arguments
 
 
-def _check_config(config: TransformerConfig) -> None:
-    """Refuse a network that computes otherwise than HAT, whatever the weights are."""
+def _check_tokens(config: TransformerConfig) -> None:
+    """Refuse a network with other positions or special tokens than HAT's."""
     for name, value in FAIRSEQ.items():
         if getattr(config, name) != value:
             msg = (
@@ -126,6 +130,10 @@ def _check_config(config: TransformerConfig) -> None:
                 f"{', '.join(f'{n}={v!r}' for n, v in FAIRSEQ.items())}."
             )
             raise SpaceError(msg)
+
+
+def _check_attention(config: TransformerConfig) -> None:
+    """Refuse a network that attends to other layers than HAT, whatever the weights are."""
     several = max(config.attend) > 1
     if several and len(config.enc_depths) > 1:
         msg = (

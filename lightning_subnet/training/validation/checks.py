@@ -32,7 +32,8 @@ Write 'network', 'extracted', 'onnxruntime' or 'openvino'.
     """
     names = get_args(Score)
     if score not in names:
-        msg = f"score={score!r:.60} is unknown.{did_you_mean(score, names)} "
+        of_format = next((name for name, form in FORMATS.items() if form == score), score)
+        msg = f"score={score!r:.60} is unknown.{did_you_mean(of_format, names)} "
         raise SearchError(f"{msg}Write 'network', 'extracted', 'onnxruntime' or 'openvino'.")
     if score in FORMATS:
         from lightning_subnet.export.formats import registry
@@ -63,7 +64,8 @@ class Checks:
             what rounding explains, 1e-4 for weights of float32 and 8 steps of coarser types.
 
     Raises:
-        SearchError: The tolerance is not a number above 0 and at most 1.
+        SearchError: The tolerance is not a number above 0 and at most 1, or another argument is
+            neither True nor False.
 
     Example:
         >>> Checks.of(False)
@@ -83,6 +85,10 @@ Write 1e-4, say; or leave it out: rounding is allowed for then.
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("parity", "repeat", "weights", "calibration", "order"):
+            if not isinstance(value := getattr(self, name), bool):
+                msg = f"{name}={value!r:.60} is not True or False. Write Checks({name}=False) "
+                raise SearchError(f"{msg}to leave it out.")
         if self.tolerance is not None and not is_share(self.tolerance):
             msg = (
                 f"tolerance={self.tolerance!r:.60} is not a share above 0 and at most 1. Write "

@@ -445,3 +445,11 @@ def test_a_task_that_is_unknown_or_without_a_vocabulary(
 ) -> None:
     with pytest.raises(SpaceError, match=expected):
         ElasticTransformer.hat(task, **changes)
+
+
+def test_sizes_are_compared_before_what_attends() -> None:
+    net = ElasticTransformer.tiny(positions="fairseq", pad=1, bos=2, eos=2)
+    state = {"encoder.embed_tokens.weight": torch.zeros(32768, 640)}
+    text = message(net, {"model": state})
+    assert "'encoder.embed_tokens.weight' is (32768, 640) in the state and (20, 24) here" in text
+    assert "'encoder.version' is a str, not a tensor" in message(net, {"encoder.version": "3"})

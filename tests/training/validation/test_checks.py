@@ -25,6 +25,7 @@ from lightning_subnet.errors import (
     SearchError,
 )
 from lightning_subnet.training import Checks
+from lightning_subnet.training.validation.checks import checked_score
 from lightning_subnet.training.validation.evaluator import TrainerEvaluator
 from lightning_subnet.training.validation.frozen_data import Source
 from lightning_subnet.training.validation.guards import WeightGuard, differing, warn_of_renewal
@@ -293,6 +294,9 @@ def test_values_that_are_all_equal_get_a_hint() -> None:
         (0.924, 0.940, "max", 1000, False),
         (0.939, 0.923, "max", 0, False),  # a share, whose noise is not known
         (0.25, 0.32, "min", 1000, True),
+        (0.061, 0.077, "min", 1000, True),  # shares of errors
+        (0.061, 0.064, "min", 1000, False),
+        (0.69, 0.74, "min", 100, False),  # at chance
         (2.0, 2.05, "min", 1000, False),
         (2.0, 2.3, "min", 1000, True),
         (30.0, 25.0, "max", 0, True),
@@ -359,3 +363,15 @@ def test_values_differ_by_more_than_a_millionth() -> None:
     nan = float("nan")
     assert differing({"a": 1.0, "b": nan}, {"a": 1.0 + 1e-7, "b": nan}) == []
     assert differing({"a": 1.0, "b": nan, "c": 1}, {"a": 1.00001, "b": 1.0}) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("name", ["parity", "repeat", "weights", "calibration", "order"])
+@pytest.mark.parametrize("value", [0, "no", None])
+def test_a_check_is_made_or_not(name: str, value: Any) -> None:
+    with pytest.raises(SearchError, match=rf"^{name}={value!r} is not True or False"):
+        Checks(**{name: value})
+
+
+def test_a_format_is_taken_for_the_runtime_of_it() -> None:
+    with pytest.raises(SearchError, match="Did you mean 'onnxruntime'"):
+        checked_score("onnx")
