@@ -120,6 +120,14 @@ def _counter(part: nn.Module, sample: Any) -> WeightCounter | None:
     return counter if counter.refusal is None else None
 
 
+def slices(part: nn.Module, sample: Any) -> bool:
+    """Return whether the weights of single subnets can be counted: by its extract, or by slicing.
+
+    Of other networks a subnet has all weights of the copy that extraction gives.
+    """
+    return callable(getattr(part, "extract", None)) or _counter(part, sample) is not None
+
+
 def _part(model: nn.Module) -> nn.Module:
     part: Elastic = elastic_part(model)
     assert isinstance(part, nn.Module), "the elastic part of a module is a module"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,12 +23,20 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightning_subnet._messages import did_you_mean, listed
+from lightning_subnet._messages import did_you_mean, listed, warn
 from lightning_subnet._registry import Registry
 from lightning_subnet._torch.contexts import default_type, default_types, evaluating, random_state
 from lightning_subnet._torch.inputs import arguments, sample_for
+from lightning_subnet.costs.counts import Count, slices
+from lightning_subnet.costs.own import OwnTables, agreeing
 from lightning_subnet.elasticity.protocol import elastic_part
-from lightning_subnet.errors import ObjectiveError, SubnetError
+from lightning_subnet.errors import (
+    CostWarning,
+    MeasurementError,
+    ObjectiveError,
+    SearchError,
+    SubnetError,
+)
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.study.measures import Measure, NetworkMeasure, by_name
 
@@ -175,6 +184,24 @@ def part_with_sample(model: Any, example_input: Any, *measures: Any) -> tuple[nn
     return binding.part, binding.sample_of_part if passed is None else passed
 
 
+@dataclass(frozen=True)
+class ValidationSample:
+    """A sample from validation data, whose batches need not begin with what `forward` takes.
+
+    Args:
+        of_model: Returns one, as the model takes it.
+        call_of_part: Returns positional and keyword arguments that the elastic part gets of a
+            sample in a validation, or None where that is not seen.
+    """
+
+    of_model: Callable[[], Any]
+    call_of_part: Callable[[], tuple[tuple[Any, ...], dict[str, Any]] | None]
+
+    def __call__(self) -> Any:
+        """Return one sample, as the model takes it, or as near to that as can be known."""
+        return self.of_model()
+
+
 class _Binding:
     """A model to which measures are bound: its elastic part, its tables, and one sample.
 
@@ -187,16 +214,19 @@ class _Binding:
         self.model, self._sample, self._error = model, sample, error
         self.part: Any = elastic_part(model) if isinstance(model, nn.Module) else None
         self.runs = self.part is not model and _has_forward(model)
+        self.own = OwnTables(self.part)
+        self._called = True  # the part, with the sample of the model
 
-    @cached_property
-    def tables(self) -> dict[str, Measure]:
-        """The exact measures that the network has itself."""
-        tables = getattr(self.part, "exact_measures", None)
-        return {measure.name: measure for measure in tables()} if callable(tables) else {}
+    @property
+    def guesses(self) -> bool:
+        """Whether the sample can only come from data, of which forward() may take another part."""
+        return getattr(self.model, "example_input_array", self) is None
 
     def names(self) -> list[str]:
         """Return all names of measures of the network."""
-        return [] if self.part is None else list(dict.fromkeys([*MEASURES.names(), *self.tables]))
+        return (
+            [] if self.part is None else list(dict.fromkeys([*MEASURES.names(), *self.own.tables]))
+        )
 
     def bind(self, measure: NetworkMeasure) -> Measure:
         """Return a measure of networks, bound to this one."""
@@ -213,11 +243,57 @@ class _Binding:
 
     def named(self, name: str) -> Measure:
         """Return the measure of a name; an exact one has measured the largest subnet."""
-        measure = self.tables.get(name) or self.bind(make_measure(name))
+        table = self.own.tables.get(name)
+        measure = self.bind(make_measure(name)) if table is None else self._compared(table)
         if measure.exact:
             space = self.part.search_space()
             measure.evaluate(space, space.indices([space.largest]))
         return measure
+
+    def _compared(self, table: Measure) -> Measure:
+        """Return a table of the network's own, if it is what is counted for the sample."""
+        entry: Any = make_measure(table.name) if table.name in MEASURES else None
+        if not table.exact or not isinstance(entry, Count):
+            return table  # nothing is counted under this name
+        if not entry.needs_sample:
+            whole = entry.takes_sample and not slices(self.part, self._sample_to_slice())
+            return table if whole else agreeing(self.own, self.bind(entry))
+        try:
+            if (given := self._given) is not None:
+                return agreeing(self.own, entry.bind(self.part, given), given)
+            if self.sample is None:
+                return table  # of the input that the network's sizes name
+            counted = self.bind(entry)
+            return agreeing(self.own, counted, self.sample_of_part, around=self.runs)
+        except (SearchError, MeasurementError) as error:
+            if not self.guesses:
+                raise
+            warn(
+                f"{table.name!r} of {type(self.part).__name__} is for the input that its "
+                f"configuration names, and not for the validation data: {error} "
+                f"Set example_input_array of {type(self.model).__name__}.",
+                CostWarning,
+            )
+            return table
+
+    def _sample_to_slice(self) -> Any:
+        return None if callable(getattr(self.part, "extract", None)) else self.sample_of_part
+
+    @cached_property
+    def _given(self) -> Any:
+        """What a validation gives the part, if that is other than a guess of the model's sample."""
+        if not self.guesses or not isinstance(self._sample, ValidationSample):
+            return None
+        call = self._sample.call_of_part()
+        if call is None or not all(isinstance(x, _PLAIN) for x in tree_leaves(call)):
+            return None  # what holds a state, such as a cache, is no longer as it was
+        given = _sample_of(self.part, *call)
+        try:
+            guess = self.sample_of_part
+        except SearchError:
+            return given
+        same = _sizes(given) == _sizes(guess)
+        return None if same and self._called else given
 
     def without_network(self, name: str) -> SubnetError:
         """Return the error of a measure of networks where there is no network."""
@@ -236,6 +312,7 @@ class _Binding:
         if not self.runs or self.sample is None:
             return self.sample
         calls: list[Any] = []
+        self._called = False
         hook = self.part.register_forward_pre_hook(
             lambda _, args, named: calls.append(_sample_of(self.part, args, named)),
             with_kwargs=True,
@@ -256,6 +333,7 @@ class _Binding:
                     break
         finally:
             hook.remove()
+        self._called = bool(calls)
         return calls[0] if calls and calls[0] is not None else self.sample
 
 
@@ -266,6 +344,13 @@ def _has_forward(model: Any) -> bool:
 
 
 _NO_FORWARD = ("", "_forward_unimplemented", "LightningModule.forward")
+
+
+_PLAIN = (torch.Tensor, bool, int, float, str, type(None))
+
+
+def _sizes(inputs: Any) -> list[Any]:
+    return [tuple(x.shape) if isinstance(x, torch.Tensor) else x for x in tree_leaves(inputs)]
 
 
 def _sample_of(part: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from lightning_subnet.space.choices import Choice
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.measures import Measure
+from lightning_subnet.supernets._blocks.input_sizes import token_sizes
 from lightning_subnet.supernets._blocks.transformer_layer import (
     ELASTIC,
     PLAIN,
@@ -50,7 +51,7 @@ class GPTConfig:
 
     Args:
         vocab: Tokens.
-        context: The most positions; `macs` is for so many.
+        context: The most positions; `macs` is for so many where no input is given.
         embed: Embedding dimensions.
         depths: Numbers of layers.
         heads: Heads of the queries that a layer may have.
@@ -301,21 +302,26 @@ class ElasticGPT(SubnetMixin, _Trunk):
         for layer, spec in zip(self.layers, self.shape.layers, strict=False):
             resize(layer, spec)
 
-    def exact_measures(self) -> list[Measure]:
+    def exact_measures(self, example_input: Any = None) -> list[Measure]:
         """Return `macs`, `params` and `size_mb` as tables over layers, for thousands of subnets.
 
-        `macs` is for one forward pass of `context` tokens, as in training.
+        Args:
+            example_input: What `macs` is for: tokens (n, t) in one forward pass, as in training.
+                None: `context` tokens.
         """
-        config = self.config
+        config, n = self.config, 1
+        length = config.context
+        if example_input is not None:
+            ((n, length),) = token_sizes(self, example_input, 1)
         grouped = bool(config.kv_heads)
 
         def layer(embed: int, bias: bool, ratio: int, heads: int = 0, kv_heads: int = 0) -> Costs:
             spec = config.layer(embed, heads or config.heads[0], kv_heads, ratio, bias)
-            return spec.macs(config.context), layer_params(spec)
+            return spec.macs(length), layer_params(spec)
 
         def ends(embed: int) -> Costs:
             tables = (config.vocab + config.context) * embed
-            return config.context * embed * config.vocab, tables + 2 * embed
+            return length * embed * config.vocab, tables + 2 * embed
 
         parts: list[Any] = [(("embed",), ends)]
         for i in range(max(config.depths)):
@@ -325,7 +331,7 @@ class ElasticGPT(SubnetMixin, _Trunk):
             if grouped:
                 names.append(f"kv_heads.{i}")
             parts.append((names, layer))
-        return table_measures(self.search_space(), parts, (0, 0), self)
+        return table_measures(self.search_space(), parts, (0, 0), self, rows=n)
 
     def sortable_channels(self, keep: Values) -> list[Channels]:
         """Return feed-forward channels, and heads if each keeps its own, for `sort_channels`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,14 @@ from lightning_subnet.supernets._blocks.checkpoints import (
     from_ofa_mobilenet_v3,
     load_weights,
 )
+from lightning_subnet.supernets._blocks.input_sizes import image_size
 from lightning_subnet.supernets._blocks.mbconv import (
     ACTIVATIONS,
     ELASTIC,
     PLAIN,
     BlockSpec,
     MBConv,
+    Pixels,
     make_divisible,
     mbconv_channels,
     output_size,
@@ -148,14 +151,15 @@ class _Trunk(nn.Module):
         return logits
 
 
-def _costs(module: nn.Module, size: int) -> npt.NDArray[np.float64]:
-    """Return MACs, parameters and megabytes of a module for one image of size x size pixels."""
+def _costs(module: nn.Module, size: Pixels) -> npt.NDArray[np.float64]:
+    """Return MACs, parameters and megabytes of a module for one image of this size."""
     macs = 0
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d):
-            inside = 1 if name.startswith("se.") else size  # the means of a channel are one pixel
+            # The means of a channel are one pixel.
+            inside = (1, 1) if name.startswith("se.") else size
             size = output_size(size, layer.stride[0])
-            macs += layer.weight.numel() * output_size(inside, layer.stride[0]) ** 2
+            macs += layer.weight.numel() * prod(output_size(inside, layer.stride[0]))
         elif isinstance(layer, nn.Linear):
             macs += layer.weight.numel()
     tensors = [*module.parameters(), *module.buffers()]
@@ -305,15 +309,20 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
                 check_value(subnet, f"ks.{i}", config.kernels)
                 check_value(subnet, f"e.{i}", config.expansions)
 
-    def exact_measures(self) -> list[Measure]:
+    def exact_measures(self, example_input: Any = None) -> list[Measure]:
         """Return `macs`, `params` and `size_mb` as tables over blocks, for thousands of subnets.
 
-        `macs` is for one image of `image_size`; `size_mb` counts parameters and buffers in their
-        types, in 10^6 bytes.
+        `size_mb` counts parameters and buffers in their types, in 10^6 bytes.
+
+        Args:
+            example_input: What `macs` is for: images. None: one image of `image_size`.
         """
         config, dtype = self.config, next(self.parameters()).dtype
+        n, size = 1, (config.image_size, config.image_size)
+        if example_input is not None:
+            n, size = image_size(self, example_input)
         with torch.device("meta"):  # shapes are all that is needed
-            trunk, size = _Trunk(config, []).to(dtype), config.image_size
+            trunk = _Trunk(config, []).to(dtype)
             fixed = _costs(trunk.stem, size)
             size = output_size(size, config.strides[0])
             fixed = fixed + _costs(trunk.first, size)
@@ -328,20 +337,20 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
                 )
                 size = output_size(size, spec.stride)
             fixed = fixed + _costs(trunk.expand, size)
-            fixed = fixed + _costs(nn.Sequential(trunk.mix, trunk.classifier), 1)
-        units = (("macs", "MAC"), ("params", ""), ("size_mb", "MB"))
+            fixed = fixed + _costs(nn.Sequential(trunk.mix, trunk.classifier), (1, 1))
+        units = (("macs", "MAC", n), ("params", "", 1), ("size_mb", "MB", 1))
         return [
             additive_measure(
                 name,
                 self.search_space(),
                 [
-                    Term((f"ks.{i}", f"e.{i}"), np.array(table)[..., at])
+                    Term((f"ks.{i}", f"e.{i}"), np.array(table)[..., at] * times)
                     for i, table in enumerate(tables)
                 ],
-                constant=fixed[at],
+                constant=fixed[at] * times,
                 unit=unit,
             )
-            for at, (name, unit) in enumerate(units)
+            for at, (name, unit, times) in enumerate(units)
         ]
 
     def sortable_channels(self, keep: Values) -> list[Channels]:

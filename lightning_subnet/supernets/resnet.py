@@ -30,6 +30,7 @@ from lightning_subnet.supernets._blocks.checkpoints import (
     from_ofa_resnets,
     load_weights,
 )
+from lightning_subnet.supernets._blocks.input_sizes import image_size
 from lightning_subnet.supernets._blocks.mbconv import ELASTIC, PLAIN
 from lightning_subnet.supernets._blocks.resnet_space import (
     ResNetConfig,
@@ -243,16 +244,24 @@ class ElasticResNet(SubnetMixin, _Trunk):
         if config.resolutions:
             check_value(subnet, "r", config.resolutions)
 
-    def exact_measures(self) -> list[Measure]:
+    def exact_measures(self, example_input: Any = None) -> list[Measure]:
         """Return `macs`, `params` and `size_mb` as tables over blocks, for thousands of subnets.
 
-        `macs` is for one image of `image_size`, or of the resolution in force; `size_mb` counts
-        parameters and buffers in their types, in 10^6 bytes.
+        `size_mb` counts parameters and buffers in their types, in 10^6 bytes.
+
+        Args:
+            example_input: What `macs` is for: images, which are resized if there is a resolution.
+                None: one image of `image_size`.
         """
         config, dtype = self.config, next(self.parameters()).dtype
-        pixels = [*config.resolutions] or [config.image_size]
+        n, size = 1, (config.image_size, config.image_size)
+        if example_input is not None:
+            n, size = image_size(self, example_input)
+        pixels = [(r, r) for r in config.resolutions] or [size]
         with torch.device("meta"):  # shapes are all that is needed
             tables = resnet_tables(config, pixels, dtype)
+        for _, table in tables:
+            table[..., 0] *= n
         units = (("macs", "MAC"), ("params", ""), ("size_mb", "MB"))
         by_resolution = ("r",) if config.resolutions else ()
         return [

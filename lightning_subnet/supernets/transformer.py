@@ -21,6 +21,7 @@ from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.measures import Measure
 from lightning_subnet.supernets._blocks.hat import FAIRSEQ, HAT_TASKS, load_hat
+from lightning_subnet.supernets._blocks.input_sizes import token_sizes
 from lightning_subnet.supernets._blocks.transformer_config import (
     TransformerConfig,
     TransformerShape,
@@ -364,7 +365,7 @@ class ElasticTransformer(SubnetMixin, _Trunk):
             >>> net.load_hat({"target.weight": torch.zeros(20, 24)})
             Traceback (most recent call last):
             ...
-            lightning_subnet.errors.SpaceError: 'target.weight' is not a name of HAT ...
+            lightning_subnet.errors.SpaceError: 'target.weight' is not a name of HAT's ...
         """
         load_hat(self, self.config, state)
 
@@ -399,15 +400,21 @@ class ElasticTransformer(SubnetMixin, _Trunk):
             for layer, spec in zip(layers, specs, strict=False):
                 resize(layer, spec)
 
-    def exact_measures(self) -> list[Measure]:
+    def exact_measures(self, example_input: Any = None) -> list[Measure]:
         """Return `macs`, `params` and `size_mb` as tables over layers, for thousands of subnets.
 
-        `macs` is for one pair of `source_length` and `target_length` tokens in one forward pass, as
-        in training; `count_macs(Decoding(...), source)` counts a decoding token by token. Shared
-        embeddings count once, with as many dimensions as the wider of encoder and decoder has.
+        `macs` is for one forward pass, as in training; `count_macs(Decoding(...), source)` counts a
+        decoding token by token. Shared embeddings count once, with as many dimensions as the wider
+        of encoder and decoder has.
+
+        Args:
+            example_input: What `macs` is for: source (n, s) and target (n, t). None: one pair of
+                `source_length` and `target_length` tokens.
         """
-        config = self.config
-        s, t, normed = config.source_length, config.target_length, config.norm_first
+        config, n, normed = self.config, 1, self.config.norm_first
+        s, t = config.source_length, config.target_length
+        if example_input is not None:
+            (n, s), (_, t) = token_sizes(self, example_input, 2)
         heads = config.heads[0]  # of no influence, as all of them divide the same channels
 
         def encoder_layer(dim: int, ffn: int) -> Costs:
@@ -432,7 +439,7 @@ class ElasticTransformer(SubnetMixin, _Trunk):
             (("dec_embed", "enc_embed", f"dec_ffn.{i}", f"attend.{i}"), decoder_layer)
             for i in range(max(config.dec_depths))
         ]
-        return table_measures(self.search_space(), parts, (0, 0), self)
+        return table_measures(self.search_space(), parts, (0, 0), self, rows=n)
 
     def sortable_channels(self, keep: Values) -> list[Channels]:
         """Return the feed-forward channels of all layers, for `sort_channels`.

@@ -18,6 +18,7 @@ from lightning_subnet.space.choices import Choice
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.measures import Measure
+from lightning_subnet.supernets._blocks.input_sizes import image_size
 from lightning_subnet.supernets._blocks.transformer_layer import (
     ELASTIC,
     PLAIN,
@@ -230,12 +231,15 @@ class ElasticViT(SubnetMixin, _Trunk):
         for layer, spec in zip(self.layers, self.shape, strict=False):
             resize(layer, spec)
 
-    def exact_measures(self) -> list[Measure]:
+    def exact_measures(self, example_input: Any = None) -> list[Measure]:
         """Return `macs`, `params` and `size_mb` as tables over layers, for thousands of subnets.
 
-        `macs` is for one image of `image_size`.
+        Args:
+            example_input: What `macs` is for: images of `image_size`. None: one of them.
         """
-        config = self.config
+        config, n = self.config, 1
+        if example_input is not None:
+            n, _ = image_size(self, example_input)
 
         def layer(heads: int, ffn: int) -> Costs:
             spec = config.layer(heads, ffn)
@@ -247,7 +251,7 @@ class ElasticViT(SubnetMixin, _Trunk):
         macs = (config.tokens - 1) * patch + classes
         params = patch + config.embed + tokens + 2 * config.embed + classes + config.n_classes
         parts = [((f"heads.{i}", f"ffn.{i}"), layer) for i in range(max(config.depths))]
-        return table_measures(self.search_space(), parts, (macs, params), self)
+        return table_measures(self.search_space(), parts, (macs, params), self, rows=n)
 
     def sortable_channels(self, keep: Values) -> list[Channels]:
         """Return feed-forward channels and heads of all layers, for `sort_channels`."""

@@ -66,8 +66,12 @@ def test_the_names_are_those_of_the_table_and_each_is_made() -> None:
 def test_a_name_is_a_measure_that_was_passed_then_a_table_then_a_built_in_one() -> None:
     passed = Measure("params", lambda X: [7.0] * len(X), exact=True, takes="indices")
     assert resolve(TINY, [passed], ["params"])["params"] is passed
-    table = resolve(TINY, ["macs"], sample=never)["macs"]
+    assert resolve(TINY, [passed], ["params"], sample=never)["params"] is passed
+    table = resolve(TINY, ["macs"], sample=lambda: torch.zeros(1, 1, 8, 8))["macs"]
     assert table.vectorised
+    without = resolve(TINY, ["macs"], sample=lambda: None)["macs"]
+    assert value(without, TINY) == value(table, TINY)
+    assert resolve(TINY, ["params"], sample=never)["params"].vectorised
     traced = resolve(ElasticMlp(), ["macs"], sample=lambda: ROWS)["macs"]
     assert not traced.vectorised
     assert value(traced, ElasticMlp()) == 74 * 32

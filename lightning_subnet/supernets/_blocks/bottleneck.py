@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from lightning_subnet.elasticity.sorting import Channels, inputs, outputs
-from lightning_subnet.supernets._blocks.mbconv import Layers
+from lightning_subnet.supernets._blocks.mbconv import Layers, Pixels
 
 
 def conv_norm_act(layers: Layers, c_in: int, c_out: int, kernel: int, stride: int) -> nn.Sequential:
@@ -79,12 +80,12 @@ def bottleneck_channels(block: Any, mids: Sequence[int]) -> list[Channels]:
     ]
 
 
-def costs(module: nn.Module, sizes: Sequence[tuple[int, int]]) -> npt.NDArray[np.float64]:
+def costs(module: nn.Module, sizes: Sequence[tuple[Pixels, Pixels]]) -> npt.NDArray[np.float64]:
     """Return MACs, parameters and megabytes of a block or a part of the stem, (n_sizes, 3).
 
     Args:
         module: A module of plain layers.
-        sizes: Height of the image before and after it; one row of the result each.
+        sizes: Pixels of the image before and after it; one row of the result each.
     """
     inner = sum(m.weight.numel() for n, m in module.named_modules() if _at_input(n, m))
     outer = sum(
@@ -95,7 +96,8 @@ def costs(module: nn.Module, sizes: Sequence[tuple[int, int]]) -> npt.NDArray[np
     params = sum(p.numel() for p in module.parameters())
     tensors = [*module.parameters(), *module.buffers()]
     megabytes = sum(t.numel() * t.element_size() for t in tensors) / 1e6
-    return np.array([[inner * a**2 + outer * b**2, params, megabytes] for a, b in sizes])
+    macs = [inner * prod(a) + outer * prod(b) for a, b in sizes]
+    return np.array([[n, params, megabytes] for n in macs])
 
 
 def _at_input(name: str, layer: nn.Module) -> bool:

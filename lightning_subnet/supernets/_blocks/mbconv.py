@@ -26,9 +26,14 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-def output_size(size: int, stride: int) -> int:
+Pixels = tuple[int, int]
+"""Height and width of an image."""
+
+
+def output_size(size: Pixels, stride: int) -> Pixels:
     """Return the size that an odd kernel with half its size as padding leaves."""
-    return (size - 1) // stride + 1
+    height, width = ((pixels - 1) // stride + 1 for pixels in size)
+    return height, width
 
 
 class SqueezeExcite(nn.Module):

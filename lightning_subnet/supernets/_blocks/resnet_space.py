@@ -15,7 +15,12 @@ from torch import nn
 from lightning_subnet.errors import SpaceError
 from lightning_subnet.space.choices import Choice
 from lightning_subnet.supernets._blocks.bottleneck import Bottleneck, conv_norm_act, costs
-from lightning_subnet.supernets._blocks.mbconv import PLAIN, make_divisible, output_size
+from lightning_subnet.supernets._blocks.mbconv import (
+    PLAIN,
+    Pixels,
+    make_divisible,
+    output_size,
+)
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ def check_distinct(config: ResNetConfig) -> None:
 
 
 def resnet_tables(
-    config: ResNetConfig, pixels: Sequence[int], dtype: torch.dtype
+    config: ResNetConfig, pixels: Sequence[Pixels], dtype: torch.dtype
 ) -> list[tuple[tuple[str, ...], Any]]:
     """Return pairs of names of choices and a table over their values, the pixels and three costs.
 
@@ -210,7 +215,7 @@ def resnet_tables(
             shape = (*(n for _ in width_before), n, len(config.expansions))
             add((f"w.{s + 2}", *width_before, f"e.{i}"), shape, blocks)
         before = outs
-    sizes = [(1, 1)] * len(sizes)
+    sizes = [((1, 1), (1, 1))] * len(sizes)
     last = f"w.{len(stages) + 1}"
     add((last,), (n,), [nn.Linear(c, config.n_classes) for c in before])
     return tables

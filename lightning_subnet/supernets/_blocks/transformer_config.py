@@ -28,7 +28,7 @@ class TransformerConfig:
             a table.
         source_vocab: Tokens of the source language, which then has a table of its own.
         max_length: The most positions of either.
-        source_length: Tokens of the source that `macs` is for.
+        source_length: Tokens of the source that `macs` is for where no input is given.
         target_length: And of the target, all in one forward pass.
         enc_embed: Embedding dimensions that the encoder may have.
         dec_embed: And the decoder.

@@ -315,6 +315,8 @@ def table_measures(
     parts: Iterable[tuple[Sequence[str], Callable[..., Costs]]],
     constant: Costs,
     module: nn.Module,
+    *,
+    rows: int = 1,
 ) -> list[Measure]:
     """Return `macs`, `params` and `size_mb` as sums over parts.
 
@@ -324,6 +326,7 @@ def table_measures(
             parameters). Parts that share a function and the values share the table.
         constant: MACs and parameters of the parts that every subnet has.
         module: The network; `size_mb` counts the bytes of its type.
+        rows: Of the batch; what parts say is for one.
     """
     of_costs: dict[Any, np.ndarray[Any, np.dtype[np.float64]]] = {}
     tables = []
@@ -335,7 +338,7 @@ def table_measures(
             of_costs[key] = np.array([costs(*v) for v in product(*values)], float).reshape(shape)
         tables.append((tuple(names), of_costs[key]))
     n_bytes = next(module.parameters()).element_size() / 1e6
-    kinds = (("macs", "MAC", 0, 1.0), ("params", "", 1, 1.0), ("size_mb", "MB", 1, n_bytes))
+    kinds = (("macs", "MAC", 0, float(rows)), ("params", "", 1, 1.0), ("size_mb", "MB", 1, n_bytes))
     return [
         additive_measure(
             name,

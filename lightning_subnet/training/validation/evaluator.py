@@ -23,7 +23,7 @@ from lightning_subnet._torch.fingerprints import (
     stable_text,
 )
 from lightning_subnet._torch.inputs import arguments, cloned
-from lightning_subnet.costs.resolve import MEASURES, measure_names, resolve
+from lightning_subnet.costs.resolve import MEASURES, ValidationSample, measure_names, resolve
 from lightning_subnet.elasticity.ends import check_ends
 from lightning_subnet.elasticity.parity import Call
 from lightning_subnet.elasticity.protocol import elastic_part
@@ -228,7 +228,8 @@ class TrainerEvaluator(Evaluator):
         self._needed = frozenset(names)
         built_in = [name for name in names if name in self.built_in]
         self._of_plugins = [name for name in built_in if name in MEASURES.plugins]
-        return [*resolve(self._model, measures, built_in, self._example).values()]
+        sample = ValidationSample(self._example, self._call)
+        return [*resolve(self._model, measures, built_in, sample).values()]
 
     def _example(self) -> Any:
         """Return one sample, as the module's forward takes it."""
@@ -236,6 +237,10 @@ class TrainerEvaluator(Evaluator):
         if example is None:
             return first_input(self._data.loaders)
         return tree_map(lambda x: x[:1] if isinstance(x, torch.Tensor) and x.ndim else x, example)
+
+    def _call(self) -> Call | None:
+        """Return the arguments that the elastic part gets of one sample in a validation."""
+        return few_rows(self.calls[0], 1) if self.calls else None
 
     # What is scored
 
