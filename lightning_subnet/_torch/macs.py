@@ -26,6 +26,7 @@ from lightning_subnet._torch.contexts import (
 )
 from lightning_subnet._torch.formulas import formulas
 from lightning_subnet._torch.inputs import arguments
+from lightning_subnet._torch.names import class_name
 from lightning_subnet._torch.stored import attributes
 from lightning_subnet.errors import CostWarning, MeasurementError
 
@@ -63,7 +64,7 @@ def count_macs(module: nn.Module, example_input: Any, *, weights: Iterable[nn.Mo
     macs = int(counter.get_total_flops()) // 2
     if macs == 0:
         msg = (
-            f"No multiplication was counted in {type(module).__name__}: it has no matrix product, "
+            f"No multiplication was counted in {class_name(module)}: it has no matrix product, "
             "convolution or attention, or computes them outside of PyTorch's operators. "
             "Leave 'macs' out, or give a network_measure of your own."
         )
@@ -104,12 +105,12 @@ def _counted(module: nn.Module, example_input: Any, networks: list[nn.Module]) -
 def _failure(module: nn.Module, inputs: Iterable[Any], error: Exception | None) -> Exception:
     if name := re.search(r"higher_order\.(\w+)", str(error)):
         return MeasurementError(
-            f"The MACs of {type(module).__name__} cannot be counted: nothing is seen inside "
+            f"The MACs of {class_name(module)} cannot be counted: nothing is seen inside "
             f"{name[1]}. Give the measure as a network_measure of your own."
         )
     shapes = [tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__ for x in inputs]
     return MeasurementError(
-        f"{type(module).__name__} failed on an input of {shapes} while its MACs were "
+        f"{class_name(module)} failed on an input of {shapes} while its MACs were "
         f"counted: {error}. Set example_input_array to an input that forward() takes."
     )
 
@@ -268,14 +269,14 @@ class _Counter(FlopCounterMode):
         """Return the path of the innermost module that runs."""
         running = self.mod_tracker.modules
         for network in self._networks:
-            for name, child in network.named_modules(prefix=type(network).__name__):
+            for name, child in network.named_modules(prefix=class_name(network)):
                 if running and child is running[-1]:
                     return str(name)
         return type(running[-1]).__name__ if running else "the network"
 
     def report(self, module: nn.Module) -> None:
         """Refuse a count that is short of products with weights, and warn of others, once."""
-        name = type(module).__name__
+        name = class_name(module)
         if self.with_weights:
             places = _listed(self.with_weights)
             packet = next(iter(self.with_weights)).replace("::", ".")

@@ -13,6 +13,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
+from lightning_subnet._torch.names import class_name
 from lightning_subnet.errors import MeasurementError
 
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
@@ -111,7 +112,7 @@ def _state(net: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         if isinstance(tensor, (UninitializedBuffer, UninitializedParameter)):
             msg = (
-                f"{name} of {type(net).__name__} has no shape before the first forward pass. "
+                f"{name} of {class_name(net)} has no shape before the first forward pass. "
                 "Run the network once on a sample, then search."
             )
             raise MeasurementError(msg)
@@ -119,7 +120,7 @@ def _state(net: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         state = net.state_dict()
     except Exception as error:
         msg = (
-            f"The state_dict() of {type(net).__name__} cannot be read, so its size is not known: "
+            f"The state_dict() of {class_name(net)} cannot be read, so its size is not known: "
             f"{type(error).__name__}: {error}. Mend it, or give the measure as a network_measure "
             "of your own."
         )

@@ -18,6 +18,7 @@ from lightning_subnet._messages import listed
 from lightning_subnet._torch.contexts import evaluating, random_state
 from lightning_subnet._torch.fingerprints import hashed
 from lightning_subnet._torch.inputs import arguments, cloned
+from lightning_subnet._torch.names import class_name
 from lightning_subnet._torch.outputs import Difference, difference, named_outputs
 from lightning_subnet.elasticity.ends import Costs, Excess, ends_message, ends_of, groups_of
 from lightning_subnet.elasticity.extraction import extract
@@ -461,7 +462,7 @@ def _check_extraction(runner: _Runner, subnets: list[Subnet]) -> None:
             raise
         except Exception as error:
             msg = (
-                f"{type(part).__name__} cannot extract {subnet!r:.200}: {type(error).__name__}: "
+                f"{class_name(part)} cannot extract {subnet!r:.200}: {type(error).__name__}: "
                 f"{error!s:.150}. Every subnet of the space must be extracted."
             )
             raise ElasticityError(msg) from error

@@ -16,6 +16,7 @@ from lightning_subnet._messages import listed
 from lightning_subnet._torch.contexts import random_state, same_buffers, shadowed
 from lightning_subnet._torch.inputs import arguments, cloned
 from lightning_subnet._torch.macs import count_macs
+from lightning_subnet._torch.names import class_name
 from lightning_subnet._types import Indices
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import activated, elastic_part
@@ -141,7 +142,7 @@ class Costs:
         named: Mapping[str, Any] | None = None,
     ) -> None:
         self._part, self._module = part, module
-        self.network = type(part).__name__
+        self.network = class_name(part)
         args, kwargs = arguments(module, example_input)
         self._call = (
             args,

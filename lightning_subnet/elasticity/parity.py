@@ -20,6 +20,7 @@ from lightning_subnet._torch.contexts import (
     same_buffers,
 )
 from lightning_subnet._torch.inputs import as_weight
+from lightning_subnet._torch.names import class_name
 from lightning_subnet._torch.outputs import (
     Difference,
     default_tolerance,
@@ -85,7 +86,7 @@ def check_parity(
                 where = hint or _where(part)
                 msg = (
                     f"The {what} of {subnet!r:.200} is another network than the super-network "
-                    f"{type(part).__name__} with this subnet in force: {gap} (allowed "
+                    f"{class_name(part)} with this subnet in force: {gap} (allowed "
                     f"{allowed:.2g}). {where}"
                 )
                 raise ParityError(msg)
@@ -97,11 +98,11 @@ def _where(part: Any) -> str:
     """Return where to look if an extraction differs."""
     if callable(getattr(part, "extract", None)):
         return (
-            f"Look at {type(part).__name__}.extract(): it must give the network of the subnet that "
+            f"Look at {class_name(part)}.extract(): it must give the network of the subnet that "
             "it gets, with all that acts on the outputs, hooks too."
         )
     return (
-        f"Look at {type(part).__name__}.activate(): it must set everything that a subnet depends "
+        f"Look at {class_name(part)}.activate(): it must set everything that a subnet depends "
         "on in the network that it is called on, each time; and at hooks, which a copy may not run."
     )
 
@@ -134,7 +135,7 @@ class _Comparison:
         except Exception as error:
             msg = (
                 f"The {self._what} of {self._subnet!r:.200} does not run on what the super-network "
-                f"{type(self._part).__name__} takes: {type(error).__name__}: {error!s:.200}. "
+                f"{class_name(self._part)} takes: {type(error).__name__}: {error!s:.200}. "
                 f"{_where(self._part)}"
             )
             raise ParityError(msg) from error
@@ -144,7 +145,7 @@ class _Comparison:
         gap = difference(self._run(self._part, call, seed=0), self._run(self._part, call, seed=1))
         if not gap.relative <= tolerance:
             msg = (
-                f"{type(self._part).__name__} gives other outputs for the same input from one run "
+                f"{class_name(self._part)} gives other outputs for the same input from one run "
                 f"to the next: {gap}. A network that draws in eval mode cannot be compared, nor "
                 "its scores: make it deterministic there."
             )

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import nn
 
+from lightning_subnet._torch.names import class_name
 from lightning_subnet.errors import SearchError
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
@@ -124,7 +125,7 @@ def elastic_part(module: nn.Module) -> Elastic:
         return outermost[0][1]
     names = ", ".join(name for name, _ in outermost)
     msg = (
-        f"{type(module).__name__} has "
+        f"{class_name(module)} has "
         f"{f'{len(outermost)} elastic parts ({names})' if names else 'no elastic part'}. "
         "Derive it from SubnetMixin and implement search_space() and activate(subnet), "
         "or give it exactly one child that does."
@@ -189,7 +190,7 @@ def elastic(
     """
     if not isinstance(net, nn.Module):
         msg = (
-            f"elastic() got an object of type {type(net).__name__}, which is not an nn.Module. "
+            f"elastic() got an object of type {class_name(net)}, which is not an nn.Module. "
             "Pass the network."
         )
         raise SearchError(msg)

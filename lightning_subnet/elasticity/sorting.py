@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from lightning_subnet._torch.names import class_name
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import ElasticityError, SearchError
 from lightning_subnet.space.choices import Value
@@ -163,7 +164,7 @@ def sortable_part(net: nn.Module) -> Any:
     part = elastic_part(net)
     if not isinstance(part, Sortable):
         msg = (
-            f"{type(part).__name__} does not say which channels can be sorted. Give it a method "
+            f"{class_name(part)} does not say which channels can be sorted. Give it a method "
             "sortable_channels(keep) that returns a list of lightning_subnet.elasticity.Channels."
         )
         raise SearchError(msg)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lightning_subnet._checks import checked_int
+from lightning_subnet._torch.names import class_name
 from lightning_subnet.elasticity.protocol import SubnetMixin
 from lightning_subnet.errors import ElasticityError
 from lightning_subnet.space.space import SearchSpace
@@ -187,7 +188,7 @@ class Decoding(nn.Module):
         n_steps = _checked_steps(n_steps)
         if not callable(getattr(net, "generate", None)):
             msg = (
-                f"{type(net).__name__} has no generate(tokens, n_steps, stop=False). "
+                f"{class_name(net)} has no generate(tokens, n_steps, stop=False). "
                 "Decode an ElasticTransformer or an ElasticGPT, or give the network that method."
             )
             raise ElasticityError(msg)

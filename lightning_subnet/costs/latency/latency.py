@@ -17,6 +17,7 @@ from torch import nn
 from lightning_subnet._json import digest
 from lightning_subnet._torch.fingerprints import code_fingerprint
 from lightning_subnet._torch.inputs import described
+from lightning_subnet._torch.names import class_name
 from lightning_subnet.costs.device import describe_device
 from lightning_subnet.costs.latency.bench import Bench, Meter, TimingSettings
 from lightning_subnet.costs.latency.timing import Timing, torch_threads
@@ -188,7 +189,7 @@ class Latency(TimingSettings):
         passes: list[ForwardPass] = []
         with torch_threads(bench.conditions.threads):
             try:
-                passes.extend(bench.prepare(partial(_copy, n), type(n).__name__) for n in nets)
+                passes.extend(bench.prepare(partial(_copy, n), class_name(n)) for n in nets)
                 return bench.time(passes[-1:], None if reference is None else passes[0])[0]
             finally:
                 for forward in passes:

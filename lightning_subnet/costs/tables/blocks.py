@@ -20,6 +20,7 @@ from lightning_subnet._json import digest
 from lightning_subnet._messages import listed
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet._torch.inputs import arguments, batched
+from lightning_subnet._torch.names import class_name
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError
@@ -157,13 +158,13 @@ class Tracer:
                     inputs, named = arguments(net, sample)
                     net(*inputs, **named)
         except Exception as error:
-            msg = f"{type(net).__name__} failed while its blocks were traced: {error}."
+            msg = f"{class_name(net)} failed while its blocks were traced: {error}."
             raise MeasurementError(f"{msg} Give one sample that forward() takes.") from error
         finally:
             for hook in hooks:
                 hook.remove()
         if not calls[0] or any(list(more) != list(calls[0]) for more in calls):
-            msg = f"{type(net).__name__} calls none of its blocks, or others for a larger batch: "
+            msg = f"{class_name(net)} calls none of its blocks, or others for a larger batch: "
             raise MeasurementError(msg + f"{listed(names[m] for m in modules)}. Give blocks=.")
         return calls
 

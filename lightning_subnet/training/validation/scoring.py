@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from lightning_subnet._torch.names import class_name
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.parity import Call, example_of, outputs_of
 from lightning_subnet.elasticity.slicing.slicing import Only
@@ -142,7 +143,7 @@ class Converted(nn.Module):
         self, net: nn.Module, call: Call, runtime: str, tolerance: float | None = None
     ) -> None:
         super().__init__()
-        self._runtime, self._name = runtime, type(net).__name__
+        self._runtime, self._name = runtime, class_name(net)
         self._signature = inspect.signature(net.forward)
         form = registry.make(FORMATS[runtime])
         self._outputs, self._spec = tree_flatten(outputs_of(net, call))
