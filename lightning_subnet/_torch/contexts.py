@@ -57,6 +57,22 @@ def shadowed(owner: Any, name: str, shadow: Any) -> Iterator[None]:
 
 
 @contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """Make tensors that autograd takes inside a `with` block, in a user's inference mode too.
+
+    Example:
+        >>> with torch.inference_mode(), ordinary_tensors():
+        ...     torch.zeros(1).is_inference(), torch.is_grad_enabled()
+        (False, False)
+    """
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():  # which the former alone would end
+        yield
+
+
+@contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module in eval mode inside a `with` block, and every flag back afterwards."""
     # A frozen module of TorchScript has no such flag.

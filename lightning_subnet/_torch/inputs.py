@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from lightning_subnet._torch.contexts import ordinary_tensors
+from lightning_subnet._torch.structures import flatten, unflatten
 from lightning_subnet.errors import ObjectiveError
 
 
@@ -67,17 +69,36 @@ def sample_for(model: nn.Module, example_input: Any, *measures: Any) -> Any:
 def arguments(module: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword arguments for a call, as the weights are (`as_weight`).
 
+    Tensors of an inference mode are copied, as autograd and exporters refuse them.
+
     Args:
         module: The network.
         example_input: A tensor, a tuple of positional or a dict of keyword arguments.
+
+    Example:
+        >>> with torch.inference_mode():
+        ...     x = torch.zeros(1, 2)
+        >>> args, kwargs = arguments(nn.Linear(2, 2), x)
+        >>> args[0].is_inference(), kwargs
+        (False, {})
     """
     named = dict(example_input) if isinstance(example_input, Mapping) else {}
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     inputs = () if named else inputs
     weight = next((p for p in module.parameters() if p.is_floating_point()), None)
-    if weight is None:
-        return inputs, named
-    return as_weight(weight, inputs), as_weight(weight, named)
+    with ordinary_tensors():
+        if weight is not None:
+            inputs, named = as_weight(weight, inputs), as_weight(weight, named)
+        return _ordinary(inputs), _ordinary(named)
+
+
+def _ordinary(inputs: Any) -> Any:
+    """Return inputs with copies of those tensors that were made in an inference mode."""
+    leaves, spec = flatten(inputs)
+    if not any(isinstance(x, torch.Tensor) and x.is_inference() for x in leaves):
+        return inputs
+    copies = (x.clone() if isinstance(x, torch.Tensor) and x.is_inference() else x for x in leaves)
+    return unflatten(copies, spec)
 
 
 def as_weight(weight: torch.Tensor, inputs: Any) -> Any:
@@ -91,7 +112,8 @@ def as_weight(weight: torch.Tensor, inputs: Any) -> Any:
             return x
         return x.to(weight) if x.is_floating_point() else x.to(weight.device)
 
-    return tree_map(moved, inputs)
+    leaves, spec = flatten(inputs)
+    return unflatten(map(moved, leaves), spec)
 
 
 def cloned(batch: Any, device: Any = None) -> Any:

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec
+
+from lightning_subnet._torch.structures import flatten, kind, unflatten
 
 DEVICE = "_device"
 """The attribute of a sliced network by which its operators name its device."""
@@ -37,11 +39,11 @@ class Form:
 
     def fill(self, leaves: Iterable[Any]) -> Any:
         """Return an object of this structure."""
-        return tree_unflatten(list(leaves), self.spec)
+        return unflatten(leaves, self.spec)
 
 
 def _form_of(value: Any) -> Form:
-    return Form(tree_flatten(value)[1])
+    return Form(flatten(value)[1])
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Template:
     @classmethod
     def of(cls, value: Any) -> Template:
         """Return the template of an argument."""
-        leaves, spec = tree_flatten(value)
+        leaves, spec = flatten(value)
         tensors = tuple(isinstance(x, torch.Tensor) for x in leaves)
         rest = tuple(None if t else x for x, t in zip(leaves, tensors, strict=True))
         return cls(Form(spec), rest, tensors)
@@ -84,7 +86,7 @@ class Template:
             if set(names) != set(value):
                 return None
             value = {name: value[name] for name in names}
-        leaves, spec = tree_flatten(value)
+        leaves, spec = flatten(value)
         if spec != self.form.spec:
             return None
         result: list[torch.Tensor] = []
@@ -102,7 +104,7 @@ class Template:
             return "a tensor"
         if not any(self.tensors):
             return _short(self.fill(()))
-        return f"{sum(self.tensors)} tensors in a {self.form.spec.type.__name__}"
+        return f"{sum(self.tensors)} tensors in a {kind(self.form.spec)}"
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,7 @@ class Recipe:
             exec(code, space)
             body = {
                 "__module__": __name__,
+                "original_name": self.name,
                 "_recipe": self,
                 "_functions": {mode: p.function() for mode, p in self.programs.items()},
                 "_arguments": [
@@ -264,11 +267,13 @@ class SlicedNetwork(nn.Module):
     large as the subnet reads them. It trains, moves, is copied and saved as any module.
 
     Attributes:
+        original_name: The class of the network that was sliced, for `class_name`.
         sliced: True.
         untrainable_because: Why it runs in eval mode alone; None: it trains.
         dynamic_batch: Whether it takes batches of any size.
     """
 
+    original_name: str
     _recipe: Recipe
     _functions: Mapping[bool, Any]
     _arguments: Sequence[tuple[inspect.Parameter, Template | None]]
@@ -295,7 +300,7 @@ class SlicedNetwork(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the class of the network, and the sizes of its inputs."""
-        return f"of {self._recipe.name}, inputs {self._recipe.sizes[False]}"
+        return f"of {self.original_name}, inputs {self._recipe.sizes[False]}"
 
     def _called(self, values: tuple[Any, ...]) -> Any:
         recipe = self._recipe
@@ -308,14 +313,17 @@ class SlicedNetwork(nn.Module):
             if got is None:
                 was = "its default" if template is None else template
                 msg = (
-                    f"The sliced {recipe.name} got {parameter.name}={_short(value)}, and was "
-                    f"sliced with {was}. Pass that, or extract with an example input of this form."
+                    f"The sliced {self.original_name} got {parameter.name}={_short(value)}, and "
+                    f"was sliced with {was}. Pass that, or extract with an example input of this "
+                    "form."
                 )
                 raise ValueError(msg)
             tensors += got
         function = self._functions.get(self.training)
         if function is None:
-            msg = f"The sliced {recipe.name} cannot be trained: {recipe.refusal}. Call eval()."
+            msg = (
+                f"The sliced {self.original_name} cannot be trained: {recipe.refusal}. Call eval()."
+            )
             raise RuntimeError(msg)
         self._check(tensors)
         program = recipe.programs[self.training]
@@ -331,7 +339,7 @@ class SlicedNetwork(nn.Module):
         reason = sizes.refusal(tensors)
         if reason is not None:
             msg = (
-                f"The sliced {self._recipe.name} takes inputs of {sizes}, and got "
+                f"The sliced {self.original_name} takes inputs of {sizes}, and got "
                 f"{', '.join(str(tuple(s)) for s in shapes)}: {reason}. Extract with an example "
                 "input of these sizes."
             )

@@ -23,14 +23,16 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._pytree import TreeSpec, tree_flatten
+from torch.utils._pytree import TreeSpec
 
 from lightning_subnet._torch.contexts import (
     evaluating,
     plain_attention,
     random_state,
 )
+from lightning_subnet._torch.names import class_name
 from lightning_subnet._torch.outputs import default_tolerance, difference, named_outputs
+from lightning_subnet._torch.structures import flatten
 from lightning_subnet.elasticity.slicing.graph import Graph
 from lightning_subnet.elasticity.slicing.network import (
     DEVICE,
@@ -40,6 +42,7 @@ from lightning_subnet.elasticity.slicing.network import (
     Template,
     signature_of,
 )
+from lightning_subnet.elasticity.slicing.reasons import brief, foreign, reason
 from lightning_subnet.elasticity.slicing.regions import Memory, Part, Source, WeightReader
 from lightning_subnet.elasticity.slicing.weights import Weights
 from lightning_subnet.space.subnet import Subnet
@@ -94,14 +97,14 @@ class _Slicing:
             raise NotSliceable(f"its forward() does not take the example input: {error}") from error
         self.net, self.subnet = net, subnet
         self.templates = {name: Template.of(x) for name, x in bound.arguments.items()}
-        leaves = tree_flatten(list(bound.arguments.values()))[0]
+        leaves = flatten(list(bound.arguments.values()))[0]
         self.tensors = [x.detach() for x in leaves if isinstance(x, torch.Tensor)]
         if not self.tensors:
             raise NotSliceable("no tensor is in its example input")
         try:
             self.reader = WeightReader(net)
         except Exception as error:  # of weights that have no shape yet, for one
-            raise NotSliceable(f"its weights cannot be looked at: {_brief(error)}") from error
+            raise NotSliceable(f"its weights cannot be looked at: {brief(error)}") from error
         with self.reader.activating():
             net.activate(subnet)
         _adopt_kept(net, self.reader.memory)
@@ -153,7 +156,7 @@ class _Slicing:
         except NotSliceable:
             raise
         except Exception as error:  # of code that cannot be written anew
-            raise NotSliceable(f"its operators cannot be written anew: {_brief(error)}") from error
+            raise NotSliceable(f"its operators cannot be written anew: {brief(error)}") from error
 
     def _built(self, sizes: list[Any], *, training: bool) -> SlicedNetwork:
         graphs = {False: self._graph(sizes, training=False)}
@@ -171,7 +174,7 @@ class _Slicing:
         moving = self._moving({mode: graph.statistics() for mode, graph in graphs.items()})
         programs = {mode: graph.program(weights, moving) for mode, graph in graphs.items()}
         recipe = Recipe(
-            type(self.net).__name__, self.signature, self.defaults, self.templates,
+            class_name(self.net), self.signature, self.defaults, self.templates,
             {mode: graph.sizes for mode, graph in graphs.items()}, programs, refusal,
         )  # fmt: skip
         plain = _built(recipe, weights, graphs[False].device)
@@ -250,11 +253,14 @@ class _Slicing:
         try:
             output = self._outputs(plain, tensors)
         except Exception as error:
-            raise NotSliceable(f"its operators fail without it: {_brief(error)}") from error
+            raise NotSliceable(
+                f"its operators fail when they run by themselves: {brief(error)}"
+            ) from error
         gap = difference(expected, output)
         weights = (*plain.parameters(), *named_outputs(expected).values())
         if not gap.relative <= default_tolerance(weights):
-            raise NotSliceable(f"its operators give other outputs without it: {gap}")
+            msg = f"its operators give other outputs when they run by themselves: {gap}. Let its "
+            raise NotSliceable(f"{msg}forward() depend on inputs, weights and attributes alone")
 
     def _gap_in_training(self, plain: SlicedNetwork) -> str | None:
         """Return how outputs differ in training mode, or None."""
@@ -269,7 +275,7 @@ class _Slicing:
                         self._set_mode(training=True)
                     outputs.append(net(*args, **kwargs))
             except Exception as error:
-                return f"training mode fails: {_brief(error)}"
+                return f"training mode fails: {brief(error)}"
         gap = difference(*outputs)
         tensors = (*plain.parameters(), *named_outputs(outputs[0]).values())
         close = gap.relative <= default_tolerance(tensors)
@@ -311,13 +317,15 @@ class _Slicing:
                 with torch.inference_mode(False), torch.enable_grad():
                     program = _exported(flat, self.tensors, sizes)
                 if drawn != _drawn():
-                    raise NotSliceable("it draws from the random numbers of Python or NumPy")
+                    raise NotSliceable(
+                        "it draws from the random numbers of Python or NumPy. Draw with torch"
+                    )
                 with torch.no_grad(), random_state():
                     return Graph(program, self.tensors, self.reader.memory, output.spec)
         except NotSliceable:
             raise
         except Exception as error:  # of many classes, by what fails
-            raise NotSliceable(f"torch.export cannot follow it: {_brief(error)}") from error
+            raise NotSliceable(foreign(output.leaves) or reason(error)) from error
 
 
 @contextmanager
@@ -361,14 +369,15 @@ class _Flat(nn.Module):
     def forward(self, *tensors: torch.Tensor) -> tuple[Any, ...]:
         """Run the network."""
         args, kwargs = self._arguments(tensors)
-        leaves, self._output.spec = tree_flatten(self.net(*args, **kwargs))
-        return tuple(leaves)
+        self._output.leaves, self._output.spec = flatten(self.net(*args, **kwargs))
+        return tuple(self._output.leaves)
 
 
 class _Output:
     """The structure of an output; an object of its own, as torch.export puts attributes back."""
 
     spec: TreeSpec
+    leaves: Sequence[Any] = ()
 
 
 def _adopt_kept(net: nn.Module, memory: Memory) -> None:
@@ -377,7 +386,7 @@ def _adopt_kept(net: nn.Module, memory: Memory) -> None:
         for name, value in vars(child).items():
             if name in ("_parameters", "_buffers", "_modules"):
                 continue
-            for i, tensor in enumerate(tree_flatten(value)[0]):
+            for i, tensor in enumerate(flatten(value)[0]):
                 learns = isinstance(tensor, torch.Tensor) and tensor.requires_grad
                 if learns and tensor not in memory:
                     full = f"{path}.{name}_{i}".removeprefix(".")
@@ -441,7 +450,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

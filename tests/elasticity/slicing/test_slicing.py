@@ -8,6 +8,8 @@ import inspect
 import io
 import pickle
 import random
+import types
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -20,8 +22,10 @@ from lightning_subnet import SearchSpace, Subnet, SubnetMixin, elastic, extract
 from lightning_subnet._torch.inputs import arguments
 from lightning_subnet._torch.outputs import difference
 from lightning_subnet.elasticity.batchnorm import recalibrate
+from lightning_subnet.elasticity.extraction import frozen_copy
 from lightning_subnet.elasticity.slicing.counting import used_weights
 from lightning_subnet.elasticity.slicing.network import SlicedNetwork
+from lightning_subnet.errors import ElasticityError
 from lightning_subnet.export.exporting import export
 from tests.elasticity.slicing.networks import FAMILIES, IMAGES, ROWS, TOKENS, made
 
@@ -406,6 +410,48 @@ def test_a_network_that_fixes_its_batch_keeps_that_of_the_example() -> None:
     assert plain(ROWS[:1]).shape == (1, 3)
 
 
+# Structures of arguments and outputs
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    hidden: tuple[Any, ...] = ()
+    loss: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    x: torch.Tensor
+    scale: float = 1.0
+
+
+class Keyed(dict[str, Any]): ...
+
+
+def test_outputs_and_inputs_of_classes_that_torch_does_not_know() -> None:
+    class Structured(Linears):
+        def forward(self, given: Input) -> Output:
+            y = F.linear(given.x, self.weight[: self.n]) * given.scale
+            return Output(y, hidden=(Keyed(sum=y.sum(-1)),))
+
+    net = foreign(Structured(), SearchSpace(n=[3, 8]))
+    plain = extract(net, net.search_space().smallest, (Input(ROWS, 2.0),))
+    assert plain.sliced
+    assert plain.untrainable_because is None
+    assert numel(plain) == 3 * 8
+    net.activate(net.search_space().smallest)
+    for each in (plain, copy.deepcopy(plain), pickle.loads(pickle.dumps(plain))):
+        given = Input(torch.randn(5, 8), 2.0)
+        expected, output = net(given), each(given)
+        assert type(output) is Output
+        assert type(output.hidden[0]) is Keyed
+        assert output.loss is None
+        assert difference(expected, output).relative < 1e-6
+    with pytest.raises(ValueError, match=r"The sliced Structured got given=.*tensors in a Input"):
+        plain(Input(ROWS, 3.0))
+
+
 # What cannot be had
 
 
@@ -420,6 +466,21 @@ def test_where_it_cannot_be_sliced_a_frozen_copy_says_why() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return F.linear(x, self.weight[: self.n]) * random.random()
 
+    class Shaped(Linears):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows, _ = torch.onnx.operators.shape_as_tensor(x)  # type: ignore[no-untyped-call]
+            return F.linear(x, self.weight[: self.n]) * rows
+
+    class Raises(Linears):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch.compiler.is_compiling():
+                raise TypeError("nothing for me")
+            return F.linear(x, self.weight[: self.n])
+
+    class Holds(Linears):
+        def forward(self, x: torch.Tensor) -> Any:
+            return types.SimpleNamespace(y=F.linear(x, self.weight[: self.n]))
+
     class Named(Linears):
         def __init__(self) -> None:
             super().__init__()
@@ -430,10 +491,17 @@ def test_where_it_cannot_be_sliced_a_frozen_copy_says_why() -> None:
 
     space = SearchSpace(n=[3, 8])
     for net, example, reason in (
-        (Decides(), ROWS, "torch.export cannot follow it"),
+        (Decides(), ROWS, r"cannot follow it: `if x.sum\(\) > 0:` \(.*test_slicing.py, line \d+\)"),
+        (Decides(), ROWS, r"goes by the values of a tensor.* torch.where\("),
+        (Shaped(), ROWS, r"`rows, _ = .*shape_as_tensor\(x\)` .*reads the memory.*from x.shape"),
+        (
+            Raises(),
+            ROWS,
+            r"`raise TypeError\(.* line \d+\) fails while it is followed: nothing for me",
+        ),
+        (Holds(), ROWS, r"its forward\(\) returns a 'SimpleNamespace'\. .* or dataclasses of them"),
         (Draws(), ROWS, "it draws from the random numbers of Python"),
         (Linears(), None, "no example input is known"),
-        (Decides(), (ROWS, ROWS), r"forward\(\) does not take the example input"),
         (Named(), ROWS, "torch.export cannot follow it"),
     ):
         frozen: Any = extract(foreign(net, space), space.smallest, example)
@@ -442,6 +510,8 @@ def test_where_it_cannot_be_sliced_a_frozen_copy_says_why() -> None:
         assert frozen.weight.shape == (8, 8)
         with pytest.raises(AssertionError, match=reason):
             raise AssertionError(frozen.unsliced_because)
+    with pytest.raises(ElasticityError, match=r"takes 2 positional arguments but 3 were given"):
+        extract(foreign(Decides(), space), space.smallest, (ROWS, ROWS))
 
 
 def test_a_network_that_trains_on_other_weights_runs_in_eval_mode_alone() -> None:
@@ -474,6 +544,27 @@ def test_extraction_leaves_the_network_as_it_was() -> None:
         for name, x in net.state_dict().items():
             assert torch.equal(x, state[name])
         assert all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("where", ["inputs", "call", "weights"])
+def test_an_inference_mode_leaves_no_trace(where: str) -> None:
+    class Net(Linears):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(x, self.weight[: self.n])
+
+    with torch.inference_mode(where == "weights"):
+        net = foreign(Net(), SearchSpace(n=[3, 8]))
+    with torch.inference_mode(where == "inputs"):
+        example = torch.randn(3, 8)
+    smallest = net.search_space().smallest
+    with torch.inference_mode(where == "call"):
+        plain = extract(net, smallest, example)
+        frozen: Any = frozen_copy(net, smallest)
+    assert plain.sliced
+    assert plain.untrainable_because is None
+    assert not any(p.is_inference() for p in (*plain.parameters(), *frozen.parameters()))
+    plain.train()(torch.randn(3, 8)).sum().backward()
+    assert all(p.grad is not None for p in plain.parameters())
 
 
 def test_images_in_other_sizes() -> None:
