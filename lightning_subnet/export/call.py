@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lightning_subnet._torch.contexts import evaluating
+from lightning_subnet._torch.contexts import evaluating, ordinary_tensors
 from lightning_subnet._torch.inputs import arguments
+from lightning_subnet._torch.names import class_name
 from lightning_subnet._torch.outputs import named_outputs
 from lightning_subnet.errors import ExportError
 
@@ -51,14 +53,14 @@ class Call:
             ExportError: The network does not take the inputs, they hold no batch, or no tensor
                 comes out.
         """
-        args, kwargs = arguments(net, inputs)
+        args, kwargs = _copies(*arguments(net, inputs))
         named = {**dict(zip(_parameters(net, len(args)), args, strict=True)), **kwargs}
         tensors = {name: x for name, x in named.items() if isinstance(x, torch.Tensor)}
         if not tensors or any(x.ndim and not len(x) for x in tensors.values()):
             msg = f"{_shapes(named)} is not a batch. Give the inputs as a tensor or a tuple of "
             raise ExportError(f"{msg}tensors (batch, ...), or a dict of them by argument.")
         for name, x in named.items():
-            if isinstance(x, (list, tuple, dict)):
+            if isinstance(x, (list, tuple, dict)) or (name not in tensors and named_outputs(x)):
                 msg = f"Input {name!r} is a {type(x).__name__}; only tensors have a place in a file"
                 raise ExportError(f"{msg}. Wrap the network so that each is an argument.")
         rows = len(next(iter(tensors.values()))) if next(iter(tensors.values())).ndim else 0
@@ -68,14 +70,15 @@ class Call:
             kwargs = {name: _repeated(x, 2) for name, x in kwargs.items()}
             batch = 2
         try:
-            with evaluating(net), torch.no_grad():
-                output = net(*args, **kwargs)
+            with ordinary_tensors(), evaluating(net), torch.no_grad():
+                copied = _copies(args, kwargs)
+                output = net(*copied[0], **copied[1])
         except Exception as error:
-            msg = f"{type(net).__name__} failed on inputs {_shapes(named)}: {brief(error)}. "
+            msg = f"{class_name(net)} failed on inputs {_shapes(named)}: {brief(error)}. "
             raise ExportError(msg + "Give an example input that forward() takes.") from error
         outputs = named_outputs(output)
         if not outputs:
-            msg = f"{type(net).__name__} returns no tensor, but {type(output).__name__}. "
+            msg = f"{class_name(net)} returns no tensor, but {type(output).__name__}. "
             raise ExportError(msg + "Wrap it so that forward() returns tensors.")
         return cls(
             args, kwargs, batch, tuple(tensors),
@@ -86,8 +89,9 @@ class Call:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """The tensors among the arguments."""
-        return tuple(x for x in (*self.args, *self.kwargs.values()) if isinstance(x, torch.Tensor))
+        """Copies of the tensors among the arguments, as a network may work on them in place."""
+        args, kwargs = _copies(self.args, self.kwargs)
+        return tuple(x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
 
     def in_batch(self, shape: torch.Size | tuple[int, ...]) -> bool:
         """Return whether dimension 0 of a tensor counts the samples of a dynamic batch."""
@@ -187,6 +191,31 @@ def _parameters(net: nn.Module, n: int) -> list[str]:
         p.name for p in inspect.signature(net.forward).parameters.values() if p.kind in _POSITIONAL
     ]
     return [*names[:n], *(f"input_{i}" for i in range(len(names), n))]
+
+
+def _copies(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return arguments with copies of their tensors."""
+    copied = [x.clone() if isinstance(x, torch.Tensor) else x for x in (*args, *kwargs.values())]
+    return tuple(copied[: len(args)]), dict(zip(kwargs, copied[len(args) :], strict=True))
+
+
+def ordinary(net: nn.Module) -> nn.Module:
+    """Return a network itself, or a copy of it if its tensors were made in an inference mode.
+
+    Exporters do not take those.
+
+    Example:
+        >>> with torch.inference_mode():
+        ...     net = nn.Linear(2, 2)
+        >>> ordinary(net).weight.is_inference()
+        False
+    """
+    if not any(x.is_inference() for x in (*net.parameters(), *net.buffers())):
+        return net
+    with ordinary_tensors():
+        return copy.deepcopy(net)
 
 
 def _repeated(x: Any, rows: int) -> Any:

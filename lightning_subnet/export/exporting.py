@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from lightning_subnet import _json
+from lightning_subnet._torch.names import class_name
 from lightning_subnet.errors import ExportError, FixedBatchError, SubnetError
-from lightning_subnet.export.call import Call, brief
+from lightning_subnet.export.call import Call, brief, ordinary
 from lightning_subnet.export.formats import registry
 from lightning_subnet.export.formats.base import Format, Writer
 from lightning_subnet.export.loading import METADATA, fingerprint, metadata_path
@@ -114,7 +115,7 @@ def export(  # noqa: PLR0913 - one call per file: what, where, on which input, a
         raise ExportError(msg)
     tolerance = checked_tolerance(tolerance)
     form.check()
-    job = _Job(form, _on_cpu(net), path, tolerance, _described(evaluation, about))
+    job = _Job(form, _on_cpu(ordinary(net)), path, tolerance, _described(evaluation, about))
     return job.run(example_input, dynamic_batch=dynamic_batch)
 
 
@@ -236,7 +237,7 @@ class _Job:
                 "format": METADATA,
                 "runtime": self.form.name,
                 **self.facts,
-                "network": type(self.net).__name__,
+                "network": class_name(self.net),
                 "sliced": getattr(self.net, "sliced", None),
                 "inputs": [
                     {**port, "dtype": str(x.dtype).removeprefix("torch.")}

@@ -14,6 +14,7 @@ from torch import nn
 
 from lightning_subnet._checks import is_share
 from lightning_subnet._torch.contexts import evaluating
+from lightning_subnet._torch.names import class_name
 from lightning_subnet._torch.outputs import Difference, default_tolerance, difference
 from lightning_subnet.errors import ExportError, FileParityError, FixedBatchError
 from lightning_subnet.export.call import Call, Flat, brief
@@ -82,7 +83,7 @@ def check_extraction(net: nn.Module, call: Call, tolerance: float) -> float | No
     )
     if not parity <= tolerance * scale:
         msg = (
-            f"{type(net).__name__} is not the subnet that was scored: when it was extracted, its "
+            f"{class_name(net)} is not the subnet that was scored: when it was extracted, its "
             f"outputs differed by up to {parity:.3g} from those of the super-network (allowed "
             f"{tolerance * scale:.3g}, {tolerance:.2g} of their scale).\nNothing was written. Look "
             "at the extract() of the super-network, and at hooks that its copy does not run."
@@ -113,12 +114,12 @@ def compared(file: Path, form: Format, net: nn.Module, call: Call, tolerance: fl
         )
         expected = _outputs(net, call, tensors)
         try:
-            outputs = list(runner.run(tensors).values())
+            outputs = list(runner.run([x.clone() for x in tensors]).values())
         except Exception as error:  # of the runtime's own classes
-            msg = f"The {form.name} file of {type(net).__name__} fails on a batch of "
+            msg = f"The {form.name} file of {class_name(net)} fails on a batch of "
             raise kind(f"{msg}{rows(tensors)}: {brief(error)}") from error
         if len(outputs) != len(expected):
-            msg = f"The {form.name} file of {type(net).__name__} has {len(outputs)} outputs, and "
+            msg = f"The {form.name} file of {class_name(net)} has {len(outputs)} outputs, and "
             raise kind(f"{msg}the network {len(expected)}. Nothing was written.")
         for name, one, other in zip(call.output_names, expected, outputs, strict=True):
             parity = difference({name: one}, {name: other})
@@ -133,7 +134,7 @@ def compared(file: Path, form: Format, net: nn.Module, call: Call, tolerance: fl
                         f"in the network, {parity.value:.6g} in the file, {where} "
                         f"({parity.relative:.2g} of its scale, allowed {tolerance:g})"
                     )
-                raise other_kind(_refusal(form.name, type(net).__name__, what))
+                raise other_kind(_refusal(form.name, class_name(net), what))
             largest = max(worst.absolute, parity.absolute)
             worst = max(worst, parity, key=lambda gap: gap.relative)
             worst = replace(worst, absolute=largest)
@@ -148,7 +149,7 @@ def _check_repeatable(net: nn.Module, call: Call, tolerance: float) -> None:
     gap = difference(dict(zip(names, one, strict=True)), dict(zip(names, other, strict=True)))
     if not gap.relative <= tolerance:
         msg = (
-            f"{type(net).__name__} gives other outputs for the same input from one run to the "
+            f"{class_name(net)} gives other outputs for the same input from one run to the "
             f"next: {gap} (allowed {tolerance:g}).\nNothing was written. A file cannot do that: "
             "let the network neither draw in eval mode nor keep something from one run to the next."
         )
@@ -169,7 +170,8 @@ def _outputs(
 ) -> tuple[torch.Tensor, ...]:
     """Return the outputs of a network, in eval mode."""
     with evaluating(net), torch.no_grad():
-        outputs: tuple[torch.Tensor, ...] = Flat(net, call)(*tensors)
+        # A network may work on them in place.
+        outputs: tuple[torch.Tensor, ...] = Flat(net, call)(*(x.clone() for x in tensors))
     return outputs
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lightning_subnet._torch.contexts import plain_attention
+from lightning_subnet._torch.names import class_name
 from lightning_subnet.errors import ExportError, FixedBatchError, SubnetError
 from lightning_subnet.export.call import Call, brief
 
@@ -184,17 +185,17 @@ def refusal(net: nn.Module, title: str, call: Call, reasons: Sequence[Exception]
     texts = [str(reason) for reason in reasons]
     unknown = [next(filter(None, m.groups())) for t in texts if (m := _UNSUPPORTED.search(t))]
     if unknown:
-        msg = f"{type(net).__name__} uses the operator {unknown[0]!r}, which has no {title} form. "
+        msg = f"{class_name(net)} uses the operator {unknown[0]!r}, which has no {title} form. "
         return ExportError(msg + "Replace it in the network, or export to another format.")
     fixed = isinstance(reasons[-1], FixedBatchError) or "Constraints violated" in texts[-1]
     if call.batch is not None and fixed:
         msg = (
-            f"{type(net).__name__} cannot be converted to {title}, as it fixes the size of its "
+            f"{class_name(net)} cannot be converted to {title}, as it fixes the size of its "
             "batch. Pass dynamic_batch=False, or change its use of that size."
         )
         return FixedBatchError(msg)
     lines = texts[-1].splitlines() or [type(reasons[-1]).__name__]
-    msg = f"{type(net).__name__} cannot be converted to {title}: {lines[0]:.200}"
+    msg = f"{class_name(net)} cannot be converted to {title}: {lines[0]:.200}"
     return ExportError(f"{msg.rstrip('.')}. Change that part, or export to another format.")
 
 
@@ -211,7 +212,7 @@ def check_types(net: nn.Module, title: str, call: Call) -> None:
     """
     tensors = (*net.parameters(), *net.buffers(), *call.tensors)
     if any(x.dtype == torch.bfloat16 for x in tensors):
-        msg = f"{type(net).__name__} is of bfloat16, which {title} files do not take here. Pass "
+        msg = f"{class_name(net)} is of bfloat16, which {title} files do not take here. Pass "
         raise ExportError(f"{msg}net.half() or net.float(), or write a .pt2 file.")
 
 

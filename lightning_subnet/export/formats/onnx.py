@@ -20,7 +20,7 @@ from torch import nn
 
 from lightning_subnet._torch.contexts import evaluating
 from lightning_subnet.errors import FixedBatchError
-from lightning_subnet.export.call import Call, Flat, brief
+from lightning_subnet.export.call import Call, Flat, brief, ordinary
 from lightning_subnet.export.formats.base import (
     Format,
     Runner,
@@ -102,6 +102,7 @@ def to_onnx(
         [('input', ['batch', 3])]
     """
     import_onnx()
+    net = ordinary(net)
     return _converted(net, Call.of(net, inputs, dynamic_batch=dynamic_batch), exporter)
 
 

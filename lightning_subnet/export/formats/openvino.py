@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_subnet._torch.names import class_name
 from lightning_subnet.errors import FixedBatchError
-from lightning_subnet.export.call import Call
+from lightning_subnet.export.call import Call, ordinary
 from lightning_subnet.export.formats.base import (
     Format,
     Runner,
@@ -61,6 +62,7 @@ def to_openvino(net: nn.Module, inputs: Any, *, dynamic_batch: bool = True) -> A
         ('input', '[?,2]')
     """
     OpenVino().check()  # before the network is run
+    net = ordinary(net)
     return _converted(net, Call.of(net, inputs, dynamic_batch=dynamic_batch))
 
 
@@ -156,7 +158,7 @@ def _graph_openvino(net: nn.Module, call: Call) -> Any:
         node.set_partial_shape(shape)
         node.output(0).get_tensor().set_names({name})
         parameters.append(node)
-    model = openvino.Model(model.get_results(), parameters, type(net).__name__)
+    model = openvino.Model(model.get_results(), parameters, class_name(net))
     model.validate_nodes_and_infer_types()
     for port, name in zip(model.outputs, call.output_names, strict=True):
         port.get_tensor().set_names({name})

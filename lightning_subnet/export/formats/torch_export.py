@@ -13,9 +13,10 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from lightning_subnet._torch.contexts import evaluating
+from lightning_subnet._torch.names import class_name
 from lightning_subnet._torch.outputs import named_outputs
 from lightning_subnet.errors import ExportError
-from lightning_subnet.export.call import Call, Flat
+from lightning_subnet.export.call import Call, Flat, ordinary
 from lightning_subnet.export.formats.base import Format, Runner, Writer, quiet, refusal
 
 _NOTES = ("stack_trace", "source_fn_stack", "torch_fn", "from_node")  # of a node
@@ -39,6 +40,7 @@ def to_exported_program(
         >>> program.module()(torch.zeros(5, 3)).shape
         torch.Size([5, 2])
     """
+    net = ordinary(net)
     return _program(net, Call.of(net, inputs, dynamic_batch=dynamic_batch))
 
 
@@ -93,7 +95,7 @@ def _program(net: nn.Module, call: Call) -> torch.export.ExportedProgram:
 def _write(net: nn.Module, call: Call, path: Path) -> None:
     program = _program(net, call)
     if foreign := _foreign_type(program.call_spec.out_spec):
-        msg = f"{type(net).__name__} returns a {foreign}, which whoever loads the file may not have"
+        msg = f"{class_name(net)} returns a {foreign}, which whoever loads the file may not have"
         raise ExportError(f"{msg}. Wrap it so that forward() returns tensors or a dict of them.")
     _save(program, call, path)
 
