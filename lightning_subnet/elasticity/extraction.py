@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_subnet._messages import listed
-from lightning_subnet._torch.contexts import evaluating, random_state
+from lightning_subnet._torch.contexts import evaluating, ordinary_tensors, random_state
 from lightning_subnet._torch.inputs import arguments, cloned
+from lightning_subnet._torch.names import class_name
 from lightning_subnet.elasticity.layers import ElasticLayer, ElasticSequential
 from lightning_subnet.elasticity.protocol import activated, elastic_part
 from lightning_subnet.elasticity.slicing.slicing import NotSliceable, Only, slice_network
@@ -61,7 +62,11 @@ def extract(
         >>> smallest.sliced, smallest(torch.zeros(1, 1, 8, 8)).shape
         (True, torch.Size([1, 10]))
     """
-    part: Any = elastic_part(module)
+    with ordinary_tensors():
+        return _extracted(elastic_part(module), subnet, example_input, only)
+
+
+def _extracted(part: Any, subnet: Subnet, example_input: Any, only: Only | None) -> nn.Module:
     if only not in (None, *get_args(Only)):
         msg = f"only={only!r:.60} is not one of {listed(get_args(Only))}, or None."
         raise ElasticityError(msg)
@@ -72,7 +77,7 @@ def extract(
         plain: Any = hook(subnet)
         if not isinstance(plain, nn.Module) or plain is part:
             msg = (
-                f"{type(part).__name__}.extract() returned {plain!r:.60} for {subnet!r:.200}. "
+                f"{class_name(part)}.extract() returned {plain!r:.60} for {subnet!r:.200}. "
                 "Return the subnet as a network of its own, an nn.Module."
             )
             raise ElasticityError(msg)
@@ -101,7 +106,7 @@ def _check_example(part: Any, subnet: Subnet, example_input: Any) -> None:
             part(*args, **kwargs)
     except Exception as error:
         msg = (
-            f"{type(part).__name__} failed on example_input= with {subnet!r:.200}: "
+            f"{class_name(part)} failed on example_input= with {subnet!r:.200}: "
             f"{type(error).__name__}: {error!s:.150}. Pass arguments that its forward() takes."
         )
         raise ElasticityError(msg) from error
@@ -119,11 +124,12 @@ def frozen_copy(module: nn.Module, subnet: Subnet, reason: str = "") -> nn.Modul
         reason: Why it is not sliced, for its attribute `unsliced_because`.
     """
     part: Any = elastic_part(module)
-    with activated(part, subnet):
-        frozen = detached_copy(part, {})
-    for parameter in frozen.parameters():
-        parameter.requires_grad_(False)
-    frozen.activate(subnet)  # slices that it keeps are then of its own weights
+    with ordinary_tensors():
+        with activated(part, subnet):
+            frozen = detached_copy(part, {})
+        for parameter in frozen.parameters():
+            parameter.requires_grad_(False)
+        frozen.activate(subnet)  # slices that it keeps are then of its own weights
     frozen.sliced = False
     frozen.unsliced_because = reason
     if _keeps_tensors(frozen):
@@ -251,7 +257,7 @@ def plain_state(module: nn.Module, *inputs: Any) -> dict[str, torch.Tensor]:
         if isinstance(layer, nn.Embedding):  # tokens have no channels
             width = 1
         if widths.setdefault(layer, width) != width:
-            msg = f"{type(layer).__name__} is used with {widths[layer]} and with {width} channels."
+            msg = f"{class_name(layer)} is used with {widths[layer]} and with {width} channels."
             raise MeasurementError(msg)
 
     leaves = {
