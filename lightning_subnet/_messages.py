@@ -7,6 +7,7 @@ import difflib
 import sys
 import warnings
 from collections.abc import Iterable
+from types import FrameType
 
 
 def did_you_mean(name: object, options: Iterable[object]) -> str:
@@ -45,9 +46,25 @@ def warn(message: str, category: type[Warning]) -> None:
 
 
 def _callers_line() -> int:
-    """Return the `stacklevel` for the function above that points out of this package."""
+    """Return the `stacklevel` for the function above that points out of this package.
+
+    What runs this package's code for the user, as a Trainer or a context manager, is passed over
+    where the user's line is behind it.
+    """
     package = __name__.partition(".")[0]
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] == package:
+    frame: FrameType | None = sys._getframe(1)
+    level, first = 1, 0
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if name != package:
+            first = first or level
+            if name not in _RUNNERS:
+                return level
         frame, level = frame.f_back, level + 1
-    return level
+    return first or level - 1
+
+
+_RUNNERS = (
+    *("contextlib", "functools"),
+    *("lightning", "lightning_fabric", "pytorch_lightning", "torch"),
+)
