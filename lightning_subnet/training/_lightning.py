@@ -108,7 +108,7 @@ def _check_validation(model: LightningModule) -> None:
             "Add one that logs the metrics."
         )
         raise SearchError(msg)
-    if any(is_lazy(p) for p in model.parameters()):
+    if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
         msg = f"{type(model).__name__} has lazy layers without weights. Run one forward pass first."
         raise SearchError(msg)
 

@@ -389,6 +389,14 @@ def test_an_objective_that_is_never_logged(model: LitMlp) -> None:
     assert model._trainer is None
 
 
+def test_lazy_layers_are_refused_also_those_with_statistics_alone() -> None:
+    for lazy in (torch.nn.LazyLinear(10), torch.nn.LazyBatchNorm1d(affine=False)):
+        model = LitMlp()
+        model.net.last = torch.nn.Sequential(model.net.last, lazy)
+        with pytest.raises(SearchError, match="LitMlp has lazy layers"):
+            search().fit(model, datamodule=Digits())
+
+
 def test_a_validation_step_that_logs_nothing() -> None:
     class Silent(LitMlp):
         def validation_step(self, batch: Any, _: int) -> None:
