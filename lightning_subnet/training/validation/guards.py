@@ -51,7 +51,7 @@ def warn_of_renewal(
             continue
         before, after = own[name], renewed[name]
         loss = before - after if direction == "max" else after - before
-        if loss > _noise(before, n):
+        if loss > _noise(before, n, direction):
             msg = (
                 f"Renewing the running statistics of BatchNorm makes the whole network worse: "
                 f"{name} is {before:.4g} with those of its training, and {after:.4g} with those of "
@@ -63,17 +63,19 @@ def warn_of_renewal(
             return
 
 
-def _noise(value: float, n: int) -> float:
+def _noise(value: float, n: int, direction: str) -> float:
     """Return what a metric may differ by without a cause: twice its standard error, if a share.
 
     Both scores are of the same samples. Of a trained network most answers stay, so a difference has
     about a third of the standard error of a share (`benchmarks/calibration.py`); of one near chance
-    most answers change.
+    most answers change. What is minimised may be the share of errors, or a loss below 1.
     """
-    if 0 <= value <= 1 and n:
-        error = math.sqrt(value * (1 - value) / n)
-        return max(_LEAST_SHARE, 2 * error * (_PAIRED if value >= _TRAINED else math.sqrt(2)))
-    return _LEAST_PART * abs(value)
+    if not (0 <= value <= 1 and n):
+        return _LEAST_PART * abs(value)
+    error = math.sqrt(value * (1 - value) / n)
+    right = value if direction == "max" else 1 - value
+    noise = max(_LEAST_SHARE, 2 * error * (_PAIRED if right >= _TRAINED else math.sqrt(2)))
+    return noise if direction == "max" else max(noise, _LEAST_PART * value)
 
 
 _TRAINED, _PAIRED = 0.5, 0.35

@@ -97,7 +97,7 @@ class _Results:
 @pytest.mark.parametrize("place", [
     lambda metric: {"val": {"top": [metric]}},
     lambda metric: ((metric,),),
-    lambda metric: _Results(metric),
+    _Results,
     lambda metric: {"val": MetricCollection([metric])},
     lambda metric: [torch.nn.ModuleList([metric])],
 ])  # fmt: skip
