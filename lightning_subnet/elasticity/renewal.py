@@ -117,6 +117,7 @@ class Renewal:
             MeasurementError: There are no batches, or no layer ran.
         """
         if not self._norms and not self._others:
+            self._uses = {*self._paused}
             return 0
         sums, n_used = Sums(), 0
         shares: dict[Key, Share] = {}

@@ -786,6 +786,16 @@ def test_a_layer_in_eval_mode_among_others_in_training_mode_is_frozen_and_named(
     assert net[0].running_mean.tolist() == [0, 0, 0]
 
 
+def test_layers_that_are_set_apart_are_frozen_and_named_also_where_no_other_is_renewed() -> None:
+    one = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
+    one[0].eval()
+    backbone = nn.Sequential(nn.Sequential(nn.Sequential(nn.BatchNorm2d(3)).eval(), nn.ReLU()))
+    for net, layer, name in ((one, one[0], "0"), (backbone, backbone[0][0][0], "0.0.0")):
+        with pytest.warns(CalibrationWarning, match=f"as frozen ones do: '{name}'"):
+            assert recalibrate(net, images()) == 0
+        assert layer.running_mean.tolist() == [0, 0, 0]
+
+
 def test_a_network_wholly_in_eval_mode_says_nothing_about_its_layers() -> None:
     outer = nn.Sequential(nn.Sequential(nn.BatchNorm2d(3)).eval()).train(False)
     outer.training = True  # as a LightningModule around a network that was loaded
