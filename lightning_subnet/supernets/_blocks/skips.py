@@ -22,6 +22,7 @@ from lightning_subnet._torch.structures import flatten, kind, unflatten
 from lightning_subnet.elasticity.extraction import detached_copy
 from lightning_subnet.elasticity.protocol import detach
 from lightning_subnet.errors import ElasticityError, SearchError
+from lightning_subnet.supernets._blocks.removal import Numbers, forget_nested, put_nested, take_out
 from lightning_subnet.supernets._blocks.residual import (
     WEIGHT_HOOKS,
     Run,
@@ -76,19 +77,22 @@ class Passage:
         stream: The input that the block adds to.
         leaves: Where each leaf of its output comes from; None: it is None. Empty: the output is the
             stream.
-        spec: The structure of its output.
+        form: The structure of its output, with the numbers of the leaves in their places.
     """
 
     stream: Source
     leaves: tuple[Source | None, ...] = ()
-    spec: Any = None
+    form: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the output of the skipped block for the arguments of a call."""
-        if self.spec is None:
+        if self.form is None:
             return self.stream.of(args, kwargs)
-        leaves = [None if leaf is None else leaf.of(args, kwargs) for leaf in self.leaves]
-        return unflatten(leaves, self.spec)
+        values = [None if leaf is None else leaf.of(args, kwargs) for leaf in self.leaves]
+        if self.form == (*range(len(values)),):
+            return tuple(values)  # what a compiler can follow
+        order, spec = flatten(self.form)
+        return unflatten((values[i] for i in order), spec)
 
 
 class SkippedBlock(nn.Module):
@@ -140,6 +144,7 @@ class Skips:
         passages: What goes through each of `names` where it is skipped.
         inputs: The arguments of each of `names`, with tensors of no values.
         example_input: What `forward` of the network takes.
+        numbers: By which blocks find their places in a cache.
 
     Example:
         >>> class Block(nn.Module):
@@ -161,9 +166,9 @@ class Skips:
         >>> skips.names, skips.refused
         (['blocks.0', 'blocks.1', 'blocks.2'], {})
         >>> skips.put(net, ["blocks.1"])
-        >>> small = skips.extract(net, ["blocks.1"])
-        >>> torch.equal(small(torch.ones(1, 4)), net(torch.ones(1, 4)))
-        True
+        >>> small = skips.extract(net, ["blocks.1"], remove=True)
+        >>> len(small.blocks), torch.equal(small(torch.ones(1, 4)), net(torch.ones(1, 4)))
+        (2, True)
     """
 
     names: list[str] = field(default_factory=list)
@@ -176,6 +181,7 @@ class Skips:
         default_factory=dict, repr=False
     )
     example_input: Any = field(default=None, repr=False)
+    numbers: Numbers = field(default_factory=Numbers, repr=False)
 
     @classmethod
     def find(
@@ -204,12 +210,14 @@ class Skips:
         calls = module_calls(trial, example_input, candidates)
         chosen, streams = residual_blocks(net, calls)
         residual = chosen if blocks is None else [*calls.runs]
+        numbers = Numbers.find(net, residual)
         refused, passages = {}, {}
         for name in dict.fromkeys([*residual, *(() if blocks is None else candidates)]):
             runs = calls.runs.get(name, [])
             passage: Passage | str = f"runs {len(runs)} times"
             if len(runs) == 1:
                 passage = _passage(net.get_submodule(name), runs[0], streams.get(name))
+            passage = numbers.why_needed(net, name) or passage
             if isinstance(passage, str):
                 refused[name] = passage
             else:
@@ -224,6 +232,7 @@ class Skips:
             passages=passages,
             inputs={name: _sizes(calls.runs[name][0]) for name in names},
             example_input=example_input,
+            numbers=numbers,
         )
 
     def put(self, net: nn.Module, skipped: Iterable[str]) -> None:
@@ -243,6 +252,7 @@ class Skips:
             _check_forward(net, name)
         for name in self.names:
             _skip(net.get_submodule(name), self.passages[name] if name in skipped else None)
+        self._put_around(net, skipped)
 
     def extract(self, net: nn.Module, skipped: Iterable[str], *, remove: bool = False) -> nn.Module:
         """Return a copy of a network without some blocks, and with no trace of elasticity.
@@ -276,7 +286,16 @@ class Skips:
             if hooks := copies.hooks[name]:
                 vars(stand_in).update(hooks)
                 self._check_hooks(name, net.get_submodule(name), stand_in)
+        self._put_around(plain, skipped)
+        forget_nested(plain)
+        if remove and stand_ins:
+            take_out(plain, stand_ins, self.numbers, self.example_input)
         return plain
+
+    def _put_around(self, net: nn.Module, skipped: set[str]) -> None:
+        """Put in force what depends on which blocks are skipped, and is none of them."""
+        self.numbers.put(net, skipped)
+        put_nested(net, self.names, skipped)
 
     def _known(self, skipped: Iterable[str]) -> set[str]:
         skipped = list(skipped)
@@ -396,7 +415,7 @@ def _passage(block: nn.Module, run: Run, stream: torch.Tensor | None) -> Passage
             what = f"a tensor of {tuple(leaf.shape)}" if torch.is_tensor(leaf) else f"{leaf!r:.40}"
             return f"gives a {kind(spec)} in which element {i} is its own, {what}"
         places.append(place)
-    return Passage(through.stream, tuple(places), spec)
+    return Passage(through.stream, tuple(places), unflatten(range(len(places)), spec))
 
 
 def _why_no_stream(run: Run, stream: torch.Tensor | None) -> str:
