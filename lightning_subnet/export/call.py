@@ -74,7 +74,8 @@ class Call:
                 copied = _copies(args, kwargs)
                 output = net(*copied[0], **copied[1])
         except Exception as error:
-            msg = f"{class_name(net)} failed on inputs {_shapes(named)}: {brief(error)}. "
+            reason = brief(error).rstrip(".")
+            msg = f"{class_name(net)} failed on inputs {_shapes(named)}: {reason}. "
             raise ExportError(msg + "Give an example input that forward() takes.") from error
         outputs = named_outputs(output)
         if not outputs:

@@ -119,3 +119,12 @@ def test_a_sliced_network_is_called_by_its_own_name(tmp_path: Path) -> None:
         export(plain, tmp_path / "net.pt2", torch.randn(3, 5))
     assert_clear(caught.value, "Narrow failed on inputs", "The sliced Narrow takes inputs")
     assert "SlicedNetwork" not in str(caught.value)
+
+
+def test_a_reason_that_ends_with_a_full_stop_gets_no_second_one() -> None:
+    class Refuses(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("It takes images.")
+
+    with pytest.raises(ExportError, match=r"It takes images\. Give an example input"):
+        Call.of(Refuses(), torch.zeros(2, 3), dynamic_batch=True)
