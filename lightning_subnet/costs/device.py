@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
+from lightning_subnet._torch.contexts import default_type, default_types
 from lightning_subnet.errors import ObjectiveError
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -53,6 +57,43 @@ def describe_device(name: str) -> str:
     """
     device = usable_device(name)
     return f"{_model(device)} ({device.type}), torch {torch.__version__}"
+
+
+def as_it_runs(
+    net: nn.Module, run: Callable[[], Any], *, trial: Callable[[], Any] | None = None
+) -> Callable[[], Any]:
+    """Return a forward pass under the default type that it needs; as it is, where that does.
+
+    A Trainer with `precision="bf16-true"` makes all tensors of no stated type in that of the
+    weights, and a network may only run so.
+
+    Args:
+        net: The network, whose weights say which types are tried.
+        run: Its forward pass.
+        trial: What is tried in place of it. A pass that fails in each type is left to the caller.
+
+    Example:
+        >>> net = nn.Linear(2, 2).bfloat16()
+        >>> as_it_runs(net, lambda: net(torch.ones(1, 2)))().dtype
+        torch.bfloat16
+    """
+    usual, *others = default_types(net)
+    for dtype in (usual, *others) if others else ():
+        try:
+            with torch.inference_mode(), default_type(dtype):
+                (trial or run)()
+        except Exception:  # of which the caller tells
+            continue
+        return run if dtype is usual else _in_type(dtype, run)
+    return run
+
+
+def _in_type(dtype: torch.dtype, run: Callable[[], Any]) -> Callable[[], Any]:
+    def typed() -> Any:
+        with default_type(dtype):
+            return run()
+
+    return typed
 
 
 def _model(device: torch.device) -> str:

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from lightning_subnet._json import digest
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet._torch.fingerprints import code_fingerprint
 from lightning_subnet._torch.inputs import arguments, batched, described
-from lightning_subnet.costs.device import describe_device, usable_device
+from lightning_subnet.costs.device import as_it_runs, describe_device, usable_device
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import MeasurementError, ObjectiveError
@@ -166,17 +167,18 @@ def per_pass(
         RuntimeError: The counter did not move.
     """
     inputs, _ = arguments(net, inputs)
+    run = as_it_runs(net, partial(net, *inputs))
     weight = next(net.parameters(), None)
     gpu = weight is not None and weight.is_cuda
     wait: Callable[[], Any] = torch.cuda.synchronize if gpu else lambda: None
     for _ in range(_WARM):
-        net(*inputs)
+        run()
     wait()
     values = []
     for _ in range(windows):
         passes, start, end = 0, counter(), time.perf_counter() + window
         while time.perf_counter() < end:
-            net(*inputs)
+            run()
             wait()
             passes += 1
         values.append((counter() - start) / passes)

@@ -11,7 +11,13 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_subnet._messages import listed
-from lightning_subnet._torch.contexts import evaluating, ordinary_tensors, random_state
+from lightning_subnet._torch.contexts import (
+    default_type,
+    default_types,
+    evaluating,
+    ordinary_tensors,
+    random_state,
+)
 from lightning_subnet._torch.inputs import arguments, cloned
 from lightning_subnet._torch.names import class_name
 from lightning_subnet.elasticity.layers import ElasticLayer, ElasticSequential
@@ -100,16 +106,21 @@ def _extracted(part: Any, subnet: Subnet, example_input: Any, only: Only | None)
 
 def _check_example(part: Any, subnet: Subnet, example_input: Any) -> None:
     """Refuse an example that the network itself cannot run: it is not why slicing failed."""
-    args, kwargs = cloned(arguments(part, example_input))
-    try:
-        with activated(part, subnet), evaluating(part), random_state(0), torch.no_grad():
-            part(*args, **kwargs)
-    except Exception as error:
-        msg = (
-            f"{class_name(part)} failed on example_input= with {subnet!r:.200}: "
-            f"{type(error).__name__}: {error!s:.150}. Pass arguments that its forward() takes."
-        )
-        raise ElasticityError(msg) from error
+    first: Exception | None = None
+    for dtype in default_types(part):  # it may run under a Trainer of precision="bf16-true" alone
+        args, kwargs = cloned(arguments(part, example_input))
+        try:
+            with activated(part, subnet), evaluating(part), random_state(0), torch.no_grad():
+                with default_type(dtype):
+                    part(*args, **kwargs)
+                return
+        except Exception as error:
+            first = first or error
+    msg = (
+        f"{class_name(part)} failed on example_input= with {subnet!r:.200}: "
+        f"{type(first).__name__}: {first!s:.150}. Pass arguments that its forward() takes."
+    )
+    raise ElasticityError(msg) from first
 
 
 def frozen_copy(module: nn.Module, subnet: Subnet, reason: str = "") -> nn.Module:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_subnet.costs.device import as_it_runs
 from lightning_subnet.costs.runtimes.base import MIXED, Conditions, ForwardPass, Runtime
 from lightning_subnet.export.formats.base import quiet
 
@@ -29,7 +30,7 @@ class Eager(Runtime):
 
     def make(self, net: nn.Module, inputs: tuple[Any, ...], conditions: Conditions) -> ForwardPass:
         """Return the call of the network itself."""
-        run = _in_precision(net, inputs, conditions)
+        run = as_it_runs(net, _in_precision(net, inputs, conditions))
         if conditions.cuda_graph:
             return _replay(run, conditions.device)
         return ForwardPass(run, again=lambda: self.make(copy.deepcopy(net), inputs, conditions))
@@ -61,7 +62,12 @@ class Compile(Runtime):
             code, forward.__globals__, code.co_name, None, forward.__closure__
         )
         mode = "reduce-overhead" if conditions.cuda_graph else None
-        run = _in_precision(torch.compile(outermost, dynamic=False, mode=mode), inputs, conditions)
+        compiled = torch.compile(outermost, dynamic=False, mode=mode)
+        run = as_it_runs(
+            net,
+            _in_precision(compiled, inputs, conditions),
+            trial=_in_precision(net, inputs, conditions),
+        )
         reset: Any = getattr(dynamo.eval_frame, "reset_code")  # noqa: B009 - which it does not export
         limits = {
             name: 1 << 16
