@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from lightning_subnet._messages import did_you_mean, listed
+from lightning_subnet._torch.names import class_name
 from lightning_subnet.elasticity.protocol import activated, elastic
 from lightning_subnet.errors import SearchError, SpaceError
 from lightning_subnet.space.choices import Choice
@@ -26,6 +27,7 @@ Config = Callable[[Subnet], Mapping[str, Any]]
 
 _MOBILE = ("OFAMobileNetV3", "OFAProxylessNASNets")
 _RESNET = "OFAResNets"
+_STAGES = ("STAGE_WIDTH_LIST", "BASE_DEPTH_LIST")  # of a ResNet
 
 
 # The once-for-all package
@@ -46,8 +48,9 @@ def from_ofa(net: _Net) -> _Net:
         `active_subnet`.
 
     Raises:
-        SearchError: The network is another one.
-        SpaceError: The network was built with one value for everything.
+        SearchError: The network is another one, or lacks what networks of the package have.
+        SpaceError: The network was built with one value for everything, with values that cannot
+            be built, or its blocks are other ones than its lists say.
 
     References:
         Cai et al., Once-for-All: Train One Network and Specialize it for Efficient Deployment, ICLR
@@ -62,7 +65,7 @@ def from_ofa(net: _Net) -> _Net:
     names = {cls.__name__ for cls in type(net).__mro__}
     if not isinstance(net, nn.Module) or not names & {*_MOBILE, _RESNET}:
         msg = (
-            f"from_ofa() got a {type(net).__name__}, which is none of {listed((*_MOBILE, _RESNET))}"
+            f"from_ofa() got a {class_name(net)}, which is none of {listed((*_MOBILE, _RESNET))}"
             ". Pass the super-network itself, or use elastic(net, space=, activate=)."
         )
         raise SearchError(msg)
@@ -73,17 +76,19 @@ def from_ofa(net: _Net) -> _Net:
 
 def _ofa_mobile_choices(net: Any) -> dict[str, Choice]:
     """Return the choices of a MobileNetV3 or a ProxylessNAS network, depths first."""
-    groups, choices, when = net.block_group_info, {}, {}
+    groups, choices, when = _own(net, "block_group_info"), {}, {}
+    depth_list = _listed_values(net, "depth_list", least=1)
     for s, group in enumerate(groups):
-        depths = sorted({min(d, len(group)) for d in net.depth_list})
-        if len(depths) > 1 or len(group) == max(net.depth_list):
+        depths = sorted({min(d, len(group)) for d in depth_list})
+        if len(depths) > 1 or len(group) == max(depth_list):
             choices[f"d.{s}"] = Choice(depths)
         for b, i in enumerate(group):
             deep = [d for d in depths if d > b]
             when[i - 1] = {f"d.{s}": deep} if len(deep) < len(depths) else {}
-    for name, values in (("ks", net.ks_list), ("e", net.expand_ratio_list)):
+    for name, attribute in (("ks", "ks_list"), ("e", "expand_ratio_list")):
+        values = _listed_values(net, attribute)
         for number, condition in when.items():
-            choices[f"{name}.{number}"] = Choice(sorted(values), when=condition)
+            choices[f"{name}.{number}"] = Choice(values, when=condition)
     return choices
 
 
@@ -93,16 +98,49 @@ def _activate_ofa_mobile(net: Any, subnet: Subnet) -> None:
 
 
 def _ofa_resnet_choices(net: Any) -> dict[str, Choice]:
-    return resnet_choices(
-        ResNetConfig(
-            widths=tuple(net.STAGE_WIDTH_LIST),
-            base_depths=tuple(net.BASE_DEPTH_LIST),
-            depths=tuple(net.depth_list),
-            expansions=tuple(net.expand_ratio_list),
-            width_mults=tuple(net.width_mult_list),
-            divisor=net.CHANNEL_DIVISIBLE,
+    """Return the choices of a ResNet of any number of stages."""
+    depths = _listed_values(net, "depth_list", least=0)
+    groups = _own(net, "grouped_block_index")
+    # The package pairs them so, and builds four stages at most.
+    stages = list(zip(*(_own(net, name) for name in _STAGES), strict=False))[: len(groups)]
+    try:
+        config = ResNetConfig(
+            widths=tuple(width for width, _ in stages),
+            base_depths=tuple(base for _, base in stages),
+            strides=(2,) * (len(stages) + 2),  # on which no choice depends
+            depths=tuple(depths),
+            expansions=tuple(_listed_values(net, "expand_ratio_list")),
+            width_mults=tuple(_listed_values(net, "width_mult_list")),
+            divisor=_own(net, "CHANNEL_DIVISIBLE"),
         )
+    except SpaceError as error:
+        msg = f"from_ofa() got a {class_name(net)} with {_lists(net)}: {error}"
+        raise SpaceError(msg) from error
+    _check_stages(net, groups, config)
+    return resnet_choices(config)
+
+
+def _check_stages(net: Any, groups: Sequence[Sequence[int]], config: ResNetConfig) -> None:
+    """Raise if a ResNet has other stages than its lists say, as those of its base count."""
+    blocks, expected = [len(group) for group in groups], [len(n) for n in config.numbers]
+    firsts = (_own(net, "blocks")[group[0]] for group in groups)
+    widths = [getattr(block, "out_channel_list", None) for block in firsts]
+    what = f"{len(blocks)} stages of {blocks} blocks", f"{len(expected)} of {expected}"
+    if blocks == expected:
+        pairs = zip(widths, config.channels[2:], strict=True)
+        if all(width is None or sorted(set(width)) == sorted(set(c)) for width, c in pairs):
+            return
+        what = f"stages of {widths} channels", f"{config.channels[2:]}"
+    msg = (
+        f"from_ofa() got a {class_name(net)} with {what[0]:.150}, and expected {what[1]:.150} by "
+        f"its lists: {_lists(net)}. Give it the lists that it was built with, or use elastic(net, "
+        "space=, activate=)."
     )
+    raise SpaceError(msg)
+
+
+def _lists(net: Any) -> str:
+    return ", ".join(f"{name}={_own(net, name)!r:.60}" for name in (*_STAGES, "depth_list"))
 
 
 def _activate_ofa_resnet(net: Any, subnet: Subnet) -> None:
@@ -111,6 +149,51 @@ def _activate_ofa_resnet(net: Any, subnet: Subnet) -> None:
     net.set_active_subnet(
         d=values["d"], e=values["e"], w=[multipliers.index(w) for w in values["w"]]
     )
+
+
+def _own(net: Any, name: str) -> Any:
+    """Return an attribute that networks of the package have.
+
+    Raises:
+        SearchError: This one does not.
+    """
+    try:
+        return getattr(net, name)
+    except AttributeError as error:
+        msg = (
+            f"from_ofa() got a {class_name(net)} without {name}, which networks of the ofa package "
+            "have. Pass one of those, or use elastic(net, space=, activate=)."
+        )
+        raise SearchError(msg) from error
+
+
+def _listed_values(net: Any, name: str, least: int | None = None) -> list[Any]:
+    """Return the values of one of a network's lists, each once, in ascending order.
+
+    Args:
+        net: The network.
+        name: Of the list.
+        least: The least value of whole numbers; None: positive numbers of any kind.
+
+    Raises:
+        SpaceError: The list is empty, or holds something else.
+    """
+    held = _own(net, name)
+    values = list(held) if hasattr(held, "__iter__") else [held]
+    values = [v.item() if hasattr(v, "item") else v for v in values]  # of NumPy
+    if least is None:
+        expected = "positive numbers"
+        good = [isinstance(v, int | float) and v > 0 for v in values]
+    else:
+        expected = f"whole numbers from {least}"
+        good = [isinstance(v, int) and v >= least for v in values]
+    if not values or not all(good):
+        msg = (
+            f"from_ofa() got a {class_name(net)} with {name}={held!r:.80}, which must be one or "
+            f"more {expected}. Build the network with such a list."
+        )
+        raise SpaceError(msg)
+    return sorted(set(values))
 
 
 def _extract_ofa(net: Any, subnet: Subnet) -> nn.Module:
@@ -149,16 +232,23 @@ def from_whittle(net: _Net, space: SearchSpace, *, config: Config | None = None)
     _check_space(space, "from_whittle")
     by_name = getattr(net, "set_sub_network", None)
     selects = callable(getattr(net, "select_sub_network", None))
-    arguments = dict((config or _grouped)(space.largest))
+    try:
+        arguments = dict((config or _grouped)(space.largest))
+    except Exception as error:
+        msg = (
+            f"config= of from_whittle() fails for {space.largest!r:.200}: {type(error).__name__}: "
+            f"{error!s:.100}. Let it return a dictionary of what the network takes."
+        )
+        raise SpaceError(msg) from error
     if not selects and not callable(by_name):
         msg = (
-            f"from_whittle() got a {type(net).__name__}, which has neither select_sub_network() "
+            f"from_whittle() got a {class_name(net)}, which has neither select_sub_network() "
             "nor set_sub_network(). Pass the super-network itself."
         )
         raise SearchError(msg)
     misfit = _misfit(by_name, arguments) if callable(by_name) else "there is no such method"
     if misfit and not selects:
-        msg = f"The space does not fit {type(net).__name__}: {misfit}."
+        msg = f"The space does not fit {class_name(net)}: {misfit}."
         raise SpaceError(msg)
 
     def activate(net: Any, subnet: Subnet) -> None:
@@ -252,14 +342,30 @@ def _hat_choices(parts: Mapping[str, Any]) -> dict[str, Choice]:
             )
             raise SpaceError(msg)
         depth, whole = f"{part}_layer_num", (f"{part}_layer_num", f"{part}_embed_dim")
-        depths = sorted(lists[depth])
-        choices |= {name: Choice(sorted(lists[name])) for name in whole if name in lists}
+        _check_lists(lists)
+        depths = sorted(set(lists[depth]))
+        choices |= {name: Choice(sorted(set(lists[name]))) for name in whole if name in lists}
         for name in (name for name in lists if name not in whole):
             for layer in range(max(depths)):
                 deep = [d for d in depths if d > layer]
                 when = {depth: deep} if len(deep) < len(depths) else {}
-                choices[f"{name}.{layer}"] = Choice(sorted(lists[name]), when=when)
+                choices[f"{name}.{layer}"] = Choice(sorted(set(lists[name])), when=when)
     return choices
+
+
+def _check_lists(lists: Mapping[str, Any]) -> None:
+    """Raise if the choices of a part are not lists of numbers, and depths whole ones."""
+    for name, values in lists.items():
+        whole = name.endswith("_layer_num")
+        kind: Any = int if whole else int | float
+        of_numbers = isinstance(values, Sequence) and all(isinstance(v, kind) for v in values)
+        if not of_numbers or not values or (whole and min(values) < 0):
+            expected = "whole numbers from 0" if whole else "numbers"
+            msg = (
+                f"from_hat() got {name!r}: {values!r:.80}, which is not a list of one or more "
+                f"{expected}. Write {{{name!r}: [2, 4]}}, or pass a SearchSpace."
+            )
+            raise SpaceError(msg)
 
 
 # What they share
@@ -267,14 +373,12 @@ def _hat_choices(parts: Mapping[str, Any]) -> dict[str, Choice]:
 
 def _check_network(net: object, adapter: str, methods: Sequence[str]) -> None:
     if not isinstance(net, nn.Module):
-        msg = (
-            f"{adapter}() got a {type(net).__name__}, which is not an nn.Module. Pass the network."
-        )
+        msg = f"{adapter}() got a {class_name(net)}, which is not an nn.Module. Pass the network."
         raise SearchError(msg)
     missing = [name for name in methods if not callable(getattr(net, name, None))]
     if missing:
         msg = (
-            f"{adapter}() got a {type(net).__name__}, which has no {missing[0]}(). "
+            f"{adapter}() got a {class_name(net)}, which has no {missing[0]}(). "
             "Pass the super-network itself, or use elastic(net, space=, activate=)."
         )
         raise SearchError(msg)
@@ -293,7 +397,7 @@ def _attach(net: _Net, space: SearchSpace, activate: Callable[[Any, Subnet], obj
             activate(net, subnet)
         except Exception as error:
             msg = (
-                f"The space does not fit {type(net).__name__}: {subnet!r:.200} raises "
+                f"The space does not fit {class_name(net)}: {subnet!r:.200} raises "
                 f"{type(error).__name__}: {error!s:.100}. Name choices and values as it does."
             )
             raise SpaceError(msg) from error

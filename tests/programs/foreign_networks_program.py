@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print what the adapters make of the networks of `ofa` and torchvision: `... ORACLES`.
+"""Print what the adapters make of the networks of `ofa` and torchvision: `... ORACLES [small]`.
+
+With `small`: of networks of `ofa` that were built with other lists than those of its paper.
 
 A process of its own, as torchvision is imported with operators that do not exist on a CPU build.
 """
@@ -17,7 +19,7 @@ import torch
 from lightning_subnet import activated, extract, recalibrate
 from lightning_subnet._torch.macs import count_macs
 from lightning_subnet.costs.counts import MACS, PARAMS, SIZE_MB
-from lightning_subnet.errors import SearchError
+from lightning_subnet.errors import SearchError, SubnetError
 from lightning_subnet.supernets import ElasticMobileNetV3, ElasticResNet, from_ofa, skippable_blocks
 from tests.programs.ofa_parity_program import import_originals, shaken
 
@@ -119,6 +121,55 @@ def adapted(networks: Any, kind: str) -> dict[str, Any]:
     return told
 
 
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "one kernel size": ("OFAMobileNetV3", {"ks_list": 3, "expand_ratio_list": [3, 6]}),
+    "repeated values": ("OFAProxylessNASNets", {"ks_list": [3, 3, 5], "depth_list": [1, 2]}),
+    "depth 0": ("OFAMobileNetV3", {"ks_list": [3, 5], "depth_list": [0, 1]}),
+    "one value for all": ("OFAMobileNetV3", {"depth_list": 1}),
+    "a negative depth": ("OFAResNets", {"depth_list": [-1, 0]}),
+}
+STAGES: dict[str, tuple[list[int], list[int]]] = {
+    "three stages": ([1, 1, 1], [32, 64, 128]),
+    "lists of two lengths": ([1, 1], [32, 64, 128, 256]),
+    "five stages, of which four are built": ([1] * 5, [32, 64, 128, 256, 512]),
+    "no blocks": ([1, 0], [32, 64]),
+}
+
+
+def small(networks: Any) -> dict[str, Any]:
+    """Return what `from_ofa` makes of small networks with other lists, by what they have."""
+    from ofa.imagenet_classification.networks import ResNets
+
+    def told(net: Any) -> Any:
+        try:
+            net = from_ofa(shaken(net))
+        except SubnetError as error:
+            return f"{type(error).__name__}: {error}"
+        space, x = net.search_space(), torch.randn(1, 3, 32, 32)
+        gaps = []
+        for subnet in (space.smallest, *space.sample(1, 0)):
+            net.activate(subnet)
+            with torch.no_grad():
+                gaps.append((net.eval()(x) - extract(net, subnet)(x)).abs().max().item())
+        names = [name for name in space.names if name.startswith("d.")]
+        return {"size": space.size, "depths": len(names), "gap": max(gaps)}
+
+    results = {}
+    for what, (kind, lists) in VARIANTS.items():
+        results[what] = told(getattr(networks, kind)(n_classes=3, **lists))
+    before = ResNets.BASE_DEPTH_LIST, ResNets.STAGE_WIDTH_LIST
+    elastic = {"depth_list": [0, 1], "expand_ratio_list": [0.25, 0.5]}
+    for what, lists in STAGES.items():
+        ResNets.BASE_DEPTH_LIST, ResNets.STAGE_WIDTH_LIST = lists
+        results[what] = told(networks.OFAResNets(n_classes=3, **elastic))
+    ResNets.BASE_DEPTH_LIST, ResNets.STAGE_WIDTH_LIST = [1, 1, 1], [32, 64, 128]
+    net = networks.OFAResNets(n_classes=3, **elastic)
+    for name, lists in (("widths", ([1, 1, 1], [8, 16, 32])), ("depths", before)):
+        net.BASE_DEPTH_LIST, net.STAGE_WIDTH_LIST = lists
+        results[f"other {name} than it was built with"] = told(net)
+    return results
+
+
 def skipped() -> dict[str, Any]:
     """Return the blocks of torchvision's networks that may be skipped, and what is left."""
     from torchvision import models
@@ -155,4 +206,7 @@ def skipped() -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     networks = import_originals(Path(sys.argv[1]))
+    if sys.argv[2:] == ["small"]:
+        print(json.dumps(small(networks)))
+        sys.exit()
     print(json.dumps({kind: adapted(networks, kind) for kind in OFA} | {"torchvision": skipped()}))

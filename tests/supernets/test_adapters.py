@@ -29,10 +29,11 @@ ORACLES = ROOT / ".venv" / "oracles"
 
 
 @functools.cache
-def told() -> dict[str, Any]:
+def told(*arguments: str) -> dict[str, Any]:
     if not (ORACLES / "ofa").is_dir() or not (ORACLES / "torchvision").is_dir():
         pytest.skip(f"the ofa package is not in {ORACLES}; `make install` puts it there")
     program = [sys.executable, "-m", "tests.programs.foreign_networks_program", str(ORACLES)]
+    program += arguments
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -72,6 +73,72 @@ def test_from_ofa_is_what_the_network_does_by_its_own_methods(
     assert net["extraction leaves what was in force"]
     assert net["recalibrated"] < 1e-5
     assert_clear(net["a subnet"], "from_ofa() got a", "which is none of 'OFAMobileNetV3'")
+
+
+@pytest.mark.slow
+def test_from_ofa_of_networks_that_were_built_with_other_lists() -> None:
+    nets = told("small")
+    by_depth = {1: 2, 2: 2 + 4}  # of a stage: the expansions of as many blocks
+    assert nets["one kernel size"] == {
+        "size": 2**20,
+        "depths": 5,
+        "gap": pytest.approx(0, abs=1e-4),
+    }
+    sizes = {"repeated values": ((2 + 4) ** 5 * 2, 5)}  # two kernels, one expansion
+    stage = sum(by_depth.values()) - 2
+    sizes |= {
+        "three stages": (2 * stage**3, 4),
+        "lists of two lengths": (2 * stage**2, 3),
+        "five stages, of which four are built": (2 * stage**4, 5),
+    }
+    for name, (size, depths) in sizes.items():
+        assert (nets[name]["size"], nets[name]["depths"]) == (size, depths), name
+        assert nets[name]["gap"] < 1e-4, name
+    for name, parts in {
+        "depth 0": ["SpaceError", "a OFAMobileNetV3 with depth_list=[0, 1]", "numbers from 1"],
+        "a negative depth": ["a OFAResNets with depth_list=[-1, 0]", "whole numbers from 0"],
+        "one value for all": ["SpaceError", "single subnet"],
+        "no blocks": ["OFAResNets with STAGE_WIDTH_LIST=[32, 64], BASE_DEPTH_LIST=[1, 0]"],
+        "other widths than it was built with": ["STAGE_WIDTH_LIST=[8, 16, 32]", "[[32], [64]"],
+        "other depths than it was built with": ["with 3 stages of [2, 2, 2]", "3 of [3, 3, 5]"],
+    }.items():
+        for part in parts:
+            assert part in nets[name], nets[name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "error", "parts"),
+    [
+        ("OFAResNets", {}, SearchError, ["OFAResNets without depth_list", "elastic("]),
+        ("OFAMobileNetV3", {}, SearchError, ["OFAMobileNetV3 without block_group_info"]),
+        (
+            "OFAProxylessNASNets",
+            {"block_group_info": [[1, 2]], "depth_list": []},
+            SpaceError,
+            ["OFAProxylessNASNets with depth_list=[]", "one or more whole numbers from 1"],
+        ),
+        (
+            "OFAMobileNetV3",
+            {"block_group_info": [[1, 2]], "depth_list": [1, 2], "ks_list": None},
+            SpaceError,
+            ["with ks_list=None", "one or more positive numbers"],
+        ),
+        (
+            "OFAMobileNetV3",
+            {"block_group_info": [[1, 2]], "depth_list": [1, 2], "ks_list": [[3, 5]]},
+            SpaceError,
+            ["with ks_list=[[3, 5]]"],
+        ),
+    ],
+)
+def test_from_ofa_of_a_network_that_has_only_the_name(
+    kind: str, attributes: dict[str, Any], error: type[Exception], parts: list[str]
+) -> None:
+    net = type(kind, (nn.Module,), attributes)()
+    with pytest.raises(error) as caught:
+        from_ofa(net)
+    assert_clear(caught.value, *parts)
+    assert not hasattr(net, "search_space")
 
 
 def test_from_ofa_of_something_else() -> None:
@@ -289,6 +356,16 @@ def test_whittle_networks_and_spaces_that_do_not_fit(
     assert not hasattr(net, "search_space")
 
 
+@pytest.mark.parametrize(
+    ("config", "parts"),
+    [(lambda s: {"depth": s["depht"]}, ["'depht'"]), (lambda s: None, ["TypeError"])],
+)
+def test_a_configuration_of_whittle_that_fails(config: Any, parts: list[str]) -> None:
+    with pytest.raises(SpaceError) as caught:
+        from_whittle(WhittleMlp(), SearchSpace(SELECTED), config=config)
+    assert_clear(caught.value, "config= of from_whittle() fails for Subnet(", *parts)
+
+
 def test_a_whittle_network_without_a_way_to_set_it() -> None:
     class Half(nn.Module):
         def reset_super_network(self) -> None: ...
@@ -388,6 +465,30 @@ CHOICES = {  # as get_all_choices(args) has them: the largest first
 def hat() -> HatModel:
     torch.manual_seed(0)
     return from_hat(HatModel(), CHOICES)
+
+
+@pytest.mark.parametrize(
+    ("lists", "parts"),
+    [
+        ({"encoder_embed_dim": 12}, ["'encoder_embed_dim': 12", "a list of one or more numbers"]),
+        ({"encoder_ffn_embed_dim": []}, ["'encoder_ffn_embed_dim': []", "one or more numbers"]),
+        ({"encoder_layer_num": []}, ["'encoder_layer_num': []", "whole numbers from 0"]),
+        ({"encoder_layer_num": [1.5]}, ["'encoder_layer_num': [1.5]", "whole numbers from 0"]),
+        ({"encoder_layer_num": "23"}, ["'encoder_layer_num': '23'", "whole numbers from 0"]),
+    ],
+)
+def test_choices_of_hat_that_are_no_lists(lists: dict[str, Any], parts: list[str]) -> None:
+    net = HatModel()
+    with pytest.raises(SpaceError) as caught:
+        from_hat(net, {**CHOICES, "encoder": {**CHOICES["encoder"], **lists}})
+    assert_clear(caught.value, "from_hat() got", *parts)
+    assert not hasattr(net, "search_space")
+
+
+def test_a_value_that_hat_lists_twice_is_one() -> None:
+    lists = {**CHOICES["encoder"], "encoder_embed_dim": [12, 6, 12], "encoder_layer_num": [3, 2, 3]}
+    net = from_hat(HatModel(), {**CHOICES, "encoder": lists})
+    assert net.search_space() == hat().search_space()
 
 
 def test_the_space_of_a_hat_network_is_that_of_its_choices() -> None:
