@@ -14,6 +14,7 @@ from torch import nn
 from lightning_subnet import Latency, SearchSpace, Subnet, SubnetMixin
 from lightning_subnet.costs import PeakMemory
 from lightning_subnet.costs.energy import per_pass
+from lightning_subnet.costs.resolve import resolve
 from lightning_subnet.errors import MeasurementError
 
 
@@ -59,3 +60,37 @@ def test_what_runs_in_no_type_is_an_error() -> None:
     net = Mixing().bfloat16()
     with pytest.raises(MeasurementError, match="dtype"):
         Latency(seconds=0.01).bind(net, torch.zeros(1, 8))([net.search_space().largest])
+
+
+class Reading(SubnetMixin, nn.Module):
+    """A network with a layer more in training, and one more in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.depth = nn.Linear(8, 8), nn.Linear(8, 8), 1
+
+    def search_space(self) -> SearchSpace:
+        return SearchSpace(depth=[1, 2])
+
+    def activate(self, subnet: Subnet) -> None:
+        self.depth = subnet["depth"]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(self.depth):
+            x = self.first(x)
+        return self.second(x) if self.training or x.dtype == torch.bfloat16 else x
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("dtype", "layers"), [(torch.float32, 1), (torch.bfloat16, 2)])
+def test_costs_are_those_of_inference_in_the_type_of_the_weights(
+    training: bool, dtype: torch.dtype, layers: int
+) -> None:
+    net = Reading().to(dtype).train(training)
+    measures = resolve(net, ["macs", "params", "size_mb"], sample=lambda: torch.zeros(1, 8))
+    macs, params, size = (
+        measures[name]([net.search_space().smallest])[0] for name in ("macs", "params", "size_mb")
+    )
+    assert (macs, params) == (64 * layers, 72 * layers)
+    assert size == 72 * layers * dtype.itemsize / 1e6
+    assert net.training == training
