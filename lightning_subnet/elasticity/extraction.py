@@ -257,8 +257,17 @@ def plain_state(module: nn.Module, *inputs: Any) -> dict[str, torch.Tensor]:
         *inputs: An input of `forward`; one pass shows how many channels each layer gets.
 
     Raises:
+        ElasticityError: A layer computes its weight.
         MeasurementError: A layer is used twice with different numbers of channels.
     """
+    if computed := [name for name, layer in module.named_modules() if _computes_weight(layer)]:
+        msg = (
+            f"Layers of {class_name(module)} compute their weights, which its extraction to plain "
+            f"layers leaves out: {listed(computed, 3)}. Let them have these weights for good: "
+            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), or "
+            "remove_weight_norm(layer), remove_spectral_norm(layer) of torch.nn.utils."
+        )
+        raise ElasticityError(msg)
     widths: dict[nn.Module, int] = {}
 
     def remember(layer: nn.Module, args: tuple[Any, ...]) -> None:
@@ -299,3 +308,9 @@ def plain_state(module: nn.Module, *inputs: Any) -> dict[str, torch.Tensor]:
         if layer in widths:
             state |= {f"{name}.{k}": v for k, v in layer.plain(widths[layer]).state_dict().items()}
     return state
+
+
+def _computes_weight(layer: nn.Module) -> bool:
+    """Return whether weight_norm, spectral_norm or another parametrization makes a weight."""
+    by_hook = isinstance(vars(layer).get("weight"), torch.Tensor)  # torch's first ones
+    return by_hook or torch.nn.utils.parametrize.is_parametrized(layer)

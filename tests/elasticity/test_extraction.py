@@ -387,3 +387,18 @@ def test_a_super_network_is_not_its_own_extraction() -> None:
     with pytest.raises(ElasticityError, match=r"^Itself.extract\(\) returned Itself\("):
         extract(net, net.search_space().smallest)
     assert not hasattr(net, "sliced")
+
+
+@pytest.mark.parametrize("compute", [
+    nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm,
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_layer_that_computes_its_weight_is_named(compute: Any) -> None:
+    net = ElasticMobileNetV3.tiny(n_classes=3)
+    subnet = net.search_space().smallest
+    compute(net.classifier)
+    with pytest.raises(ElasticityError, match=r"compute their weights, .*'classifier'.* remove_"):
+        extract(net, subnet)
+    if nn.utils.parametrize.is_parametrized(net.classifier):
+        nn.utils.parametrize.remove_parametrizations(net.classifier, "weight")
+        assert extract(net, subnet)(torch.zeros(1, 1, 8, 8)).shape == (1, 3)
