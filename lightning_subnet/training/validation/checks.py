@@ -55,8 +55,8 @@ class Checks:
             `to_module` and `export` compare too. All must give the same outputs.
         repeat: The first subnet is scored twice, with another one in between, outside the budget,
             and must give the same values.
-        weights: After each validation the weights must be what they were. A copy of them in host
-            memory puts them back.
+        weights: After each validation, and during the first, the weights must be what they were. A
+            copy of them in host memory puts them back.
         calibration: Before the budget is spent the largest subnet is scored with its own running
             statistics too; a warning says if renewing them makes it worse.
         order: The largest subnet must not cost less than the smallest.

@@ -60,7 +60,12 @@ from lightning_subnet.training.validation.checks import FORMATS, Checks, Score, 
 from lightning_subnet.training.validation.extractor import Extractor
 from lightning_subnet.training.validation.frozen_data import FrozenData, Source, frozen_data
 from lightning_subnet.training.validation.gathered import GatheredState
-from lightning_subnet.training.validation.guards import WeightGuard, differing, warn_of_renewal
+from lightning_subnet.training.validation.guards import (
+    OwnWeights,
+    WeightGuard,
+    differing,
+    warn_of_renewal,
+)
 from lightning_subnet.training.validation.parity import check_subnets, runs
 from lightning_subnet.training.validation.place import Place
 from lightning_subnet.training.validation.recalibration import Recalibration
@@ -151,6 +156,7 @@ class TrainerEvaluator(Evaluator):
         self._extraction: Extraction | None = None
         self._calls: list[Call] | None = None
         self._guard: WeightGuard | None = None
+        self._own_weights: OwnWeights | None = None
         self._unchecked = True  # whether the first score is still to come
         self._gathered_by_first: list[str] = []
         self._needed: frozenset[str] = frozenset()
@@ -175,6 +181,7 @@ class TrainerEvaluator(Evaluator):
             stack.callback(self._gathered.restore)
             if self.checks.weights:
                 self._guard = WeightGuard(self._model)
+                self._own_weights = OwnWeights(self._guard, self._place)
             if self._data.calibration:
                 self._recalibration = Recalibration(self._data, self._place)
             if self.checks.parity or self.score != "network":
@@ -358,6 +365,15 @@ class TrainerEvaluator(Evaluator):
     def evaluate(self, subnet: Subnet) -> Measured:
         """Activate the subnet, validate, and return every metric that was logged."""
         metrics = self._validated(subnet)
+        if self._own_weights is not None and self._own_weights.others:
+            msg = (
+                f"Validation runs with other weights than {type(self._model).__name__} has before "
+                f"and after it: {listed(self._own_weights.others, limit=3)}. What is extracted "
+                "has the model's own, so the score would be that of another network. If its hooks "
+                "put averages of weights in their place, give these to the model before the "
+                "search; or pass checks=Checks(weights=False)."
+            )
+            raise MeasurementError(msg)
         if self._unchecked:
             self._unchecked = False
             if not self._passed("scores"):
@@ -393,6 +409,8 @@ class TrainerEvaluator(Evaluator):
             self._place.restore()
             if self._recalibration is not None:
                 self._recalibration.end()
+            if self._own_weights is not None:
+                self._own_weights.end()
             if self._guard is not None:
                 self._check_weights()
             if self._unchecked:
@@ -420,6 +438,9 @@ class TrainerEvaluator(Evaluator):
     def _callbacks(self, subnet: Subnet, renewed: bool) -> list[Callback]:
         """Return what happens before the first batch: in the order in which it does."""
         callbacks: list[Callback] = [self._in_force]
+        if self._own_weights is not None and self._unchecked:  # before another network is in place
+            self._own_weights.in_place = self._extraction is None
+            callbacks.append(self._own_weights)
         if self._extraction is not None:
             self._extraction.subnet = subnet
             callbacks.append(self._extraction)

@@ -13,6 +13,8 @@ from torch import nn
 from lightning_subnet._messages import warn
 from lightning_subnet._torch.fingerprints import hashed
 from lightning_subnet.errors import CalibrationWarning
+from lightning_subnet.training._lightning import BeforeFirstBatch, LightningModule, Trainer
+from lightning_subnet.training.validation.place import Place
 
 
 def differing(first: Mapping[str, float], second: Mapping[str, float]) -> list[str]:
@@ -120,6 +122,46 @@ class WeightGuard:
                 sums.append(total)
         totals = torch.stack([x.cpu() for x in sums]).tolist() if sums else []
         return {**dict(zip(names, totals, strict=True)), **others}
+
+
+class OwnWeights(BeforeFirstBatch):
+    """Notes whether a validation runs with other weights than the model has before and after it.
+
+    Some models put moving averages in their place meanwhile.
+
+    Args:
+        guard: Knows the weights of the model.
+        place: The place of the network that is scored.
+
+    Attributes:
+        in_place: Whether it is the super-network that runs; what is extracted copies its hooks.
+        others: The names of parameters that were other ones.
+    """
+
+    def __init__(self, guard: WeightGuard, place: Place) -> None:
+        self._guard, self._place = guard, place
+        self._hook: Any = None
+        self.in_place = True
+        self.others: list[str] = []
+
+    def prepare(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+        """Look now, and when the network runs."""
+        self._look()
+        if self.in_place:
+            self._hook = self._place.part.register_forward_pre_hook(self._look)
+
+    def _look(self, *_args: Any) -> None:
+        self.others = self.others or self._guard.changed()
+
+    def on_validation_batch_end(self, *_args: Any) -> None:
+        """Look at the first batch alone."""
+        self.end()
+
+    def end(self) -> None:
+        """Look no more."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

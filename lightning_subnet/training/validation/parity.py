@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from torch import nn
 
 from lightning_subnet._messages import warn
 from lightning_subnet._torch.contexts import random_state
+from lightning_subnet._torch.outputs import default_tolerance, difference, named_outputs
 from lightning_subnet.elasticity.parity import Call, check_parity, outputs_of
+from lightning_subnet.elasticity.protocol import activated
 from lightning_subnet.errors import (
     ElasticityError,
     ExportError,
@@ -76,6 +79,21 @@ def check_subnets(
         check_parity(part, subnet, plain, calls, tolerance=tolerance)
         for runtime in runtimes:
             _check_file(plain, subnet, calls[0], runtime, tolerance)
+    _tell_of_draws(part, space.largest, calls[0])
+
+
+def _tell_of_draws(part: Any, subnet: Subnet, call: Call) -> None:
+    """Warn of a network that draws in eval mode: each subnet is scored with the same draws."""
+    with activated(part, subnet), suppress(Exception):  # one that does not run in eval mode
+        gap = difference(*(outputs_of(part, call, seed=seed) for seed in (0, 1)))
+        if gap.relative > default_tolerance(named_outputs(outputs_of(part, call)).values()):
+            msg = (
+                f"{type(part).__name__} draws random numbers in eval mode: its outputs differ from "
+                f"one random state to another, {gap}. Every subnet is scored from the same state, "
+                "and what ships gives other values each time it runs. Turn off what draws there "
+                "(dropout, sampling), if it is not meant."
+            )
+            warn(msg, ParityWarning)
 
 
 def _check_file(

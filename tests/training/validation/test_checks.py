@@ -151,6 +151,52 @@ def test_a_validation_that_changes_weights_ends_the_search_and_they_come_back(ha
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+class Averaged(LitMlp):
+    """Is validated with averages of its weights, as many a recipe has it."""
+
+    when = "start"
+
+    def swap(self, when: str) -> None:
+        if when == self.when:
+            for parameter in self.net.first.parameters():
+                parameter.data = -parameter.data
+
+    def on_validation_start(self) -> None:
+        self.swap("start")
+
+    def on_validation_end(self) -> None:
+        self.swap("start")
+
+    def validation_step(self, batch: Any, i: int, dataloader_idx: int = 0) -> None:
+        self.swap("step")
+        super().validation_step(batch, i)
+        self.swap("step")
+
+
+@pytest.mark.parametrize("when", ["start", "step"])
+def test_other_weights_in_a_validation_than_those_that_ship_are_an_error(when: str) -> None:
+    model = Averaged()
+    model.when = when
+    weights = model.net.first.weight.clone()
+    with pytest.raises(MeasurementError, match=r"other weights .*'net\.first\.weight'"):
+        search().fit(model, Digits(), progress=False)
+    assert torch.equal(model.net.first.weight, weights)
+    model.when = "never"
+    for score in ("extracted", "onnxruntime"):
+        assert len(search(score=score, budget=2).fit(model, Digits(), progress=False).history) == 2
+
+
+def test_a_network_that_draws_in_eval_mode_is_told() -> None:
+    class Drawing(ElasticMlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.dropout(super().forward(x), 0.5)  # also in eval mode
+
+    model = LitMlp()
+    model.net = Drawing()
+    with pytest.warns(ParityWarning, match="Drawing draws random numbers in eval mode"):
+        search(calibration_images=0, budget=1).fit(model, Digits(), progress=False)
+
+
 def test_every_change_of_a_weight_is_seen() -> None:
     module = nn.ModuleDict(
         {"a": nn.Linear(5, 3), "b": nn.Linear(5, 3).half(), "c": nn.Linear(2, 2).double()}
