@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which channels of a network must be dropped together: groups of units, by probing its own code.
+
+An output channel of one operator is NaN, and where NaN arrives tells what reads the channel and
+what lies between: all of that is one unit. Many channels are coded in few rows by the bits of their
+numbers; where one channel taints several, as in attention, they are probed block by block.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_subnet.elasticity.channels.operators import Axis, Operator, Taint
+from lightning_subnet.elasticity.channels.probing import Probe, Prober
+
+_FEW = 64  # entries of a parameter of its own that are tried one by one
+
+Node = tuple[Hashable, ...]
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Units of channels, any of which may be dropped from a network.
+
+    Attributes:
+        axes: By parameter or buffer and dimension, the indices of each unit, (units, n).
+        sizes: The sizes of these dimensions.
+        readers: Those of the axes that read the channels.
+        norms: Those of the axes whose layer normalises over the channels.
+        spreads: Whether channels of a unit depend on one another, as those of a head do.
+    """
+
+    axes: Mapping[Axis, torch.Tensor]
+    sizes: Mapping[Axis, int]
+    readers: tuple[Axis, ...]
+    norms: tuple[Axis, ...] = ()
+    spreads: bool = False
+
+    @property
+    def units(self) -> int:
+        """Number of units."""
+        return len(next(iter(self.axes.values())))
+
+
+@dataclass
+class Discovery:
+    """What probing shows of a network.
+
+    Attributes:
+        groups: The groups of channels, in the order in which the network runs.
+        refused: By axis, why its channels cannot be dropped.
+        macs: By the name of a weight, the multiply-accumulates of the operators that use it, for one
+            row of the example.
+        passes: Number of forward passes that it took.
+    """
+
+    groups: list[ChannelGroup] = field(default_factory=list)
+    refused: dict[Axis, str] = field(default_factory=dict)
+    macs: dict[str, int] = field(default_factory=dict)
+    passes: int = 0
+
+
+def discover(net: nn.Module, example_input: Any) -> Discovery:
+    """Return the groups of channels of a network.
+
+    Args:
+        net: The network, which is left as it was.
+        example_input: A tensor, a tuple of positional or a dict of keyword arguments.
+
+    Raises:
+        ElasticityError: The network does not take the input, or does not run alike twice.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> [group] = discover(net, torch.zeros(1, 4)).groups
+        >>> group.units, sorted(group.axes)
+        (8, [('0.bias', 0), ('0.weight', 0), ('2.weight', 1)])
+    """
+    inner: frozenset[str] = frozenset()
+    passes = 0
+    while True:
+        search = _Search(Prober(net, example_input, inner))
+        search.run()
+        passes += search.prober.passes
+        if not search.inner - inner:
+            discovery = search.result()
+            discovery.passes = passes
+            return discovery
+        inner |= search.inner  # these work inside of units, on each of them alike
+
+
+class _Units:
+    """Nodes that belong together, and why some cannot be dropped."""
+
+    def __init__(self) -> None:
+        self._parents: dict[Node, Node] = {}
+        self.reasons: dict[Node, str] = {}
+        self.spread: set[Node] = set()
+
+    def find(self, node: Node) -> Node:
+        """Return the node that stands for all that belong to one."""
+        root = self._parents.setdefault(node, node)
+        while root != self._parents[root]:
+            root = self._parents[root]
+        while node != root:
+            self._parents[node], node = root, self._parents[node]
+        return root
+
+    def join(self, one: Node, other: Node) -> None:
+        """Note that two belong together."""
+        a, b = self.find(one), self.find(other)
+        if a == b:
+            return
+        self._parents[a] = b
+        if a in self.reasons:
+            self.reasons.setdefault(b, self.reasons.pop(a))
+        if a in self.spread:
+            self.spread.add(b)
+
+    def refuse(self, node: Node, reason: str) -> None:
+        """Note that one cannot be dropped."""
+        self.reasons.setdefault(self.find(node), reason)
+
+    def sets(self) -> dict[Node, list[Node]]:
+        """Return all nodes by the one that stands for them."""
+        sets = defaultdict(list)
+        for node in list(self._parents):
+            sets[self.find(node)].append(node)
+        return sets
+
+
+class _Search:
+    """One search for groups.
+
+    Args:
+        prober: Runs the network.
+
+    Attributes:
+        inner: Parameters of normalisations that turned out to work inside of units.
+    """
+
+    def __init__(self, prober: Prober) -> None:
+        self.prober = prober
+        self.operators = prober.operators
+        self.units = _Units()
+        self.inner: set[str] = set()
+        self._first: dict[Axis, int] = {}  # the first operator that uses an axis
+        self._readers: set[Axis] = set()
+        self._norms: set[Axis] = set()
+        self._sources_at: dict[Node, dict[int, Node]] = defaultdict(dict)
+
+    def run(self) -> None:
+        """Probe everything."""
+        for i, operator in enumerate(self.operators):
+            self._join_tensors(i, operator)
+        sources = [i for i, op in enumerate(self.operators) if op.kind != "scale"]
+        for i in self._coded(sources):
+            self._by_blocks(i)
+        for name in sorted(self.prober.free - self.prober.computed):
+            for dim, size in enumerate(self.prober.tensors[name].shape):
+                if size > 1:
+                    self._by_entries(name, dim, size)
+
+    def result(self) -> Discovery:
+        """Return the groups."""
+        by_signature: dict[Any, list[tuple[Node, dict[Axis, list[int]]]]] = defaultdict(list)
+        refused: dict[Axis, str] = {}
+        for root, nodes in self.units.sets().items():
+            axes: dict[Axis, list[int]] = defaultdict(list)
+            for node in nodes:
+                if node[0] == "w":
+                    axes[node[1], node[2]].append(node[3])  # type: ignore[index,arg-type]
+            if not axes:
+                continue
+            if root in self.units.reasons:
+                for axis in axes:
+                    refused.setdefault(axis, self.units.reasons[root])
+                continue
+            signature = tuple(sorted((axis, len(indices)) for axis, indices in axes.items()))
+            by_signature[signature].append((root, axes))
+        groups = []
+        for signature, units in by_signature.items():
+            names = [axis for axis, _ in signature]
+            readers = tuple(axis for axis in names if axis in self._readers)
+            if not readers:
+                reason = "no operator that mixes channels reads it"
+            elif len(readers) == len(names):
+                reason = "no operator that mixes channels makes it"
+            elif len(units) < 2:
+                reason = "all of its channels depend on one another"
+            else:
+                groups.append(self._group(names, readers, units))
+                continue
+            for axis in names:
+                refused.setdefault(axis, reason)
+        groups.sort(key=lambda group: min(map(self._place, group.axes)))
+        return Discovery(groups, refused, self._macs())
+
+    def _place(self, axis: Axis) -> int:
+        return self._first.get(axis, len(self.operators))
+
+    def _macs(self) -> dict[str, int]:
+        macs: dict[str, int] = defaultdict(int)
+        for operator in self.operators:
+            if operator.kind == "mix" and operator.n_in and operator.gives:
+                name = operator.gives[0][0]
+                positions = prod(operator.out_shape) // max(operator.n_out, 1)
+                macs[name] += positions * self.prober.tensors[name].numel()
+        return dict(macs)
+
+    def _group(self, names: list[Axis], readers: tuple[Axis, ...], units: list[Any]) -> ChannelGroup:
+        names = sorted(names, key=self._place)
+        units = sorted(units, key=lambda unit: [sorted(unit[1][axis]) for axis in names])
+        return ChannelGroup(
+            {axis: torch.tensor([sorted(axes[axis]) for _, axes in units]) for axis in names},
+            {axis: self.prober.tensors[axis[0]].shape[axis[1]] for axis in names},
+            readers,
+            tuple(axis for axis in names if axis in self._norms),
+            any(root in self.units.spread for root, _ in units),
+        )
+
+    # What belongs together without probing
+
+    def _join_tensors(self, i: int, operator: Operator) -> None:
+        side = "ch" if operator.kind == "scale" else "out"
+        for axis in operator.reads:
+            self._readers.add(axis)
+            self._first.setdefault(axis, i)
+            for j in range(operator.n_in):
+                self.units.join(("w", *axis, j), ("in", i, j))
+        for axis in operator.gives:
+            self._first.setdefault(axis, i)
+            size = self.prober.tensors[axis[0]].shape[axis[1]]
+            if operator.over_channels:
+                self._norms.add(axis)
+            for c in range(min(size, operator.n_out)):
+                self.units.join(("w", *axis, c), (side, i, c))
+        if operator.groups > 1:
+            n_in, n_out = operator.n_in // operator.groups, operator.n_out // operator.groups
+            for g in range(operator.groups):
+                for j in range(g * n_in, (g + 1) * n_in):
+                    self.units.join(("in", i, j), ("out", i, g * n_out))
+                for c in range(g * n_out, (g + 1) * n_out):
+                    self.units.join(("out", i, c), ("out", i, g * n_out))
+        if operator.kind == "fixed":
+            reason = "attention or recurrence of torch reads or makes it, whose width is fixed"
+            for j in range(operator.n_in):
+                self.units.refuse(("in", i, j), reason)
+            for c in range(operator.n_out):
+                self.units.refuse(("out", i, c), reason)
+
+    # Probing
+
+    def _coded(self, sources: list[int]) -> list[int]:
+        """Join what one output channel and nothing else arrives at; return the other operators."""
+        rows: list[list[Probe]] = []
+        places: list[tuple[int, int, int]] = []
+        for i in sources:
+            n = self.operators[i].n_out
+            bits = max(1, (n - 1).bit_length())
+            places.append((i, len(rows), bits))
+            channels = torch.arange(n)
+            for b in range(bits):
+                on = (channels >> b) & 1 == 1
+                rows += [[(i, channels[on])], [(i, channels[~on])]]
+        taints = self.prober.probe(rows)
+        return [
+            i for i, start, bits in places if not self._decode(i, taints[start : start + 2 * bits])
+        ]
+
+    def _decode(self, i: int, taints: list[Taint]) -> bool:
+        """Join an operator's channels with where they arrive; return False if that is not one."""
+        n = self.operators[i].n_out
+        if any(bool(taint.outputs.any()) for taint in taints):
+            if all(bool(taint.outputs.any()) for taint in taints):
+                # All of its channels may reach the outputs of the network, as those of a classifier
+                # do: whether some do not is seen where each is probed.
+                return self._reaches(i, taints, n)
+            return False
+        pairs: list[tuple[Node, Node]] = []
+        for key in {key for taint in taints for key in taint.inputs}:
+            ones = [_mask(taint, key) for taint in taints[::2]]
+            zeros = [_mask(taint, key) for taint in taints[1::2]]
+            if not all(len(m) for m in (*ones, *zeros)):
+                size = max(len(m) for m in (*ones, *zeros))
+                ones, zeros = ([_padded(m, size) for m in ms] for ms in (ones, zeros))
+            one, zero = torch.stack(ones), torch.stack(zeros)
+            hit = (one | zero).any(0)
+            if n == 1:
+                codes = torch.zeros(len(hit), dtype=torch.long)
+            else:
+                if ((one & zero) | ~(one | zero))[:, hit].any():
+                    return False
+                codes = (one.long() * (2 ** torch.arange(len(one)))[:, None]).sum(0)
+                if (codes[hit] >= n).any():
+                    return False
+            pairs += [
+                (("out", i, int(codes[j])), (_SIDES[key[1]], key[0], j))
+                for j in hit.nonzero().flatten().tolist()
+            ]
+        for source, sink in pairs:
+            self._join(source, sink)
+        for c in range(n):
+            self.units.find(("out", i, c))
+        return True
+
+    def _reaches(self, i: int, taints: list[Taint], n: int) -> bool:
+        """Refuse all channels of an operator if they reach nothing but the outputs."""
+        if any(taint.inputs for taint in taints):
+            return False
+        for c in range(n):
+            self.units.refuse(("out", i, c), _OUTPUT)
+        return True
+
+    def _by_blocks(self, i: int) -> None:
+        """Join blocks of an operator's channels with all that they arrive at."""
+        n = self.operators[i].n_out
+        size = self._block_size(i, n)
+        blocks = torch.arange(n).split(size)
+        for block, taint in zip(blocks, self.prober.probe([[(i, b)] for b in blocks]), strict=True):
+            source: Node = ("out", i, int(block[0]))
+            arrived = list(_nodes(taint))
+            for c in block[1:].tolist():
+                self.units.join(source, ("out", i, c))
+            for sink in arrived:
+                self._join(source, sink)
+            per_operator = Counter(sink[:2] for sink in arrived)
+            if size > 1 or max(per_operator.values(), default=0) > 1:
+                self.units.spread.add(self.units.find(source))
+            if taint.outputs.any():
+                self.units.refuse(source, _OUTPUT)
+
+    def _block_size(self, i: int, n: int) -> int:
+        """Return how many channels from the first on arrive at the same places: the size of a head.
+
+        A block that is larger than a unit joins several units, which is as safe.
+        """
+        divisors = [d for d in range(1, n) if n % d == 0]
+        first, *others = self.prober.probe([[(i, torch.tensor([c]))] for c in (0, *divisors)])
+        same = frozenset(_nodes(first))
+        for divisor, taint in zip(divisors, others, strict=True):
+            if frozenset(_nodes(taint)) != same or bool(taint.outputs) != bool(first.outputs):
+                return divisor
+        return n
+
+    def _by_entries(self, name: str, dim: int, size: int) -> None:
+        """Join entries of a parameter that is used in some other way with what they arrive at."""
+        ends = [self.prober.probe_tensor(name, dim, torch.tensor([c])) for c in (0, size - 1)]
+        if _overlap(*ends) or not any(taint.inputs or taint.outputs.any() for taint in ends):
+            return  # the dimension is not one of channels
+        taints = ends
+        if size > _FEW:
+            bits = (size - 1).bit_length()
+            channels = torch.arange(size)
+            coded: list[Taint] = []
+            for b in range(bits):
+                on = (channels >> b) & 1 == 1
+                for which in (channels[on], channels[~on]):
+                    coded.append(self.prober.probe_tensor(name, dim, which))
+            if self._decode_entries(name, dim, size, coded):
+                return
+        singles = [self.prober.probe_tensor(name, dim, torch.tensor([c])) for c in range(size)]
+        taints = singles
+        for c, taint in enumerate(taints):
+            source: Node = ("w", name, dim, c)
+            for sink in _nodes(taint):
+                self._join(source, sink)
+            if taint.outputs.any():
+                self.units.refuse(source, _OUTPUT)
+
+    def _decode_entries(self, name: str, dim: int, size: int, taints: list[Taint]) -> bool:
+        if any(bool(taint.outputs.any()) for taint in taints):
+            return False
+        for key in {key for taint in taints for key in taint.inputs}:
+            masks = [_mask(taint, key) for taint in taints]
+            width = max(map(len, masks))
+            one, zero = (
+                torch.stack([_padded(m, width) for m in ms]) for ms in (masks[::2], masks[1::2])
+            )
+            hit = (one | zero).any(0)
+            if ((one & zero) | ~(one | zero))[:, hit].any():
+                return False
+            codes = (one.long() * (2 ** torch.arange(len(one)))[:, None]).sum(0)
+            if (codes[hit] >= size).any():
+                return False
+            for j in hit.nonzero().flatten().tolist():
+                self._join(("w", name, dim, int(codes[j])), (_SIDES[key[1]], key[0], j))
+        return True
+
+    def _join(self, source: Node, sink: Node) -> None:
+        self.units.join(source, sink)
+        if sink[0] == "ch" and source[0] == "out":
+            i: int = source[1]  # type: ignore[assignment]
+            if self._sources_at[sink].setdefault(i, source) != source:
+                # Several channels of one operator at one weight: it works inside of their units.
+                self.inner.update(name for name, _ in self.operators[sink[1]].gives)  # type: ignore[index]
+
+
+_OUTPUT = "it reaches the outputs of the network"
+_SIDES = {"in": "in", "ch": "ch", "w_in": "in", "w_out": "out"}
+
+
+def _mask(taint: Taint, key: tuple[int, str]) -> torch.Tensor:
+    return taint.inputs[key][0] if key in taint.inputs else torch.zeros(0, dtype=torch.bool)
+
+
+def _padded(mask: torch.Tensor, size: int) -> torch.Tensor:
+    return mask if len(mask) else torch.zeros(size, dtype=torch.bool)
+
+
+def _nodes(taint: Taint) -> Iterable[Node]:
+    for (i, side), mask in taint.inputs.items():
+        for j in mask[0].nonzero().flatten().tolist():
+            yield _SIDES[side], i, j
+
+
+def _overlap(one: Taint, other: Taint) -> bool:
+    if one.outputs.any() and other.outputs.any():
+        return True
+    return not frozenset(_nodes(one)).isdisjoint(_nodes(other))
