@@ -27,19 +27,22 @@ def skippable_blocks(
     """Make a residual network searchable: each block that keeps its shape may be left out.
 
     Nothing has to be trained for it, and class and state dict stay as they are. The choices are
-    `keep.<i>`, 0 or 1, in the order in which the blocks run. Extraction gives a copy in which an
-    `nn.Identity` stands for each block that is left out; everything else keeps its name. Forward
-    hooks of a block run where it is skipped too, and go along with the identity.
+    `keep.<i>`, 0 or 1, in the order in which the blocks run. Extraction gives a copy without the
+    blocks that are left out; everything else keeps its name. An `nn.Identity` stands for a block
+    that takes and gives one tensor; a small module for any other, such as a layer of a transformer
+    with masks and a cache, which gives the stream on in the structure of the block's output.
+    Forward hooks of a block run where it is skipped too, and go along with what stands for it.
 
     Args:
-        net: A network of torch, `timm` or your own, or a LightningModule.
+        net: A network of torch, `timm`, `transformers` or your own, or a LightningModule.
         example_input: A tensor, a tuple of positional or a dict of keyword arguments of `forward`;
             a copy of the network is run on it.
         blocks: Which may be skipped: a class, or names as in `named_modules()`. By default the
-            residual modules that run once on one tensor: with all their weights at zero, or all but
-            those that scale, they return their input, or its ReLU. Of those that lie in one
-            another the smaller are taken, unless much of the computing is outside of them: the
-            blocks of a stage, and no normalisation in a block.
+            residual modules that run once: with all their weights at zero, or all but those that
+            scale, they return an input, its ReLU or its layer normalisation. Of those that lie in
+            one another the smaller are taken, unless much of the computing is outside of them: the
+            blocks of a stage, and no normalisation in a block; of a transformer's layer with
+            several arguments the whole.
 
     Returns:
         The same object, with `search_space()`, `activate(subnet)`, `extract(subnet)` and
@@ -48,11 +51,12 @@ def skippable_blocks(
     Raises:
         SearchError: The network is not a module, or does not have a module of that name.
         ElasticityError: There are no such blocks, or one that was named changes its shape, does not
-            run exactly once, or takes more than one tensor. Also raised in extraction, where a hook
-            of a skipped block needs the block itself.
+            run exactly once, gives a tensor of its own besides the stream, or holds what a cache
+            tells its length by. Also raised in extraction, where a hook of a skipped block needs
+            the block itself.
 
     Warns:
-        ElasticityWarning: The smallest subnet has nearly all MACs of the network.
+        ElasticityWarning: The smallest subnet has over 90 % of the MACs of the network.
 
     References:
         Veit et al., Residual Networks Behave Like Ensembles of Relatively Shallow Networks, NeurIPS

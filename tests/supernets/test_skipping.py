@@ -259,6 +259,19 @@ def test_networks_and_blocks_that_cannot_be_skipped(
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
+def test_a_block_with_a_keyword_argument_is_skipped() -> None:
+    torch.manual_seed(0)
+    net, x = skippable_blocks(Named(), torch.zeros(1, 4), blocks=Adds), torch.randn(2, 4)
+    space = net.search_space()
+    whole = net(x)
+    net.activate(space.smallest)
+    assert torch.equal(net(x), x)
+    assert torch.equal(extract(net, space.smallest)(x), x)
+    assert not [*extract(net, space.smallest).parameters()]
+    assert torch.equal(extract(net, space.largest)(x), whole)
+    assert not torch.equal(whole, x)
+
+
 class TimmBlock(nn.Module):
     """BasicBlock or Bottleneck in the layout of timm 1.0 (`timm/models/resnet.py`).
 

@@ -152,9 +152,9 @@ def take_out(net: nn.Module, blocks: Iterable[str], numbers: Numbers, example_in
         good = lists
     else:
         good = {}
-        for name, keys in lists.items():
-            if len(lists) > 1 and is_same({**good, name: keys}):
-                good[name] = keys
+        for name in [*lists, *lists] if len(lists) > 1 else []:  # one may need another before it
+            if name not in good and is_same({**good, name: lists[name]}):
+                good[name] = lists[name]
     _shorten(net, good, numbers)
 
 
@@ -171,12 +171,13 @@ def _copied(x: Any) -> Any:
 def _shorten(net: nn.Module, lists: Mapping[str, set[str]], numbers: Numbers) -> bool:
     """Take modules out of lists; return whether the configs of transformers could follow."""
     before = {id(m): _Module(name, m) for name, m in net.named_modules()}
+    roomy = [name for name in _models(net) if _has_places(net.get_submodule(name))]
     shorter: dict[str, list[int]] = {}
     for name, gone in lists.items():
         holder = net.get_submodule(name)
         rest = [(i, k, m) for i, (k, m) in enumerate(holder._modules.items()) if k not in gone]
         shorter[name] = [i for i, _, _ in rest]
-        length, counted = len(holder), all(key.isdigit() for key in holder._modules)  # type: ignore[arg-type] # a list
+        length, counted = len(holder._modules), all(key.isdigit() for key in holder._modules)
         holder._modules.clear()
         for place, (_, key, module) in enumerate(rest):
             holder._modules[str(place) if counted else key] = module
@@ -187,7 +188,9 @@ def _shorten(net: nn.Module, lists: Mapping[str, set[str]], numbers: Numbers) ->
         for key, value in attributes.items():
             if type(value) is int and value == length and any(c in key for c in _COUNTS):
                 attributes[key] = len(rest)
-    return all(_put_in_step(net, name, shorter, before) for name in _models(net))
+    return all(_put_in_step(net, name, shorter, before) for name in _models(net)) and all(
+        _has_places(net.get_submodule(name)) for name in roomy
+    )
 
 
 def _models(net: nn.Module) -> Iterator[str]:
@@ -202,6 +205,19 @@ def _models(net: nn.Module) -> Iterator[str]:
 
 def _is_config(module: nn.Module) -> bool:
     return hasattr(getattr(module, "config", None), "to_dict")
+
+
+def _has_places(model: Any) -> bool:
+    """Return whether a cache that is made from the config of a model has a place for each layer.
+
+    For T5 transformers counts the layers of the encoder, where it needs those of the decoder.
+    """
+    try:
+        places = model.config.get_text_config(decoder=True).num_hidden_layers
+    except Exception:  # of any class: it has no such count
+        return True
+    numbers = [getattr(m, _INDEX) for m in model.modules() if _is_numbered(m)]
+    return bool(max(numbers, default=-1) < places)
 
 
 class _Module:
@@ -248,7 +264,11 @@ def _put_in_step(
         if n not in old:
             return False
         config = next(
-            (c for c in _configs(config, len(old[n]), places) if _holds(model, c, n, len(places))),  # type: ignore[arg-type] # a list
+            (
+                changed
+                for changed in _configs(config, len(old[n]._modules), places)
+                if _holds(model, changed, n, len(places))
+            ),
             None,
         )
         if config is None:
@@ -297,8 +317,8 @@ def _holds(model: nn.Module, config: Any, name: str, length: int) -> bool:
     """Return whether a model of a config has a list of some length."""
     made = _made_of(model, config)
     try:
-        return made is not None and len(made.get_submodule(name)) == length  # type: ignore[arg-type] # a list
-    except (AttributeError, TypeError):
+        return made is not None and len(made.get_submodule(name)._modules) == length
+    except AttributeError:
         return False
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -135,15 +135,14 @@ def module_calls(net: nn.Module, example_input: Any, names: Iterable[str]) -> Ca
     def left(name: str, args: Any, kwargs: Any, output: Any) -> None:
         calls.runs[name].append(Run(args, kwargs, output, before=arrived[name].pop()))
 
-    contexts: tuple[AbstractContextManager[Any], ...]
     try:
-        with ExitStack() as stack:
-            contexts = (
-                _watched(net, names, entered, left, first=False), evaluating(net),
-                plain_attention(), random_state(), torch.no_grad(),
-            )  # fmt: skip
-            for context in contexts:
-                stack.enter_context(context)
+        with (
+            _watched(net, names, entered, left, first=False),
+            evaluating(net),
+            plain_attention(),
+            random_state(),
+            torch.no_grad(),
+        ):
             net(*tree_map(_copied, args), **tree_map(_copied, kwargs))
     except Exception as error:
         msg = (
@@ -158,14 +157,15 @@ def module_calls(net: nn.Module, example_input: Any, names: Iterable[str]) -> Ca
 
     net.requires_grad_(False)  # the counter does not take parameters as inputs without it
     try:
-        with ExitStack() as stack:
-            contexts = (
-                _watched(net, calls.runs, partial(count, -1), partial(count, 1)),
-                evaluating(net), plain_attention(),
-                random_state(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter,
-            )  # fmt: skip
-            for context in contexts:
-                stack.enter_context(context)
+        with (
+            _watched(net, calls.runs, partial(count, -1), partial(count, 1)),
+            evaluating(net),
+            plain_attention(),
+            random_state(),
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            counter,
+        ):
             net(*tree_map(_copied, args), **tree_map(_copied, kwargs))
         calls.total = counter.get_total_flops() // 2
     except Exception:  # of an operator that cannot be counted

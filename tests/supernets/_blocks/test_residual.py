@@ -318,28 +318,35 @@ def test_the_blocks_of_a_family(family: str) -> None:
     assert list(net.state_dict()) == keys
 
 
-def test_what_stands_in_blocks_of_two_tensors_is_not_taken_for_blocks() -> None:
-    class TwoTensors(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc, self.positions = nn.Linear(8, 8), Positions()
+class TwoTensors(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.positions = nn.Linear(8, 8), Positions()
 
-        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return x + self.fc(self.positions(x)) * mask
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return x + self.fc(self.positions(x)) * mask
 
-    class Encoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = nn.ModuleList(TwoTensors() for _ in range(3))
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            for block in self.blocks:
+class Encoder(nn.Module):
+    def __init__(self, repeats: int = 1) -> None:
+        super().__init__()
+        self.blocks, self.repeats = nn.ModuleList(TwoTensors() for _ in range(3)), repeats
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            for _ in range(self.repeats):
                 x = block(x, torch.ones(()))
-            return x
+        return x
 
+
+def test_what_stands_in_blocks_of_two_tensors_is_not_taken_for_blocks() -> None:
+    net = skippable_blocks(nn.Sequential(Encoder(), nn.Linear(8, 2)), TOKENS)
+    net.activate(net.search_space().smallest)
+    skipped = [n for n, module in net.named_modules() if "forward" in vars(module)]
+    assert skipped == ["0.blocks.0", "0.blocks.1", "0.blocks.2"]
     with pytest.raises(ElasticityError) as caught:
-        skippable_blocks(nn.Sequential(Encoder(), nn.Linear(8, 2)), TOKENS)
-    assert_clear(caught.value, "'0.blocks.0' adds, but takes something other than one tensor")
+        skippable_blocks(nn.Sequential(Encoder(repeats=2), nn.Linear(8, 2)), TOKENS)
+    assert_clear(caught.value, "'0.blocks.0' adds, but runs 2 times")
 
 
 @pytest.mark.parametrize(
