@@ -81,6 +81,9 @@ from .study.objectives import (
     Constraint as Constraint,
     Objective as Objective,
 )
+from .supernets.elasticizing import (
+    elasticize as elasticize,
+)
 from .training.subnet_sampling import (
     SubnetSampling as SubnetSampling,
 )

@@ -11,6 +11,13 @@ from .attention import (
 from .batchnorm import (
     recalibrate as recalibrate,
 )
+from .channels.discovery import (
+    ChannelGroup as ChannelGroup,
+)
+from .channels.report import (
+    ElasticReport as ElasticReport,
+    ElasticRow as ElasticRow,
+)
 from .checking import (
     check_elastic as check_elastic,
 )

@@ -18,6 +18,9 @@ from .decoding import (
     beam_search as beam_search,
     decode as decode,
 )
+from .elasticizing import (
+    elasticize as elasticize,
+)
 from .gpt import (
     GPT as GPT,
     ElasticGPT as ElasticGPT,

@@ -215,7 +215,9 @@ class _Search:
                 macs[name] += positions * self.prober.tensors[name].numel()
         return dict(macs)
 
-    def _group(self, names: list[Axis], readers: tuple[Axis, ...], units: list[Any]) -> ChannelGroup:
+    def _group(
+        self, names: list[Axis], readers: tuple[Axis, ...], units: list[Any]
+    ) -> ChannelGroup:
         names = sorted(names, key=self._place)
         units = sorted(units, key=lambda unit: [sorted(unit[1][axis]) for axis in names])
         return ChannelGroup(

@@ -100,7 +100,9 @@ class Trial:
         norms: dict[Axis, torch.Tensor] = {}
         for group, units in zip(groups, dropped, strict=True):
             for axis in group.norms:
-                norms[axis] = torch.cat([norms.get(axis, units[:0]), group.axes[axis][units].flatten()])
+                norms[axis] = torch.cat(
+                    [norms.get(axis, units[:0]), group.axes[axis][units].flatten()]
+                )
             for name, dim in group.readers:
                 tensor = tensors[name]
                 before.setdefault(name, tensor.detach().clone())
@@ -169,6 +171,11 @@ def prove(trial: Trial, group: ChannelGroup) -> tuple[list[Count], str]:
     return [], reason
 
 
+def likely_counts(net: nn.Module, group: ChannelGroup) -> tuple[Count, ...]:
+    """Return the attributes that most likely count units of a group, which has the number 0."""
+    return next(_sets_of_counts(net, group))
+
+
 def _line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"[:200]
@@ -229,9 +236,12 @@ def _normalising_what_is_left(net: nn.Module, norms: dict[Axis, torch.Tensor]) -
     with ExitStack() as stack:
         for module in net.modules():
             own = [p for p in module.parameters(recurse=False) if id(p) in by_id]
-            if own and not type(module).__module__.startswith("torch.nn.") and len(own) == len(
-                list(module.parameters(recurse=False))
-            ) and all(p.ndim == 1 for p in own):
+            if (
+                own
+                and not type(module).__module__.startswith("torch.nn.")
+                and len(own) == len(list(module.parameters(recurse=False)))
+                and all(p.ndim == 1 for p in own)
+            ):
                 away = by_id[id(own[0])]
                 forward = partial(_on_what_is_left, module, away)
                 stack.enter_context(shadowed(module, "forward", forward))
@@ -286,7 +296,9 @@ class _Norms(TorchFunctionMode):
         if func in (F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm):
             names = ("input", "normalized_shape", "weight", "bias_or_eps", "eps")
             call = {**dict(zip(names, args, strict=False)), **kwargs}
-            weights = [w for w in call.values() if isinstance(w, torch.Tensor) and id(w) in self._away]
+            weights = [
+                w for w in call.values() if isinstance(w, torch.Tensor) and id(w) in self._away
+            ]
             if weights:
                 x = call["input"]
                 left = _left(x.shape[-1], self._away[id(weights[0])])
@@ -331,5 +343,3 @@ def _cast(x: Any, dtype: torch.dtype) -> Any:
 
 def _copied(x: Any) -> Any:
     return x.clone() if isinstance(x, torch.Tensor) else x
-
-
