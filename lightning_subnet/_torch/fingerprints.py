@@ -114,6 +114,7 @@ def code_fingerprint(module: nn.Module) -> str:
     Docstrings, comments, formatting and line numbers do not count. Classes of this package count by
     name and by `NETWORKS_VERSION`, so that tidying them leaves stored values valid. Functions that
     methods call, but that stand outside of the classes, are not seen, nor are class attributes.
+    Forward hooks of others than these libraries count too.
 
     Example:
         >>> class A(nn.Module):
@@ -133,7 +134,25 @@ def code_fingerprint(module: nn.Module) -> str:
     # Not by module: the same class may come from __main__ today and from a module tomorrow.
     for text in sorted(f"{cls.__qualname__}:{_class_digest(cls)}" for cls in counted):
         digest.update(text.encode())
+    for name, child in module.named_modules():
+        for hook in (*child._forward_pre_hooks.values(), *child._forward_hooks.values()):
+            if (function := _own_function(hook)) is not None:
+                digest.update(name.encode())
+                _update(digest, function)
     return digest.hexdigest()
+
+
+def _own_function(hook: Any) -> types.FunctionType | None:
+    """Return the function behind a hook, or None if it is of a library or of this package."""
+    candidates = (
+        getattr(hook, "__func__", hook),
+        inspect.getattr_static(type(hook), "__call__", None),
+    )
+    function = next((x for x in candidates if isinstance(x, types.FunctionType)), None)
+    if function is None:
+        return None
+    root = _root(function.__globals__.get("__name__", ""))
+    return None if root in (_PACKAGE, *_LIBRARIES) else function
 
 
 def _root(module: str) -> str:

@@ -147,3 +147,31 @@ def test_classes_of_this_package_count_by_name_and_version(monkeypatch: pytest.M
     monkeypatch.setattr(Mine, "forward", forward)
     assert code_fingerprint(mine) != before[2]
     assert code_fingerprint(net) == before[0]
+
+
+class _Scaling:
+    def __call__(self, _module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * 2
+
+
+def test_forward_hooks_count_and_those_of_libraries_do_not() -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+
+    def double(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * 2
+
+    def triple(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * 3
+
+    prints = {code_fingerprint(net())}
+    for place, hook in ((0, double), (1, double), (0, triple), (0, _Scaling())):
+        nets = [net(), net()]
+        for each in nets:
+            each[place].register_forward_hook(hook)
+        assert code_fingerprint(nets[0]) == code_fingerprint(nets[1])
+        prints.add(code_fingerprint(nets[0]))
+    assert len(prints) == 5
+    library = net()
+    nn.utils.spectral_norm(library[0])  # a hook of torch
+    assert code_fingerprint(library) == code_fingerprint(net())
