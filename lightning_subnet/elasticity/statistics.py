@@ -146,7 +146,28 @@ def _equal(one: torch.Tensor | None, other: torch.Tensor) -> bool:
     )
 
 
-Place = tuple[int, tuple[int, ...], tuple[int, ...]]  # offset in a buffer, shape, strides
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of statistics lies in a buffer.
+
+    Attributes:
+        offset: Of its first entry.
+        shape: Its shape.
+        strides: Its strides.
+        entries: The indices of its entries, where they were gathered into a tensor of their own.
+    """
+
+    offset: int = 0
+    shape: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    entries: tuple[int, ...] | None = None
+
+    def add(self, buffer: torch.Tensor, values: torch.Tensor) -> None:
+        """Add values to what lies in this place of a buffer."""
+        if self.entries is not None:
+            buffer.index_add_(0, torch.tensor(self.entries, device=buffer.device), values)
+        else:
+            buffer.as_strided(self.shape, self.strides, self.offset).add_(values)
 
 
 @dataclass
@@ -189,12 +210,12 @@ class Sums:
         wide = torch.promote_types(like.dtype, torch.float32)
         total = torch.zeros_like(like, dtype=wide)
         weight = torch.zeros_like(total)
-        for (offset, shape, strides), entries in self.items[key].items():
+        for place, entries in self.items[key].items():
             weights = torch.tensor([w for w, _ in entries], dtype=wide, device=like.device)
             values = torch.stack([value for _, value in entries]).to(wide)
             part = (values * weights.view(-1, *[1] * (values.ndim - 1))).sum(0)
-            total.as_strided(shape, strides, offset).add_(part)
-            weight.as_strided(shape, strides, offset).add_(weights.sum())
+            place.add(total, part)
+            place.add(weight, weights.sum().expand_as(part))
         return torch.where(weight > 0, total / weight, self.rest[key])
 
 
@@ -284,6 +305,10 @@ class Watch(TorchFunctionMode):
         """Return the layer and the name of the buffer that a tensor is, or is a view of."""
         if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
             return None
+        if (source := getattr(tensor, "gathered_from", None)) is not None:
+            whole, index = source
+            owner = next(((la, n) for b, la, n in self._buffers if b is whole), None)
+            return None if owner is None else (*owner, Place(entries=tuple(index.tolist())))
         try:
             address = tensor.data_ptr()
         except RuntimeError:  # a tensor of functorch has no storage
@@ -295,7 +320,7 @@ class Watch(TorchFunctionMode):
         offset = (address - self._starts[i]) // buffer.element_size()
         if offset >= buffer.numel() or tensor.dtype != buffer.dtype:
             return None
-        return layer, name, (offset, tuple(tensor.shape), tensor.stride())
+        return layer, name, Place(offset, tuple(tensor.shape), tensor.stride())
 
 
 _NORMALISATIONS: dict[Any, tuple[str, ...]] = {
