@@ -6,6 +6,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Any, TypeVar
 
@@ -15,12 +16,13 @@ from torch import nn
 from lightning_subnet._messages import did_you_mean, listed, warn
 from lightning_subnet._torch.names import class_name
 from lightning_subnet.elasticity.channels.discovery import ChannelGroup, Discovery, discover
-from lightning_subnet.elasticity.channels.importance import Importance, Score, scores, sort_units
+from lightning_subnet.elasticity.channels.importance import Importance, Score, SortableUnits, scores
 from lightning_subnet.elasticity.channels.report import ElasticReport, ElasticRow
 from lightning_subnet.elasticity.channels.slices import Count, Slices, bake, release
 from lightning_subnet.elasticity.channels.verification import Trial, likely_counts, prove
 from lightning_subnet.elasticity.extraction import detached_copy
 from lightning_subnet.elasticity.protocol import detach, elastic
+from lightning_subnet.elasticity.sorting import Values, move_channels
 from lightning_subnet.errors import ElasticityError, ElasticityWarning, SearchError
 from lightning_subnet.space.choices import Choice
 from lightning_subnet.space.space import SearchSpace
@@ -32,7 +34,7 @@ _Net = TypeVar("_Net", bound=nn.Module)
 _MOST = 0.9  # of the MACs in the smallest subnet: it saves nearly nothing
 
 
-def elasticize(
+def elasticize(  # noqa: PLR0913 - each is one decision about the space
     model: _Net,
     example_input: Any = None,
     *,
@@ -131,11 +133,19 @@ def elasticize(
         raise ElasticityError(_nothing(model, report))
     if importance is not None:
         importances = scores(model, plan.slices.groups, importance, batches)
-        sort_units(model, plan.slices.groups, importances, optimizers)
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        move_channels(
+            [
+                SortableUnits(group, tensors, score)
+                for group, score in zip(plan.slices.groups, importances, strict=True)
+            ],
+            optimizers,
+        )
     plan.slices.attach(model)
     network = _Elasticized(plan.slices, skips, plan.choices, plan.kept_blocks)
     elastic(model, space=space, activate=network.activate, extract=network.extract)
     vars(model)["elastic_report"] = report
+    vars(model)["sortable_channels"] = partial(network.sortable_channels, model)
     if report.smallest_macs is not None and report.smallest_macs > _MOST:
         msg = (
             f"The smallest subnet of {class_name(model)} still has {report.smallest_macs:.1%} of "
@@ -178,7 +188,12 @@ def _put_back(model: nn.Module) -> None:
         model.activate(model.search_space().largest)  # type: ignore[operator] # it is elastic
         detach(model)
         release(model)
-        del vars(model)["elastic_report"]
+        _forget(model)
+
+
+def _forget(model: nn.Module) -> None:
+    for name in ("elastic_report", "sortable_channels"):
+        vars(model).pop(name, None)
 
 
 def _nothing(model: nn.Module, report: ElasticReport) -> str:
@@ -336,7 +351,7 @@ class _Plan:
                 c.reason = "groups= leaves it out"
             else:
                 c.values = _values(c.group, widths, 1 if c.kind == "heads" else divisor)
-                if len(c.values) < 2:
+                if len(c.values) == 1:
                     c.reason = f"{c.group.units} units have one value after rounding"
         for name in self.skips.names:
             if not depth:
@@ -427,34 +442,31 @@ class _Plan:
             rows.append(
                 ElasticRow(f"keep.{i}", "depth", 1, (0, 1), (name,), own / params, share, True)
             )
-        for c in self.candidates:
-            rows.append(
-                ElasticRow(
-                    c.name,
-                    c.kind,
-                    c.group.units,
-                    c.values,
-                    c.layers,
-                    c.params,
-                    c.macs,
-                    c.verified,
-                    c.reason,
-                )  # fmt: skip
+        rows += [
+            ElasticRow(
+                c.name,
+                c.kind,
+                c.group.units,
+                c.values,
+                c.layers,
+                c.params,
+                c.macs,
+                c.verified,
+                c.reason,
             )
-        for name, reason in self.blocks_refused.items():
-            rows.append(
-                ElasticRow(name, "depth", 1, (), (name,), 0.0, 0.0, verified=False, reason=reason)
-            )
+            for c in self.candidates
+        ]
+        rows += [
+            ElasticRow(name, "depth", 1, (), (name,), 0.0, 0.0, verified=False, reason=reason)
+            for name, reason in self.blocks_refused.items()
+        ]
         known = {layer for row in rows for layer in row.layers}
         for (tensor, _), reason in self.discovery.refused.items():
             layer = tensor.rpartition(".")[0]
             if layer not in known:
                 known.add(layer)
-                rows.append(
-                    ElasticRow(
-                        layer, "width", 0, (), (layer,), 0.0, 0.0, verified=False, reason=reason
-                    )  # fmt: skip
-                )
+                row = ElasticRow(layer, "width", 0, (), (layer,), 0.0, 0.0, False, reason)
+                rows.append(row)
         return ElasticReport(class_name(self.model), tuple(rows), self._smallest)
 
 
@@ -540,8 +552,22 @@ class _Elasticized:
         finally:
             self.activate(net, net.search_space().largest if before is None else before)  # type: ignore[operator] # it is elastic
         bake(plain)
-        vars(plain).pop("elastic_report", None)
+        _forget(plain)
         return plain
+
+    def sortable_channels(self, net: nn.Module, keep: Values) -> list[SortableUnits]:
+        """Return the groups, for `sort_channels`; see `Sortable`."""
+        tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+        importances = scores(net, self.slices.groups, "l1")
+        bounds: dict[int, tuple[int, ...]] = {}
+        for choice in self.choices:
+            values = keep.get(choice.name, ())
+            for place, i in enumerate(choice.groups):
+                bounds[i] = tuple(choice.units[v][place] for v in values)
+        return [
+            SortableUnits(group, tensors, score, bounds.get(i, ()))
+            for i, (group, score) in enumerate(zip(self.slices.groups, importances, strict=True))
+        ]
 
     def _skipped(self, subnet: Subnet) -> list[str]:
         return [name for i, name in enumerate(self.blocks) if not subnet[f"keep.{i}"]]

@@ -56,8 +56,8 @@ class Discovery:
     Attributes:
         groups: The groups of channels, in the order in which the network runs.
         refused: By axis, why its channels cannot be dropped.
-        macs: By the name of a weight, the multiply-accumulates of the operators that use it, for one
-            row of the example.
+        macs: By the name of a weight, the multiply-accumulates of the operators that use it, for
+            the example.
         passes: Number of forward passes that it took.
     """
 
@@ -193,7 +193,7 @@ class _Search:
                 reason = "no operator that mixes channels reads it"
             elif len(readers) == len(names):
                 reason = "no operator that mixes channels makes it"
-            elif len(units) < 2:
+            elif len(units) == 1:
                 reason = "all of its channels depend on one another"
             else:
                 groups.append(self._group(names, readers, units))
@@ -325,7 +325,7 @@ class _Search:
         """Join blocks of an operator's channels with all that they arrive at."""
         n = self.operators[i].n_out
         size = self._block_size(i, n)
-        blocks = torch.arange(n).split(size)
+        blocks = torch.split(torch.arange(n), size)
         for block, taint in zip(blocks, self.prober.probe([[(i, b)] for b in blocks]), strict=True):
             source: Node = ("out", i, int(block[0]))
             arrived = list(_nodes(taint))
@@ -364,8 +364,10 @@ class _Search:
             coded: list[Taint] = []
             for b in range(bits):
                 on = (channels >> b) & 1 == 1
-                for which in (channels[on], channels[~on]):
-                    coded.append(self.prober.probe_tensor(name, dim, which))
+                coded += [
+                    self.prober.probe_tensor(name, dim, which)
+                    for which in (channels[on], channels[~on])
+                ]
             if self._decode_entries(name, dim, size, coded):
                 return
         singles = [self.prober.probe_tensor(name, dim, torch.tensor([c])) for c in range(size)]
@@ -402,7 +404,8 @@ class _Search:
             i: int = source[1]  # type: ignore[assignment]
             if self._sources_at[sink].setdefault(i, source) != source:
                 # Several channels of one operator at one weight: it works inside of their units.
-                self.inner.update(name for name, _ in self.operators[sink[1]].gives)  # type: ignore[index]
+                j: int = sink[1]  # type: ignore[assignment]
+                self.inner.update(name for name, _ in self.operators[j].gives)
 
 
 _OUTPUT = "it reaches the outputs of the network"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from lightning_subnet._messages import did_you_mean
 from lightning_subnet._torch.contexts import evaluating, random_state
 from lightning_subnet._torch.inputs import arguments
 from lightning_subnet.elasticity.channels.discovery import ChannelGroup
+from lightning_subnet.elasticity.sorting import Move, order_within
 from lightning_subnet.errors import ElasticityError
 
 Tensors = Mapping[str, torch.Tensor]
@@ -69,8 +71,8 @@ def scores(
     return [_of_weights(group, tensors, importance) for group in groups]
 
 
-def _checked(score: Any, group: ChannelGroup) -> torch.Tensor:
-    score = torch.as_tensor(score).detach().cpu().double()
+def _checked(value: Any, group: ChannelGroup) -> torch.Tensor:
+    score: torch.Tensor = torch.as_tensor(value).detach().cpu().double()
     if score.shape != (group.units,) or score.isnan().any():
         msg = (
             f"importance= returned {tuple(score.shape)} numbers for a group of {group.units} "
@@ -155,38 +157,30 @@ def _of_activations(
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def sort_units(
-    net: nn.Module,
-    groups: Iterable[ChannelGroup],
-    importances: Iterable[torch.Tensor],
-    optimizers: Iterable[torch.optim.Optimizer] = (),
-) -> int:
-    """Sort units by importance, in place; the network stays the same function.
+@dataclass(frozen=True)
+class SortableUnits:
+    """A group of units that can be sorted by importance; the whole network stays the same.
 
-    Args:
-        net: The network.
-        groups: The groups.
-        importances: Of each, the importance of its units.
-        optimizers: Their states (momenta) of a weight are sorted with it, as its gradient is.
-
-    Returns:
-        How many groups came into another order.
+    Attributes:
+        group: The group.
+        tensors: The tensors of the network by name.
+        score: The importance of each unit.
+        bounds: Numbers of first units that stay the same ones, in another order.
     """
-    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    states = [optimizer.state for optimizer in optimizers]
-    n_moved = 0
-    with torch.no_grad():
-        for group, score in zip(groups, importances, strict=True):
-            order = score.argsort(descending=True, stable=True)
-            if torch.equal(order, torch.arange(group.units)):
-                continue
-            n_moved += 1
-            for (name, dim), places in group.axes.items():
-                tensor = tensors[name]
-                index = torch.arange(tensor.shape[dim])
-                index[places.flatten()] = places[order].flatten()
-                momenta = [x for state in states for x in state.get(tensor, {}).values()]
-                for x in (tensor, tensor.grad, *momenta):
-                    if isinstance(x, torch.Tensor) and x.shape == tensor.shape:
-                        x.copy_(x.index_select(dim, index.to(x.device)))
-    return n_moved
+
+    group: ChannelGroup
+    tensors: Tensors
+    score: torch.Tensor
+    bounds: tuple[int, ...] = ()
+
+    def moves(self) -> list[Move]:
+        """Return tensors and dimensions with their new order; nothing if it stays the same."""
+        order = order_within(self.score, self.bounds)
+        if torch.equal(order, torch.arange(self.group.units)):
+            return []
+        moves: list[Move] = []
+        for (name, dim), places in self.group.axes.items():
+            index = torch.arange(self.tensors[name].shape[dim])
+            index[places.flatten()] = places[order].flatten()
+            moves.append((self.tensors[name], dim, index))
+        return moves

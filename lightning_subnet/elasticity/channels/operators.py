@@ -19,6 +19,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+_MATRIX, _SEQUENCES = 2, 3  # numbers of dimensions
+
 Axis = tuple[str, int]  # the name of a parameter or buffer, and one of its dimensions
 
 
@@ -265,8 +267,7 @@ class Pass(TorchFunctionMode):
         )  # fmt: skip
         i = self._next(operator)
         self._arrived(i, "ch", x, operator.in_dim)
-        y = torch.where(torch.isnan(x), x, torch.ones_like(x))
-        return y
+        return torch.where(torch.isnan(x), x, torch.ones_like(x))
 
     def _fixed(self, call: Fixed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         clean = [torch.ones_like(x) if x.is_floating_point() else x for x in call.xs]
@@ -297,10 +298,8 @@ class Pass(TorchFunctionMode):
             mask = bad.movedim(dim, 0).flatten(1).any(1)[None].expand(self._rows, -1)
             self._note(i, side, mask)
         else:
-            per_row = bad.movedim((batch, dim), (0, 1)).flatten(2).any(2) if bad.ndim > 2 else (
-                bad.movedim((batch, dim), (0, 1))
-            )  # fmt: skip
-            self._note(i, side, per_row.unflatten(0, (self._rows, -1)).any(1))
+            channels_last = bad.movedim((batch, dim), (0, -1))
+            self._note(i, side, channels_last.reshape(self._rows, -1, bad.shape[dim]).any(1))
 
     def _arrived_in_weights(self, i: int, weight: torch.Tensor, call: Mix) -> None:
         """Note input and output channels of which all weights are NaN; else all are tainted."""
@@ -365,7 +364,7 @@ def _named(names: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[st
 
 def _linear(run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     call = _named("input weight bias", args, kwargs)
-    if not run.is_weight(call["weight"]) or call["weight"].ndim != 2:
+    if not run.is_weight(call["weight"]) or call["weight"].ndim != _MATRIX:
         return None
     return Mix(call["input"], call["weight"], call.get("bias"), -1, -1, 1, 0)
 
@@ -389,9 +388,9 @@ def _rmatmul(run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _product(run: Pass, one: Any, other: Any) -> Any:
     if run.is_weight(one) == run.is_weight(other):
         return None
-    if run.is_weight(other) and other.ndim == 2 and one.ndim:
+    if run.is_weight(other) and other.ndim == _MATRIX and one.ndim:
         return Mix(one, other, None, -1, -1, 0, 1)
-    if run.is_weight(one) and one.ndim == 2 and other.ndim > 1:
+    if run.is_weight(one) and one.ndim == _MATRIX and other.ndim > 1:
         return Mix(other, one, None, -2, -2, 1, 0)
     return None
 
@@ -468,14 +467,14 @@ def _attention(_: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _recurrent(_: Pass, args: tuple[Any, ...], __: dict[str, Any]) -> Any:
-    return Fixed((args[0],)) if args[0].ndim == 3 else None
+    return Fixed((args[0],)) if args[0].ndim == _SEQUENCES else None
 
 
 def _direct(run: Pass, weights: tuple[Any, ...]) -> bool:
     return bool(weights) and all(id(w) in run._names for w in weights)
 
 
-_VF: Any = torch._VF  # type: ignore[attr-defined] # the functions of recurrent layers
+_VF: Any = torch._VF  # the functions of recurrent layers
 _T = torch.Tensor
 READERS: dict[Any, Reader] = {
     F.linear: _linear,

@@ -17,10 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_subnet._torch.contexts import evaluating, plain_attention, random_state, shadowed
-from lightning_subnet._torch.inputs import arguments
+from lightning_subnet._torch.inputs import arguments, cloned
 from lightning_subnet._torch.outputs import named_outputs
 from lightning_subnet.elasticity.channels.operators import (
-    Operator,
     Pass,
     Scale,
     Taint,
@@ -159,7 +158,7 @@ class Prober:
             with ExitStack() as stack:
                 for context in (*self._contexts(), self._channelwise(run), run):
                     stack.enter_context(context)
-                output = self.net(*tree_map(_copied, args), **tree_map(_copied, kwargs))
+                output = self.net(*cloned(args), **cloned(kwargs))
         except Exception as error:
             if isinstance(error, ElasticityError):
                 raise
@@ -235,7 +234,7 @@ class Prober:
 
         hooks = [
             module.register_forward_hook(
-                lambda module, args, kwargs, output, name=name: look(  # type: ignore[misc]
+                lambda module, args, kwargs, output, name=name: look(
                     name, module, args, kwargs, output
                 ),
                 with_kwargs=True,
@@ -246,7 +245,7 @@ class Prober:
             with ExitStack() as stack:
                 for context in self._contexts():
                     stack.enter_context(context)
-                self.net(*tree_map(_copied, self.args), **tree_map(_copied, self.kwargs))
+                self.net(*cloned(self.args), **cloned(self.kwargs))
         except Exception as error:
             msg = (
                 f"{type(self.net).__name__} failed on the example input: {type(error).__name__}: "
@@ -313,11 +312,7 @@ def _tainted(output: Any, rows: int) -> torch.Tensor:
     of_rows = [x for x in tensors if x.ndim and len(x) % rows == 0 and len(x)]
     tainted = torch.zeros(rows, dtype=torch.bool)
     for x in of_rows:
-        tainted |= x.isnan().unflatten(0, (rows, -1)).flatten(1).any(1).cpu()
+        tainted |= x.isnan().reshape(rows, -1).any(1).cpu()
     if not of_rows and any(bool(x.isnan().any()) for x in tensors):
         tainted[:] = True
     return tainted
-
-
-def _copied(x: Any) -> Any:
-    return x.clone() if isinstance(x, torch.Tensor) else x

@@ -72,7 +72,8 @@ class Slices:
             known = _attributes(module)
             if not own.keys() <= known:
                 attributes = tuple(sorted(own.keys() | known))
-                module.__class__ = _sliced_class(plain_class(module), attributes)
+                base: Any = plain_class(module)
+                module.__class__ = _sliced_class(base, attributes)
                 vars(module).setdefault(_STATE, {})
 
     def put(self, net: nn.Module, kept: Sequence[Index]) -> None:
@@ -195,7 +196,7 @@ def bake(net: nn.Module) -> None:
 
 
 def _tensor(module: nn.Module, attribute: str) -> torch.Tensor:
-    tensor = module._parameters.get(attribute)
+    tensor: torch.Tensor | None = module._parameters.get(attribute)
     tensor = module._buffers[attribute] if tensor is None else tensor
     assert tensor is not None, "only tensors that are there are sliced"
     return tensor
@@ -214,8 +215,8 @@ def _slice(tensor: torch.Tensor, dims: Mapping[int, Index]) -> torch.Tensor:
 
 
 @cache
-def _sliced_class(base: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.Module]:
-    """Return a class in which attributes are the slices of tensors that are in force."""
+def _sliced_class(base: Any, attributes: tuple[str, ...]) -> type[nn.Module]:
+    """Return a class, derived from one, in which attributes are the slices that are in force."""
     members: dict[str, Any] = {name: _property(name) for name in attributes}
     members["_sliced_attributes"] = attributes
     members |= {"__module__": base.__module__, "__qualname__": base.__qualname__}
@@ -236,7 +237,7 @@ def _sliced_class(base: type[nn.Module], attributes: tuple[str, ...]) -> type[nn
     return cls
 
 
-def _rebuild(base: type[nn.Module], attributes: tuple[str, ...]) -> Any:
+def _rebuild(base: Any, attributes: tuple[str, ...]) -> Any:
     cls = _sliced_class(base, attributes)
     return copyreg.__newobj__(cls)  # type: ignore[attr-defined] # as pickle makes objects
 
@@ -308,7 +309,9 @@ def _set_sizes(module: Any, whole: Mapping[str, Shape]) -> None:
 Compute = Callable[[Mapping[str, Shape], Mapping[str, Any]], Any]
 
 
-def _sizes_of(module: Any, whole: Mapping[str, Shape]) -> dict[str, Compute]:
+def _sizes_of(  # noqa: PLR0911 - one per kind of layer
+    module: Any, whole: Mapping[str, Shape]
+) -> dict[str, Compute]:
     """Return the attributes of a layer that depend on the shapes of its tensors."""
     tensor = next(iter(whole))
     shape = whole.get("weight", whole[tensor])
@@ -344,6 +347,6 @@ def _sizes_of(module: Any, whole: Mapping[str, Shape]) -> dict[str, Compute]:
         }
     if isinstance(module, nn.PReLU):
         return {"num_parameters": lambda n, _: weight(n)[0]}
-    if {"nf", "nx"} <= vars(module).keys() and len(shape) == 2:  # Conv1D of transformers
+    if {"nf", "nx"} <= vars(module).keys() and len(shape) > 1:  # Conv1D of transformers
         return {"nf": lambda n, _: weight(n)[1], "nx": lambda n, _: weight(n)[0]}
     return {}

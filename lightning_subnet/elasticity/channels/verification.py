@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from lightning_subnet._torch.contexts import plain_attention, random_state, shadowed
-from lightning_subnet._torch.inputs import arguments
+from lightning_subnet._torch.inputs import arguments, cloned
 from lightning_subnet._torch.outputs import difference, named_outputs
 from lightning_subnet.elasticity.channels.discovery import ChannelGroup
 from lightning_subnet.elasticity.channels.operators import Axis
@@ -83,7 +83,7 @@ class Trial:
         with ExitStack() as stack:
             for context in (torch.no_grad(), random_state(0), plain_attention()):
                 stack.enter_context(context)
-            output = self.net(*tree_map(_copied, self.args), **tree_map(_copied, self.kwargs))
+            output = self.net(*cloned(self.args), **cloned(self.kwargs))
         return {n: x for n, x in named_outputs(output).items() if "past_key_values" not in n}
 
     def masked(
@@ -146,7 +146,7 @@ def prove(trial: Trial, group: ChannelGroup) -> tuple[list[Count], str]:
     """
     n = group.units
     keeps = [torch.arange(0, n, 2), torch.arange(max(1, n // 4))]
-    keeps = keeps[: 1 if n == 2 else 2]
+    keeps = keeps[: n - 1]
     expected = []
     for keep in keeps:
         away = torch.ones(n, dtype=torch.bool)
@@ -339,7 +339,3 @@ def _varied(x: Any) -> Any:
 def _cast(x: Any, dtype: torch.dtype) -> Any:
     floating = isinstance(x, torch.Tensor) and x.is_floating_point()
     return x.to(dtype) if floating else x
-
-
-def _copied(x: Any) -> Any:
-    return x.clone() if isinstance(x, torch.Tensor) else x
