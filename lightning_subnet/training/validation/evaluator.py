@@ -303,7 +303,7 @@ class TrainerEvaluator(Evaluator):
         """Find out whether the super-network can be validated in place, or its subnets apart."""
         self._calls, error = self._first_calls()
         if self._guard is not None:
-            self._check_weights()
+            self._guard.check()
         part, name = self._place.part, type(self._elastic).__name__
         if self.score == "network":
             reason = runs(part, self._calls[0]) if error is not None and self._calls else None
@@ -365,15 +365,8 @@ class TrainerEvaluator(Evaluator):
     def evaluate(self, subnet: Subnet) -> Measured:
         """Activate the subnet, validate, and return every metric that was logged."""
         metrics = self._validated(subnet)
-        if self._own_weights is not None and self._own_weights.others:
-            msg = (
-                f"Validation runs with other weights than {type(self._model).__name__} has before "
-                f"and after it: {listed(self._own_weights.others, limit=3)}. What is extracted "
-                "has the model's own, so the score would be that of another network. If its hooks "
-                "put averages of weights in their place, give these to the model before the "
-                "search; or pass checks=Checks(weights=False)."
-            )
-            raise MeasurementError(msg)
+        if self._own_weights is not None:
+            self._own_weights.check()
         if self._unchecked:
             self._unchecked = False
             if not self._passed("scores"):
@@ -412,7 +405,7 @@ class TrainerEvaluator(Evaluator):
             if self._own_weights is not None:
                 self._own_weights.end()
             if self._guard is not None:
-                self._check_weights()
+                self._guard.check()
             if self._unchecked:
                 self._gathered_by_first = self._gathered.changed()
         logged: dict[str, Any] = dict(self.trainer.callback_metrics)
@@ -449,19 +442,6 @@ class TrainerEvaluator(Evaluator):
         if self.score in FORMATS:
             callbacks.append(Conversion(self._place, self.calls, self.score, self.checks.tolerance))
         return callbacks
-
-    def _check_weights(self) -> None:
-        """Raise if parameters are not what they were, and put them back."""
-        assert self._guard is not None
-        if names := self._guard.changed():
-            self._guard.restore()
-            msg = (
-                f"Validation changes weights of {type(self._model).__name__}: "
-                f"{listed(names, limit=3)}. Each subnet would be scored with those that the ones "
-                "before it left; they were put back. Keep validation_step and its hooks from "
-                "training, or pass checks=Checks(weights=False)."
-            )
-            raise MeasurementError(msg)
 
     def _check_first(
         self, subnet: Subnet, metrics: Mapping[str, float], gathered: Sequence[str]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_subnet._messages import warn
+from lightning_subnet._messages import listed, warn
 from lightning_subnet._torch.fingerprints import hashed
-from lightning_subnet.errors import CalibrationWarning
+from lightning_subnet.errors import CalibrationWarning, MeasurementError
 from lightning_subnet.training._lightning import BeforeFirstBatch, LightningModule, Trainer
 from lightning_subnet.training.validation.place import Place
 
@@ -105,6 +105,18 @@ class WeightGuard:
             if self._sums.get(name) != sums.get(name)
         ]
 
+    def check(self) -> None:
+        """Raise `MeasurementError` if a validation has changed parameters, and put them back."""
+        if names := self.changed():
+            self.restore()
+            msg = (
+                f"Validation changes weights of {type(self._module).__name__}: "
+                f"{listed(names, limit=3)}. Each subnet would be scored with those that the ones "
+                "before it left; they were put back. Keep validation_step and its hooks from "
+                "training, or pass checks=Checks(weights=False)."
+            )
+            raise MeasurementError(msg)
+
     def restore(self) -> None:
         """Put the first values back."""
         with torch.no_grad():
@@ -156,6 +168,18 @@ class OwnWeights(BeforeFirstBatch):
     def on_validation_batch_end(self, *_args: Any) -> None:
         """Look at the first batch alone."""
         self.end()
+
+    def check(self) -> None:
+        """Raise `MeasurementError` if there were others."""
+        if self.others:
+            msg = (
+                f"Validation runs with other weights than {type(self._place.model).__name__} has "
+                f"before and after it: {listed(self.others, limit=3)}. What is extracted has the "
+                "model's own, so the score would be that of another network. If its hooks put "
+                "averages of weights in their place, give these to the model before the search; "
+                "or pass checks=Checks(weights=False)."
+            )
+            raise MeasurementError(msg)
 
     def end(self) -> None:
         """Look no more."""
