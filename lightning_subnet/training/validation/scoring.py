@@ -152,7 +152,8 @@ class Converted(nn.Module):
             path = Path(folder) / f"net{form.suffix}"
             exported = export(net, path, example, format=form.name, tolerance=tolerance)
             self._runner = form.open(path)
-        self._names = [port["name"] for port in exported.metadata["inputs"]]
+        self._sizes = {port["name"]: port["shape"] for port in exported.metadata["inputs"]}
+        self._names = [*self._sizes]
         self._any_batch = exported.dynamic_batch
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -166,6 +167,15 @@ class Converted(nn.Module):
             msg = f"The {self._runtime} file of {self._name} fails: {error!s:.200}."
             if not self._any_batch:
                 msg += " It takes batches of one size only: validate with such, or score otherwise."
+            for name, sizes in self._sizes.items():
+                if [*tensors[name].shape[1:]] != sizes[1:]:
+                    made, given = (
+                        str((*x,)).replace("'", "") for x in (sizes, tensors[name].shape)
+                    )
+                    msg += (
+                        f" It takes {name} {made}, as in the first batch, and got {given}: "
+                        "validate with inputs of one size, or score otherwise."
+                    )
             raise RuntimeError(msg) from error
         leaves = [
             next(values).to(device=device, dtype=x.dtype) if isinstance(x, torch.Tensor) else x

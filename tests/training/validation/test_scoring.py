@@ -20,6 +20,7 @@ from lightning_subnet.errors import MeasurementError, ParityError, SearchError
 from lightning_subnet.supernets import ElasticMobileNetV3
 from lightning_subnet.training.validation.evaluator import TrainerEvaluator
 from lightning_subnet.training.validation.frozen_data import Source
+from lightning_subnet.training.validation.scoring import Converted
 from tests.networks import LitMlp, digits, quiet_trainer, search
 
 
@@ -392,3 +393,11 @@ def test_kept_slices_are_those_of_the_weights_that_validate(precision: Any, scor
         assert e.values["val_loss"] == pytest.approx(loss, rel=rel)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert result.extract(result.history[0]).first.weight.shape == (16, 64)
+
+
+def test_a_file_gets_inputs_of_another_size_than_it_was_made_for() -> None:
+    net = nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(2, 3)).eval()
+    file = Converted(net, ((torch.randn(4, 2, 6),), {}), "onnxruntime")
+    assert file(torch.randn(1, 2, 6)).shape == (1, 3)
+    with pytest.raises(RuntimeError, match=r"takes .* \(batch, 2, 6\), .* got \(4, 2, 9\): val"):
+        file(torch.randn(4, 2, 9))
