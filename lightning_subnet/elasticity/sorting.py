@@ -19,6 +19,7 @@ from lightning_subnet.space.space import SearchSpace
 
 Axis = tuple[torch.Tensor, int]  # a tensor, and the dimension that the channels are
 Values = Mapping[str, Sequence[Value]]  # by name of choice
+Move = tuple[torch.Tensor, int, torch.Tensor]  # a tensor, one of its dimensions, its new order
 
 
 @dataclass(frozen=True)
@@ -74,20 +75,34 @@ class Channels:
         for tensor, dim in self.readers:
             rows = tensor.detach().cpu().double().abs().movedim(dim, 0)
             score += rows.reshape(len(score), -1).sum(1)
-        ends = sorted({width // self.unit for width in self.widths} | {0, len(score)})
-        bands = [torch.arange(a, b) for a, b in pairwise(ends)]
-        order = torch.cat(
-            [band[score[band].argsort(descending=True, stable=True)] for band in bands]
-        )
+        order = order_within(score, [width // self.unit for width in self.widths])
         return (order[:, None] * self.unit + torch.arange(self.unit)).flatten()
+
+    def moves(self) -> list[Move]:
+        """Return tensors and dimensions with their new order; nothing if it stays the same."""
+        order = self.order()
+        same = torch.equal(order, torch.arange(self.n))
+        return [] if same else [(tensor, dim, order) for tensor, dim in self.axes]
+
+
+def order_within(score: torch.Tensor, bounds: Iterable[int]) -> torch.Tensor:
+    """Return the order by falling score in which none crosses a bound.
+
+    Example:
+        >>> order_within(torch.tensor([0.0, 1.0, 3.0, 2.0]), [2])
+        tensor([1, 0, 2, 3])
+    """
+    ends = sorted({*bounds} | {0, len(score)})
+    bands = [torch.arange(a, b) for a, b in pairwise(ends)]
+    return torch.cat([band[score[band].argsort(descending=True, stable=True)] for band in bands])
 
 
 @runtime_checkable
 class Sortable(Protocol):
     """A network with a method that names the channels which may be sorted."""
 
-    def sortable_channels(self, keep: Values) -> Iterable[Channels]:
-        """Return its groups of channels.
+    def sortable_channels(self, keep: Values) -> Iterable[Any]:
+        """Return its groups of channels, `Channels` or what else has their `moves()`.
 
         Args:
             keep: By choice, the values whose subnets are to stay the same function; the widths of
@@ -139,15 +154,26 @@ def sort_channels(
     space: SearchSpace = part.search_space()
     largest = {name: (space.largest[name],) for name in space.names}
     values = largest if keep is None else keep.values
+    return move_channels(part.sortable_channels(values), optimizers)
+
+
+def move_channels(groups: Iterable[Any], optimizers: Iterable[torch.optim.Optimizer] = ()) -> int:
+    """Bring groups of channels into their new order, in place.
+
+    Args:
+        groups: `Channels`, or what else has their `moves()`.
+        optimizers: Their states (momenta) of a weight are sorted with it, as its gradient is.
+
+    Returns:
+        How many groups came into another order.
+    """
     states = [optimizer.state for optimizer in optimizers]
     n_moved = 0
     with torch.no_grad():
-        for channels in part.sortable_channels(values):
-            order = channels.order()
-            if torch.equal(order, torch.arange(channels.n)):
-                continue
-            n_moved += 1
-            for tensor, dim in channels.axes:
+        for group in groups:
+            moves = group.moves()
+            n_moved += bool(moves)
+            for tensor, dim, order in moves:
                 momenta = [x for state in states for x in state.get(tensor, {}).values()]
                 for x in (tensor, tensor.grad, *momenta):
                     if isinstance(x, torch.Tensor) and x.shape == tensor.shape:
