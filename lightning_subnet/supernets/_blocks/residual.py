@@ -307,7 +307,8 @@ def _stream(
     likes = {id(x): x for x in run.inputs if x.shape == result.shape and x.is_floating_point()}
     for like in [*likes.values()][:_TRIALS]:
         # Normalised over the last dimension, or over the channels of an image.
-        for dim in _DIMS if normed and like.ndim >= len(_DIMS) else _DIMS[:1]:
+        twice = normed and like.ndim > len(_DIMS) and _has_norm(net.get_submodule(name))
+        for dim in _DIMS if twice else _DIMS[:1]:
             if _gives_back(net, name, run, like, dim, normed=normed, without=without):
                 return like
     return None
@@ -349,6 +350,14 @@ def _gives_back(
         return True
     near = max(_NORM, _ROUNDING * torch.finfo(x.dtype).eps)
     return normed and torch.allclose(y, x, rtol=near, atol=near)
+
+
+def _has_norm(module: nn.Module) -> bool:
+    """Return whether a module holds a normalisation of each sample by itself."""
+    return any(
+        "norm" in type(part).__name__.lower() and not hasattr(part, "running_var")
+        for part in module.modules()
+    )
 
 
 def _probe(like: torch.Tensor, dim: int) -> torch.Tensor:

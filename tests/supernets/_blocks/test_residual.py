@@ -145,6 +145,26 @@ class Leaky(nn.Module):
         return F.leaky_relu(x + self.conv(x), 0.01)
 
 
+class ChannelNorm(nn.Module):
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(c)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class NormLast(nn.Module):
+    """A block that normalises over the channels after it adds."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(c, c, 1), ChannelNorm(c)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x + self.conv(x))
+
+
 class Body(nn.Module):
     """All blocks, around which the input is added once more (as in super-resolution)."""
 
@@ -261,6 +281,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, list[str]]] = {
         lambda: stem(nn.Sequential(Nested(8), Nested(8))), X, ["1.0", "1.1"],
     ),
     "a scaled shortcut": (lambda: stem(Scaled(8), Scaled(8)), X, ["1", "2"]),
+    "normalised after the sum": (lambda: stem(NormLast(8), NormLast(8)), X, ["1", "2"]),
     "an activation with weights": (lambda: stem(PReLUBlock(8), PReLUBlock(8)), X, ["1", "2"]),
     "a sum around all blocks": (
         lambda: stem(Body(*(Inner(8) for _ in range(6)))), X,
