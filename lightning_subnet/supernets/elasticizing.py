@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lightning_subnet._messages import did_you_mean, listed, warn
+from lightning_subnet._torch.fingerprints import hashed
 from lightning_subnet._torch.names import class_name
 from lightning_subnet.elasticity.channels.discovery import ChannelGroup, Discovery, discover
 from lightning_subnet.elasticity.channels.importance import Importance, Score, SortableUnits, scores
@@ -28,6 +29,7 @@ from lightning_subnet.space.choices import Choice
 from lightning_subnet.space.space import SearchSpace
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.supernets._blocks.skips import Skips
+from lightning_subnet.supernets.recipes import note_recipe, recipe_of
 
 _Net = TypeVar("_Net", bound=nn.Module)
 
@@ -119,7 +121,7 @@ def elasticize(  # noqa: PLR0913 - each is one decision about the space
         )
     """
     example_input = _check(model, example_input, widths, divisor)
-    _put_back(model)
+    put_back(model)
     discovery = discover(model, example_input)
     skips = Skips.find(model, example_input)
     patterns = _Patterns(model, groups)
@@ -142,7 +144,7 @@ def elasticize(  # noqa: PLR0913 - each is one decision about the space
             optimizers,
         )
     plan.slices.attach(model)
-    network = _Elasticized(plan.slices, skips, plan.choices, plan.kept_blocks)
+    network = Elasticized(plan.slices, skips, plan.choices, plan.kept_blocks)
     elastic(model, space=space, activate=network.activate, extract=network.extract)
     vars(model)["elastic_report"] = report
     vars(model)["sortable_channels"] = partial(network.sortable_channels, model)
@@ -153,6 +155,13 @@ def elasticize(  # noqa: PLR0913 - each is one decision about the space
         )
         warn(msg, ElasticityWarning)
     return model
+
+
+def elasticized(model: nn.Module) -> Elasticized | None:
+    """Return what puts subnets of a network in force, if `elasticize` made it elastic."""
+    attached: Any = getattr(vars(model).get("extract"), "__self__", None)
+    owner = getattr(getattr(attached, "_extract", None), "__self__", None)
+    return owner if isinstance(owner, Elasticized) else None
 
 
 def _check(model: Any, example_input: Any, widths: Any, divisor: Any) -> Any:
@@ -181,8 +190,8 @@ def _check(model: Any, example_input: Any, widths: Any, divisor: Any) -> Any:
     return example_input
 
 
-def _put_back(model: nn.Module) -> None:
-    """Undo an earlier call."""
+def put_back(model: nn.Module) -> None:
+    """Undo an earlier call of `elasticize`; a network without one is left as it is."""
     extract = vars(model).get("extract")
     if "elastic_report" in vars(model) and extract is not None:
         model.activate(model.search_space().largest)  # type: ignore[operator] # it is elastic
@@ -514,7 +523,7 @@ def _uniform(chosen: list[_Candidate]) -> Iterable[_Varies]:
 
 
 @dataclass
-class _Elasticized:
+class Elasticized:
     """Puts subnets of an elasticized network in force, and cuts them out.
 
     Attributes:
@@ -533,19 +542,23 @@ class _Elasticized:
         """Put a subnet in force."""
         if self.blocks:
             self.skips.put(net, self._skipped(subnet))
+        self.slices.put(net, self._kept(subnet))
+
+    def _kept(self, subnet: Subnet) -> list[int]:
         kept = [group.units for group in self.slices.groups]
         for choice in self.choices:
             for i, units in zip(choice.groups, choice.units[subnet[choice.name]], strict=True):
                 kept[i] = units
-        self.slices.put(net, kept)
+        return kept
 
     def extract(self, net: nn.Module, subnet: Subnet) -> nn.Module:
         """Return a subnet as a network of its own, of the classes that the network had."""
         before = getattr(net, "active_subnet", None)
         self.activate(net, subnet)
         try:
+            lists: dict[str, set[str]] = {}
             if self.blocks:
-                plain = self.skips.extract(net, self._skipped(subnet), remove=True)
+                plain, lists = self.skips.extracted(net, self._skipped(subnet), remove=True)
             else:
                 plain = detached_copy(net, {})
                 detach(plain)
@@ -553,7 +566,19 @@ class _Elasticized:
             self.activate(net, net.search_space().largest if before is None else before)  # type: ignore[operator] # it is elastic
         bake(plain)
         _forget(plain)
+        kept, skipped = self._kept(subnet), self._skipped(subnet)
+        indices, counted = self.slices.indices(kept), self.slices.counted(kept)
+        note_recipe(plain, recipe_of(indices, counted, self.skips, skipped, lists))
         return plain
+
+    def structure(self) -> str:
+        """Return a hash of what varies: equal ones have the same groups, of the same entries."""
+        groups = [
+            [[name, dim, group.axes[name, dim]] for name, dim in sorted(group.axes)]
+            for group in self.slices.groups
+        ]
+        choices = [[c.name, [*c.units.items()], c.groups] for c in self.choices]
+        return hashed([groups, choices, self.blocks])
 
     def sortable_channels(self, net: nn.Module, keep: Values) -> list[SortableUnits]:
         """Return the groups, for `sort_channels`; see `Sortable`."""

@@ -9,7 +9,7 @@ themselves, their names in the state dict and what an optimizer holds stay what 
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -66,7 +66,10 @@ class Slices:
 
     def attach(self, net: nn.Module) -> None:
         """Make the network ready; all units are kept."""
-        self._owners = owners(net, {axis[0] for group in self.groups for axis in group.axes})
+        self._attach(net, {axis[0] for group in self.groups for axis in group.axes})
+
+    def _attach(self, net: nn.Module, tensors: set[str]) -> None:
+        self._owners = owners(net, tensors)
         for name, own in self._owners.items():
             module = net.get_submodule(name)
             known = _attributes(module)
@@ -83,8 +86,17 @@ class Slices:
             net: The network, or a copy of it.
             kept: By group, how many first units are kept, or which.
         """
+        self._put(net, self.indices(kept))
+        for module, attribute, value in self.counted(kept):
+            setattr(net.get_submodule(module), attribute, value)
+
+    def counted(self, kept: Sequence[Index]) -> list[tuple[str, str, int]]:
+        """Return what attributes are beside those of torch's layers: (module, name, value)."""
+        return [(c.module, c.name, _n(kept[c.group]) * c.per_unit) for c in self.counts]
+
+    def _put(self, net: nn.Module, indices: Mapping[Axis, Index]) -> None:
         by_name: dict[str, dict[int, Index]] = {}
-        for (name, dim), index in self.indices(kept).items():
+        for (name, dim), index in indices.items():
             by_name.setdefault(name, {})[dim] = index
         for owner, own in self._owners.items():
             module = net.get_submodule(owner)
@@ -92,9 +104,6 @@ class Slices:
                 attribute: by_name[name] for attribute, name in own.items() if name in by_name
             }
             _set_sizes(module, {a: tuple(_tensor(module, a).shape) for a in own})
-        for count in self.counts:
-            units = _n(kept[count.group])
-            setattr(net.get_submodule(count.module), count.name, units * count.per_unit)
 
     def indices(self, kept: Sequence[Index]) -> dict[Axis, Index]:
         """Return what is kept of each dimension that is not kept whole."""
@@ -123,6 +132,31 @@ class Slices:
             first = torch.equal(index, torch.arange(len(index)))
             indices[axis] = len(index) if first else index
         return indices
+
+
+def cut(
+    net: nn.Module, indices: Mapping[Axis, Index], counted: Iterable[tuple[str, str, int]] = ()
+) -> None:
+    """Cut slices out of a network, for good.
+
+    Args:
+        net: The network, which is changed.
+        indices: By tensor and dimension, what is kept of it.
+        counted: Attributes that count channels, beside those of torch's layers: (module, name,
+            value).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1))
+        >>> cut(net, {("0.weight", 0): 3, ("0.bias", 0): 3, ("1.weight", 1): 3})
+        >>> net[0], net[1].weight.shape
+        (Linear(in_features=2, out_features=3, bias=True), torch.Size([1, 3]))
+    """
+    slices = Slices([])
+    slices._attach(net, {name for name, _ in indices})
+    slices._put(net, indices)
+    for module, attribute, value in counted:
+        setattr(net.get_submodule(module), attribute, value)
+    bake(net)
 
 
 _CACHE = 256  # subnets whose indices are remembered
@@ -175,6 +209,8 @@ def release(net: nn.Module) -> None:
             vars(module).pop(_STATE)
             vars(module).pop(_GATHERED, None)
             vars(module).pop(_WHOLE, None)
+            if isinstance(module, nn.RNNBase):
+                module._init_flat_weights()
 
 
 def bake(net: nn.Module) -> None:
@@ -233,6 +269,8 @@ def _sliced_class(base: Any, attributes: tuple[str, ...]) -> type[nn.Module]:
                 return base.forward(self, *args, **kwargs)
 
         members["forward"] = forward
+    if issubclass(base, nn.RNNBase):
+        members["_flat_weights"] = property(_flat_weights, lambda *_: None)
     cls: type[nn.Module] = type(base.__name__, (base,), members)
     return cls
 
@@ -252,6 +290,10 @@ def _property(name: str) -> property:
         return _slice(tensor, dims) if dims else tensor
 
     return property(get)
+
+
+def _flat_weights(rnn: Any) -> list[Any]:
+    return [getattr(rnn, name, None) for name in rnn._flat_weights_names]
 
 
 @contextmanager
@@ -336,6 +378,14 @@ def _sizes_of(  # noqa: PLR0911 - one per kind of layer
         }
     if isinstance(module, nn.Embedding):
         return {"embedding_dim": lambda n, _: weight(n)[1]}
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        suffix = "_l0" if isinstance(module, nn.RNNBase) else ""
+        names = {"hidden_size": f"weight_hh{suffix}", "input_size": f"weight_ih{suffix}"}
+        return {
+            name: lambda n, _, w=w: n[w][1]  # type: ignore[misc] # w is one of its own
+            for name, w in names.items()
+            if w in whole
+        }
     if isinstance(module, _NormBase):
         return {"num_features": lambda n, _: weight(n)[0]}
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):

@@ -116,7 +116,9 @@ def forget_nested(net: nn.Module) -> None:
         vars(module).pop(_NESTED, None)
 
 
-def take_out(net: nn.Module, blocks: Iterable[str], numbers: Numbers, example_input: Any) -> None:
+def take_out(
+    net: nn.Module, blocks: Iterable[str], numbers: Numbers, example_input: Any
+) -> dict[str, set[str]]:
     """Take blocks out of the lists of a network, where that gives the same output.
 
     A list is left as it is if the network gives another output without them, or if it is a model of
@@ -127,6 +129,9 @@ def take_out(net: nn.Module, blocks: Iterable[str], numbers: Numbers, example_in
         blocks: Their names.
         numbers: The numbers of its blocks.
         example_input: What its `forward` takes.
+
+    Returns:
+        By name of a list that is shorter now, the keys of what was taken out.
     """
     lists: dict[str, set[str]] = {}
     for block in blocks:
@@ -134,13 +139,13 @@ def take_out(net: nn.Module, blocks: Iterable[str], numbers: Numbers, example_in
         if isinstance(net.get_submodule(name), LISTS):
             lists.setdefault(name, set()).add(key)
     if not lists:
-        return
+        return {}
     expected = _output(detached_copy(net, {}), example_input)
 
     def is_same(some: Mapping[str, set[str]]) -> bool:
         trial: nn.Module = detached_copy(net, {})
         try:
-            if not _shorten(trial, some, numbers):
+            if not shorten(trial, some, numbers):
                 return False
             output = _output(trial, example_input)
         except Exception:  # of any class: the network needs what was taken out
@@ -155,7 +160,8 @@ def take_out(net: nn.Module, blocks: Iterable[str], numbers: Numbers, example_in
         for name in [*lists, *lists] if len(lists) > 1 else []:  # one may need another before it
             if name not in good and is_same({**good, name: lists[name]}):
                 good[name] = lists[name]
-    _shorten(net, good, numbers)
+    shorten(net, good, numbers)
+    return good
 
 
 def _output(net: nn.Module, example_input: Any) -> Any:
@@ -168,8 +174,8 @@ def _copied(x: Any) -> Any:
     return x.clone() if isinstance(x, torch.Tensor) else copy.deepcopy(x)
 
 
-def _shorten(net: nn.Module, lists: Mapping[str, set[str]], numbers: Numbers) -> bool:
-    """Take modules out of lists; return whether the configs of transformers could follow."""
+def shorten(net: nn.Module, lists: Mapping[str, set[str]], numbers: Numbers) -> bool:
+    """Take modules out of lists, by their keys; return whether configs of models could follow."""
     before = {id(m): _Module(name, m) for name, m in net.named_modules()}
     roomy = [name for name in _models(net) if _has_places(net.get_submodule(name))]
     shorter: dict[str, list[int]] = {}

@@ -268,6 +268,12 @@ class Skips:
             SearchError: There is no such block.
             ElasticityError: A forward hook of a skipped block needs the block itself.
         """
+        return self.extracted(net, skipped, remove=remove)[0]
+
+    def extracted(
+        self, net: nn.Module, skipped: Iterable[str], *, remove: bool = False
+    ) -> tuple[nn.Module, dict[str, set[str]]]:
+        """Return what `extract` does, and by name of a list what was taken out of it."""
         skipped = self._known(skipped)
         stand_ins: dict[str, nn.Module] = {
             name: self._stand_in(net, name) for name in self.names if name in skipped
@@ -288,9 +294,10 @@ class Skips:
                 self._check_hooks(name, net.get_submodule(name), stand_in)
         self._put_around(plain, skipped)
         forget_nested(plain)
+        lists: dict[str, set[str]] = {}
         if remove and stand_ins:
-            take_out(plain, stand_ins, self.numbers, self.example_input)
-        return plain
+            lists = take_out(plain, stand_ins, self.numbers, self.example_input)
+        return plain, lists
 
     def _put_around(self, net: nn.Module, skipped: set[str]) -> None:
         """Put in force what depends on which blocks are skipped, and is none of them."""
@@ -307,11 +314,15 @@ class Skips:
         return set(skipped)
 
     def _stand_in(self, net: nn.Module, name: str) -> nn.Module:
+        passage = self.passage_needed(name)
+        return nn.Identity() if passage is None else SkippedBlock(passage, net.get_submodule(name))
+
+    def passage_needed(self, name: str) -> Passage | None:
+        """Return what goes through a skipped block, or None if an `nn.Identity` can stand there."""
         args, kwargs = self.inputs[name]
         passage = self.passages[name]
-        if len(args) == 1 and not kwargs and passage == Passage(Source(0, passage.stream.name)):
-            return nn.Identity()
-        return SkippedBlock(passage, net.get_submodule(name))
+        plain = len(args) == 1 and not kwargs
+        return None if plain and passage == Passage(Source(0, passage.stream.name)) else passage
 
     def _check_hooks(self, name: str, block: nn.Module, stand_in: nn.Module) -> None:
         """Raise if hooks do something else around a stand-in than around the skipped block.
