@@ -104,7 +104,7 @@ def _of_weights(group: ChannelGroup, tensors: Tensors, importance: str) -> torch
 
 def _by_unit(tensor: torch.Tensor, dim: int, places: torch.Tensor) -> torch.Tensor:
     """Return the entries of each unit along a dimension, (units, all of them), in double."""
-    rows = tensor.cpu().double().movedim(dim, 0).flatten(1)
+    rows = tensor.cpu().double().movedim(dim, 0).reshape(tensor.shape[dim], -1)
     return rows[places.flatten()].reshape(len(places), -1)
 
 
