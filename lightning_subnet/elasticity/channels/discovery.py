@@ -172,11 +172,14 @@ class _Search:
         """Return the groups."""
         by_signature: dict[Any, list[tuple[Node, dict[Axis, list[int]]]]] = defaultdict(list)
         refused: dict[Axis, str] = {}
+        hidden: set[Node] = set()  # what is read by weights that are computed
         for root, nodes in self.units.sets().items():
             axes: dict[Axis, list[int]] = defaultdict(list)
             for node in nodes:
                 if node[0] == "w":
                     axes[node[1], node[2]].append(node[3])  # type: ignore[index,arg-type]
+                elif node[0] == "in" and self._is_hidden(node):
+                    hidden.add(root)
             if not axes:
                 continue
             if root in self.units.reasons:
@@ -189,10 +192,12 @@ class _Search:
         for signature, units in by_signature.items():
             names = [axis for axis, _ in signature]
             readers = tuple(axis for axis in names if axis in self._readers)
-            if not readers:
+            if not readers and any(root in hidden for root, _ in units):
+                reason = "weights that are computed across its channels read it"
+            elif not readers:
                 reason = "no operator that mixes channels reads it"
             elif len(readers) == len(names):
-                reason = "no operator that mixes channels makes it"
+                reason = _INPUT
             elif len(units) == 1:
                 reason = "all of its channels depend on one another"
             else:
@@ -201,7 +206,19 @@ class _Search:
             for axis in names:
                 refused.setdefault(axis, reason)
         groups.sort(key=lambda group: min(map(self._place, group.axes)))
+        used = {name for op in self.operators for name in op.names} | self.prober.free
+        for name, tensor in self.prober.tensors.items():
+            if name not in used and tensor.ndim and isinstance(tensor, nn.Parameter):
+                refused.setdefault((name, 0), _UNUSED)
+        # Of a layer that reads the input, what becomes of its output says more.
+        refused = dict(sorted(refused.items(), key=lambda item: item[1] == _INPUT))
         return Discovery(groups, refused, self._macs())
+
+    def _is_hidden(self, node: Node) -> bool:
+        """Return whether an operator reads channels by weights of no known name."""
+        i: int = node[1]  # type: ignore[assignment]
+        operator = self.operators[i]
+        return operator.kind == "mix" and operator.groups == 1 and not operator.reads
 
     def _place(self, axis: Axis) -> int:
         return self._first.get(axis, len(self.operators))
@@ -209,10 +226,15 @@ class _Search:
     def _macs(self) -> dict[str, int]:
         macs: dict[str, int] = defaultdict(int)
         for operator in self.operators:
-            if operator.kind == "mix" and operator.n_in and operator.gives:
-                name = operator.gives[0][0]
+            if operator.kind == "mix" and operator.n_in:
                 positions = prod(operator.out_shape) // max(operator.n_out, 1)
-                macs[name] += positions * self.prober.tensors[name].numel()
+                names = [*operator.derived, *(n for n, _ in (*operator.gives, *operator.gates))]
+                sizes = {n: self.prober.tensors[n].numel() for n in names}
+                if operator.derived:  # the largest is what the others scale or add to
+                    sizes = {n: sizes[n] for n in sorted(sizes, key=lambda n: -sizes[n])[:1]}
+                for name, size in sizes.items():
+                    if self.prober.tensors[name].ndim > 1:
+                        macs[name] += positions * size
         return dict(macs)
 
     def _group(
@@ -244,6 +266,14 @@ class _Search:
                 self._norms.add(axis)
             for c in range(min(size, operator.n_out)):
                 self.units.join(("w", *axis, c), (side, i, c))
+        for axis in (*operator.gates, *operator.reads_back):
+            self._first.setdefault(axis, i)
+            for c in range(self.prober.tensors[axis[0]].shape[axis[1]]):
+                self.units.join(("w", *axis, c), ("out", i, c % operator.n_out))
+        self._readers.update(operator.reads_back)
+        if operator.like is not None:
+            for c in range(operator.n_out):
+                self.units.join(("out", i, c), ("out", operator.like, c))
         if operator.groups > 1:
             n_in, n_out = operator.n_in // operator.groups, operator.n_out // operator.groups
             for g in range(operator.groups):
@@ -251,6 +281,10 @@ class _Search:
                     self.units.join(("in", i, j), ("out", i, g * n_out))
                 for c in range(g * n_out, (g + 1) * n_out):
                     self.units.join(("out", i, c), ("out", i, g * n_out))
+        if operator.unused:
+            for node in (*(("in", i, j) for j in range(operator.n_in)),
+                         *(("out", i, c) for c in range(operator.n_out))):  # fmt: skip
+                self.units.refuse(node, _UNUSED)
         if operator.kind == "fixed":
             reason = "attention or recurrence of torch reads or makes it, whose width is fixed"
             for j in range(operator.n_in):
@@ -408,8 +442,10 @@ class _Search:
                 self.inner.update(name for name, _ in self.operators[j].gives)
 
 
+_UNUSED = "no data of the example reaches it"
+_INPUT = "no operator that mixes channels makes it"
 _OUTPUT = "it reaches the outputs of the network"
-_SIDES = {"in": "in", "ch": "ch", "w_in": "in", "w_out": "out"}
+_SIDES = {"in": "in", "ch": "ch", "w_in": "in", "w_out": "out", "state": "out"}
 
 
 def _mask(taint: Taint, key: tuple[int, str]) -> torch.Tensor:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-_MATRIX, _SEQUENCES = 2, 3  # numbers of dimensions
+_MATRIX = 2  # dimensions
 
 Axis = tuple[str, int]  # the name of a parameter or buffer, and one of its dimensions
 
@@ -64,6 +64,25 @@ class Scale(NamedTuple):
     over_channels: bool
 
 
+class Recurrence(NamedTuple):
+    """A recurrent layer, or several on top of one another, as one call of torch.
+
+    Attributes:
+        x: The data; its last dimension is channels.
+        states: What it begins with, each (layers, batch, channels) or (batch, channels).
+        weights: Of each layer, and in each of them of each direction, the tensors of its gates:
+            (weight_ih, weight_hh, *biases).
+        directions: 2 if it also runs backwards.
+        time: The dimension of the data that is time; None: it makes one step, or is packed.
+    """
+
+    x: Any
+    states: tuple[Any, ...]
+    weights: tuple[tuple[Any, ...], ...]
+    directions: int
+    time: int | None
+
+
 class Fixed(NamedTuple):
     """An operator whose channels cannot be dropped.
 
@@ -86,11 +105,16 @@ class Operator:
         gives: Axes whose index is that of the output channel.
         groups: Number of groups of a convolution.
         over_channels: Whether it normalises over the channels.
-        derived: Whether its weights are computed of parameters.
+        derived: The parameters and buffers that its weights are computed of; nothing if they are
+            one.
+        unused: Whether no data reaches it.
         in_shape: The shape of the data.
         out_shape: The shape of the output.
         in_dim: The dimension of the data that channels are.
         out_dim: The dimension of the output that channels are.
+        gates: Axes in which the output channels stand once for each gate.
+        reads_back: Axes whose index is that of the output channel, which they read.
+        like: The operator whose output channels are as many; None: any.
     """
 
     kind: str
@@ -100,16 +124,26 @@ class Operator:
     gives: tuple[Axis, ...] = ()
     groups: int = 1
     over_channels: bool = False
-    derived: bool = False
+    derived: tuple[str, ...] = ()
+    unused: bool = False
     in_shape: tuple[int, ...] = ()
     out_shape: tuple[int, ...] = ()
     in_dim: int = 0
     out_dim: int = 0
+    gates: tuple[Axis, ...] = ()
+    reads_back: tuple[Axis, ...] = ()
+    like: int | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """The parameters and buffers that it works with."""
+        axes = (*self.reads, *self.gives, *self.gates, *self.reads_back)
+        return {name for name, _ in axes} | set(self.derived)
 
     @property
     def signature(self) -> tuple[Any, ...]:
         """What two passes of one network have alike."""
-        return self.kind, self.n_in, self.n_out, self.reads, self.gives
+        return self.kind, self.n_in, self.n_out, self.reads, self.gives, self.gates
 
 
 @dataclass
@@ -117,7 +151,8 @@ class Taint:
     """Where NaN arrived in a pass.
 
     Attributes:
-        inputs: By operator and side ("in", "ch", "w_in", "w_out"), a mask (rows, channels).
+        inputs: By operator and side ("in", "ch", "w_in", "w_out", "state"), a mask (rows,
+            channels).
         outputs: By row, whether it reached the outputs of the network.
     """
 
@@ -182,6 +217,8 @@ class Pass(TorchFunctionMode):
         if isinstance(call, Scale):
             if not self.is_computed(call.weights):
                 return self.scale(call)
+        elif isinstance(call, Recurrence):
+            return self._recur(call, func, args, kwargs)
         elif isinstance(call, Fixed):
             return self._fixed(call, func, args, kwargs)
         return self._other(func, args, kwargs)
@@ -191,6 +228,11 @@ class Pass(TorchFunctionMode):
     def is_weight(self, x: Any) -> bool:
         """Return whether a tensor is a parameter or buffer, or is computed of them alone."""
         return isinstance(x, torch.Tensor) and (id(x) in self._names or hasattr(x, "_of_weights"))
+
+    def _sources(self, weight: Any) -> tuple[str, ...]:
+        """Return the names of the parameters and buffers that weights are computed of."""
+        name = self._names.get(id(weight))
+        return (name,) if name is not None else weight._of_weights
 
     def is_computed(self, weights: tuple[Any, ...]) -> bool:
         """Return whether these are the weights of a normalisation inside of units."""
@@ -204,9 +246,10 @@ class Pass(TorchFunctionMode):
         weights = [x for x in tensors if self.is_weight(x)]
         self.free.update(self._names[id(x)] for x in weights if id(x) in self._names)
         if weights and len(weights) == len(tensors):
+            of = tuple(dict.fromkeys(name for x in weights for name in self._sources(x)))
             for y in _leaves(output):
                 if isinstance(y, torch.Tensor) and id(y) not in self._names:
-                    y._of_weights = True  # type: ignore[attr-defined] # a mark on the object
+                    y._of_weights = of  # type: ignore[attr-defined] # a mark on the object
         return output
 
     # Operators
@@ -235,7 +278,8 @@ class Pass(TorchFunctionMode):
             self._axes([(weight, call.w_in)]) if call.groups == 1 and n_in else (),
             self._axes([(weight, call.w_out), (call.bias, 0)]),
             call.groups,
-            derived=not direct,
+            derived=() if direct else self._sources(weight),
+            unused=x.numel() == 0,
             in_shape=tuple(x.shape),
             out_shape=shape,
             in_dim=call.in_dim % x.ndim if n_in else 0,
@@ -269,6 +313,35 @@ class Pass(TorchFunctionMode):
         self._arrived(i, "ch", x, operator.in_dim)
         return torch.where(torch.isnan(x), x, torch.ones_like(x))
 
+    def _recur(
+        self, call: Recurrence, func: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        """Pass on what reads each layer's channels, and give their states the same taint."""
+        x, first, last = call.x, self._n, []
+        for step, start in enumerate(range(0, len(call.weights), call.directions)):
+            y: list[torch.Tensor] = []
+            for weights in call.weights[start : start + call.directions]:
+                back = weights[1]
+                operator = Operator(
+                    "mix", x.shape[-1], back.shape[1], self._axes([(weights[0], 1)]),
+                    in_shape=tuple(x.shape), out_shape=(*x.shape[:-1], back.shape[1]),
+                    in_dim=x.ndim - 1, out_dim=x.ndim - 1, gates=self._axes((w, 0) for w in weights),
+                    reads_back=self._axes([(back, 1)]), like=first,
+                )  # fmt: skip
+                i = self._next(operator)
+                self._arrived(i, "in", x, x.ndim - 1)
+                for state in call.states:
+                    own = state[step * call.directions + len(y)] if state.ndim > _MATRIX else state
+                    self._arrived(i, "state", own, own.ndim - 1, 0)
+                y.append(self._probed(i, x.new_ones(operator.out_shape), operator.out_dim))
+            x = torch.cat(y, -1)
+            last += y
+        if call.time is None and call.states[0].ndim == _MATRIX:  # one step
+            return (x, x.clone()) if len(call.states) > 1 else x
+        ends = [y.select(call.time, 0) if call.time is not None else _any(y, call) for y in last]
+        states = [torch.stack(ends) for _ in call.states]
+        return x, *states
+
     def _fixed(self, call: Fixed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         clean = [torch.ones_like(x) if x.is_floating_point() else x for x in call.xs]
         output = func(*clean, *args[len(clean) :], **kwargs)
@@ -285,13 +358,16 @@ class Pass(TorchFunctionMode):
 
     # Taint
 
-    def _arrived(self, i: int, side: str, x: torch.Tensor, dim: int) -> None:
+    def _arrived(
+        self, i: int, side: str, x: torch.Tensor, dim: int, batch: int | None = None
+    ) -> None:
         if not x.is_floating_point():
             return
         bad = torch.isnan(x)
         if not bad.any():
             return
-        batch = self._layouts.get(i, (None, None))[0] if self._rows > 1 else None
+        if batch is None or i not in self._layouts or self._layouts[i][0] is None:
+            batch = self._layouts.get(i, (None, None))[0]
         if self._rows == 1:
             self._note(i, side, bad.movedim(dim, 0).flatten(1).any(1)[None])
         elif batch is None or batch == dim:  # every row reads it
@@ -388,11 +464,43 @@ def _rmatmul(run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _product(run: Pass, one: Any, other: Any) -> Any:
     if run.is_weight(one) == run.is_weight(other):
         return None
-    if run.is_weight(other) and other.ndim == _MATRIX and one.ndim:
-        return Mix(one, other, None, -1, -1, 0, 1)
-    if run.is_weight(one) and one.ndim == _MATRIX and other.ndim > 1:
-        return Mix(other, one, None, -2, -2, 1, 0)
+    if run.is_weight(other) and other.ndim >= _MATRIX and one.ndim:
+        return Mix(one, other, None, -1, -1, other.ndim - 2, other.ndim - 1)
+    if run.is_weight(one) and one.ndim >= _MATRIX and other.ndim > 1:
+        return Mix(other, one, None, -2, -2, one.ndim - 1, one.ndim - 2)
     return None
+
+
+def _einsum(run: Pass, args: tuple[Any, ...], _: dict[str, Any]) -> Any:
+    equation, *operands = args
+    if not isinstance(equation, str) or len(operands) != len(_PAIR) or "->" not in equation:
+        return None
+    inputs, _arrow, out = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    which = [run.is_weight(x) for x in operands]
+    if sum(which) != 1:
+        return None
+    x, of_x = operands[which.index(False)], terms[which.index(False)]
+    weight, of_w = operands[which.index(True)], terms[which.index(True)]
+    read = [c for c in of_w if c in of_x and c not in out]
+    given = [c for c in of_w if c in out and c not in of_x]
+    others = [c for c in of_w if c in of_x and c in out]
+    if not read or not given or len({*read, *given, *others}) != len(of_w):
+        return None
+    # Of several dimensions that are read or given, the last is the channels, the others positions.
+    return Mix(
+        x, weight, None, _position(of_x, read[-1]), _position(out, given[-1]),
+        of_w.index(read[-1]), of_w.index(given[-1]),
+    )  # fmt: skip
+
+
+_PAIR = ("input", "other")
+
+
+def _position(term: str, letter: str) -> int:
+    """Return the dimension of a letter, from the end where an ellipsis stands before it."""
+    before, _, after = term.partition(letter)
+    return -1 - len(after) if "." in before else len(before)
 
 
 def _conv(run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -466,8 +574,31 @@ def _attention(_: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return Fixed((call["query"], call["key"], call["value"]))
 
 
-def _recurrent(_: Pass, args: tuple[Any, ...], __: dict[str, Any]) -> Any:
-    return Fixed((args[0],)) if args[0].ndim == _SEQUENCES else None
+def _recurrent(run: Pass, args: tuple[Any, ...], _: dict[str, Any]) -> Any:
+    x, rest = args[0], [*args[1:]]
+    packed = x.ndim == _MATRIX  # the sizes of its steps come next
+    states, flat, biased, layers, _dropout, _training, both, *first = rest[1 if packed else 0 :]
+    states = tuple(states) if isinstance(states, (tuple, list)) else (states,)
+    n = layers * (2 if both else 1)
+    each = 4 if biased else 2
+    if len(flat) != each * n or not _direct(run, tuple(flat)):  # it has projections, or computes
+        return Fixed((x,))
+    weights = tuple(tuple(flat[i : i + each]) for i in range(0, len(flat), each))
+    time = None if packed else 1 if first[0] else 0
+    return Recurrence(x, states, weights, 2 if both else 1, time)
+
+
+def _cell(run: Pass, args: tuple[Any, ...], _: dict[str, Any]) -> Any:
+    x, state, *weights = args
+    states = tuple(state) if isinstance(state, (tuple, list)) else (state,)
+    own = tuple(w for w in weights if w is not None)
+    return Recurrence(x, states, (own,), 1, None) if _direct(run, own) else Fixed((x,))
+
+
+def _any(y: torch.Tensor, call: Recurrence) -> torch.Tensor:
+    """Return states (batch, channels) of packed data, whose rows are those of all sequences."""
+    end = torch.where(y.isnan().any(0), math.nan, torch.ones_like(y[0]))
+    return end.expand(call.states[0].shape[1], -1).clone()
 
 
 def _direct(run: Pass, weights: tuple[Any, ...]) -> bool:
@@ -483,6 +614,7 @@ READERS: dict[Any, Reader] = {
         (torch.matmul, torch.mm, torch.bmm, _T.matmul, _T.mm, _T.bmm, _T.__matmul__), _matmul
     ),
     _T.__rmatmul__: _rmatmul,
+    torch.einsum: _einsum,
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _conv),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _conv_transpose),
     F.embedding: _embedding,
@@ -494,6 +626,7 @@ READERS: dict[Any, Reader] = {
     **dict.fromkeys((F.prelu, torch.prelu), _prelu),
     F.multi_head_attention_forward: _attention,
     **dict.fromkeys((_VF.lstm, _VF.gru, _VF.rnn_tanh, _VF.rnn_relu), _recurrent),
+    **dict.fromkeys((_VF.lstm_cell, _VF.gru_cell, _VF.rnn_tanh_cell, _VF.rnn_relu_cell), _cell),
 }
 
 

@@ -12,8 +12,9 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import combinations, islice
 from typing import Any
 
 import torch
@@ -22,21 +23,34 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from lightning_subnet._torch.contexts import plain_attention, random_state, shadowed
+from lightning_subnet._torch.contexts import (
+    plain_attention,
+    random_state,
+    same_buffers,
+    shadowed,
+)
 from lightning_subnet._torch.inputs import arguments, cloned
-from lightning_subnet._torch.outputs import difference, named_outputs
+from lightning_subnet._torch.outputs import Difference, difference
 from lightning_subnet.elasticity.channels.discovery import ChannelGroup
 from lightning_subnet.elasticity.channels.operators import Axis
+from lightning_subnet.elasticity.channels.results import results
 from lightning_subnet.elasticity.channels.slices import Count, Slices
 from lightning_subnet.elasticity.extraction import detached_copy
 from lightning_subnet.errors import ElasticityError
 
+FAILS = "a network without some of it fails"
+"""How the reason begins why a group is refused whose slices do not run."""
 _TRIES = 24  # sets of attributes that are tried for a group
 _CLOSE = {torch.float64: 1e-6, torch.float32: 1e-4}
 _COUNTS = re.compile(
     r"head|dim|size|channel|feature|width|hidden|inner|embed|planes|^n_|^num_|^n[a-z]?$|^d_"
 )
+_COUNTS_OTHERS = re.compile(  # what has the same number by chance, and is not of the channels
+    r"class|label|vocab|layer|block|step|epoch|batch|iter|sample|token|position|patch|image|level|"
+    r"stage|target|worker|device|length|max_|min_"
+)
 _OF_STREAMS = re.compile(r"d_model|model_dim|embed_dim|hidden_size|^dim$|hidden_dim|group")
+_OF_A_HEAD = re.compile(r"head_?dim|dim_?head|head_?size|d_head|per_head|^d_[kqv]$|key_dim")
 
 
 class Trial:
@@ -69,6 +83,7 @@ class Trial:
             else:
                 self.dtype = dtype
                 break
+        self.learns = self._learns()
         gap = difference(self.whole, self.run())
         if not gap.relative <= _CLOSE[self.dtype]:
             msg = (
@@ -78,13 +93,30 @@ class Trial:
             )
             raise ElasticityError(msg)
 
+    def _learns(self) -> bool:
+        """Return whether it also runs in training mode, on this example."""
+        try:
+            self.run_in_training()
+        except Exception:  # of any class: a BatchNorm of one value per channel, and the like
+            return False
+        return True
+
+    def run_in_training(self) -> None:
+        """Run the network in training mode, where it may have other branches."""
+        with same_buffers(self.net):
+            self.net.train()
+            try:
+                self.run()
+            finally:
+                self.net.eval()
+
     def run(self) -> dict[str, torch.Tensor]:
         """Return the outputs of the network."""
         with ExitStack() as stack:
             for context in (torch.no_grad(), random_state(0), plain_attention()):
                 stack.enter_context(context)
             output = self.net(*cloned(self.args), **cloned(self.kwargs))
-        return {n: x for n, x in named_outputs(output).items() if "past_key_values" not in n}
+        return results(output)
 
     def masked(
         self, groups: Sequence[ChannelGroup], dropped: Sequence[torch.Tensor]
@@ -120,11 +152,17 @@ class Trial:
         Args:
             slices: What may be dropped.
             kept: By group, the units that are kept.
+
+        Raises:
+            Exception: The network does not run like this, in eval or in training mode.
         """
         slices.attach(self.net)
         try:
             slices.put(self.net, kept)
-            return self.run()
+            output = self.run()
+            if self.learns:
+                self.run_in_training()
+            return output
         finally:
             slices.put(self.net, [group.units for group in slices.groups])
 
@@ -154,21 +192,39 @@ def prove(trial: Trial, group: ChannelGroup) -> tuple[list[Count], str]:
         expected.append(trial.masked([group], [away.nonzero().flatten()]))
     if trial.close(trial.whole, expected[0]):
         return [], "nothing of it acts on the outputs for this example"
+
+    def gaps(counts: Sequence[Count]) -> list[Difference]:
+        slices = Slices([group], counts)
+        pairs = zip(expected, keeps, strict=True)
+        return [difference(e, trial.sliced(slices, [keep])) for e, keep in pairs]
+
+    def works(counts: Sequence[Count]) -> bool:
+        try:
+            return all(gap.relative <= _CLOSE[trial.dtype] for gap in gaps(counts))
+        except Exception:  # of any class: the network does not run like this
+            return False
+
     reason = ""
     for counts in islice(_sets_of_counts(trial.net, group), _TRIES):
-        slices = Slices([group], counts)
         try:
-            gaps = [
-                difference(e, trial.sliced(slices, [keep]))
-                for e, keep in zip(expected, keeps, strict=True)
-            ]
-        except Exception as error:  # of any class: the network does not run like this
-            reason = reason or f"a network without some of it fails: {_line(error)}"
+            all_gaps = gaps(counts)
+        except Exception as error:  # of any class, as above
+            reason = reason or f"{FAILS}: {_line(error)}"
             continue
-        if all(gap.relative <= _CLOSE[trial.dtype] for gap in gaps):
-            return list(counts), ""
-        reason = f"a network without some of it gives other outputs: {gaps[0]}"
+        if all(gap.relative <= _CLOSE[trial.dtype] for gap in all_gaps):
+            return _with_needs(counts, works), ""
+        reason = f"a network without some of it gives other outputs: {all_gaps[0]}"
     return [], reason
+
+
+def _with_needs(counts: Sequence[Count], works: Callable[[Sequence[Count]], bool]) -> list[Count]:
+    """Return attributes with whether the network needs each of them."""
+    needed = [] if not counts or works([]) else list(counts)
+    for count in list(needed):
+        rest = [c for c in needed if c is not count]
+        if works(rest):
+            needed = rest
+    return [replace(c, needed=c in needed) for c in counts]
 
 
 def likely_counts(net: nn.Module, group: ChannelGroup) -> tuple[Count, ...]:
@@ -184,8 +240,9 @@ def _line(error: Exception) -> str:
 def _sets_of_counts(net: nn.Module, group: ChannelGroup) -> Iterator[tuple[Count, ...]]:
     """Return sets of attributes that may count units of a group, the likeliest first."""
     n = group.units
-    per_unit = {1} | {places.shape[1] for places in group.axes.values()}
-    sizes = {n * m: m for m in sorted(per_unit, reverse=True)}
+    most = {places.shape[1] for places in group.axes.values()}
+    # Queries that share a key-value head are several of one unit, and fewer than its channels.
+    sizes = {n * m: m for k in most for m in range(1, k + 1) if k % m == 0}
     parents: dict[str, None] = {}
     for name, _ in group.axes:
         owner = name.rpartition(".")[0]
@@ -198,15 +255,28 @@ def _sets_of_counts(net: nn.Module, group: ChannelGroup) -> Iterator[tuple[Count
         if _is_layer(module):
             continue
         for attribute, value in vars(module).items():
-            if type(value) is int and value in sizes and _COUNTS.search(attribute):
+            if (
+                type(value) is int
+                and value in sizes
+                and _COUNTS.search(attribute)
+                and not _COUNTS_OTHERS.search(attribute)
+            ):
                 candidates.append(Count(name, attribute, 0, sizes[value]))
-    likely = [c for c in candidates if group.norms or not _OF_STREAMS.search(c.name)]
+    unlikely = {
+        c.name
+        for c in candidates
+        if (not group.norms and _OF_STREAMS.search(c.name)) or _OF_A_HEAD.search(c.name)
+    }
+    likely = [c for c in candidates if c.name not in unlikely]
     by_name: dict[str, list[Count]] = {}
     for count in candidates:
         by_name.setdefault(count.name, []).append(count)
     sets = [likely, [], candidates]
     sets += [[c for c in candidates if c.name != name] for name in by_name]
     sets += by_name.values()
+    sets += [
+        [c for c in candidates if c.name not in pair] for pair in combinations(by_name, 2)
+    ]
     yield from dict.fromkeys(map(tuple, sets))
 
 
