@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pre-trained CIFAR-10 ResNets made elastic in one line: without training, and after one epoch.
 
-    python -m benchmarks.compress [--networks resnet20 resnet56] [--seeds 3] [--parts untrained epoch]
+    python -m benchmarks.compress [--networks resnet20 resnet56] [--seeds 3] [--parts untrained]
     python -m benchmarks.compress --report
 
-"untrained": every inner group of channels at .75 and .5 of its width, sorted by the L1 norm of what
-reads the channel or left as it is, statistics renewed on 2,048 training images that are cropped and
+"untrained": every inner group of channels at .75 and .5 of its width, sorted by the L1 or L2 norm of
+what reads the channel or left as it is, statistics renewed on 2,048 training images that are cropped and
 mirrored as the training's were; accuracy of 2,000 test images, and that of the whole network.
 
 "epoch": one epoch of `SubnetSampling` on 10,000 training images for blocks that may be skipped, and
 for blocks and widths; then a search of 60 validations on 1,000 test images against MACs, of which
 the best subnets within 50 % and 75 % of the MACs are judged on the other 1,000. Beside it a network
-whose channels are cut to these MACs by their L1 norms and that is then fine-tuned alone: for as many
-steps, and for as many passes as the super-network had (four to a step). A row is written as soon as
+whose channels are cut to these MACs by their L1 norms and that is then fine-tuned alone: for as
+many steps, and for as many passes as the super-network had (four to a step). A row is written as soon as
 it is measured, and is not measured again.
 """
 
@@ -102,7 +102,7 @@ def at_width(net: Any, share: float) -> Subnet:
 def untrained(name: str, seed: int, data: Images) -> None:
     net = example().pretrained(data_folder(), int(name.removeprefix("resnet")))
     save(name, "untrained", "own statistics", 1.0, seed, accuracy(net, data.all), 1.0)
-    for method, importance in (("l1", "l1"), ("unsorted", None)):
+    for method, importance in (("l1", "l1"), ("l2", "l2"), ("unsorted", None)):
         net = elastic_net(name, depth=False, importance=importance)
         whole = count_macs(extract(net, net.search_space().largest), torch.zeros(1, 3, 32, 32))
         for share in (1.0, *SHARES):
@@ -135,7 +135,9 @@ def epoch(name: str, seed: int, data: Images) -> None:
             macs = best.values["macs"] / whole
             save(name, "epoch", method, share, seed, accuracy(plain, data.test), macs)
     for share in SHARES:
-        net = elastic_net(name, widths=[i / 16 for i in range(1, 17)], divisor=1, depth=False)
+        net = elastic_net(
+            name, widths=[i / 16 for i in range(1, 17)], divisor=1, depth=False, importance="l1"
+        )
         subnet = of_macs(net, share)
         for method, epochs in (("L1, as many steps", 1), ("L1, as many passes", 4)):
             if has(name, "epoch", method, share, seed):
