@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pre-trained CIFAR-10 ResNets made elastic in one line: without training, and after one epoch.
 
-    python -m benchmarks.compress [--networks resnet20 resnet56] [--seeds 3] [--parts untrained]
+    python -m benchmarks.compress [--networks resnet20] [--seeds 3] [--parts untrained epoch]
     python -m benchmarks.compress --report
 
-"untrained": every inner group of channels at .75 and .5 of its width, sorted by the L1 or L2 norm of
-what reads the channel or left as it is, statistics renewed on 2,048 training images that are cropped and
-mirrored as the training's were; accuracy of 2,000 test images, and that of the whole network.
+"untrained": every inner group of channels at .75 and .5 of its width, sorted by the L1 or L2 norm
+of what reads the channel or left as it is, statistics renewed on 2,048 training images that are
+cropped and mirrored as the training's were; accuracy of 2,000 test images, and that of the whole.
 
 "epoch": one epoch of `SubnetSampling` on 10,000 training images for blocks that may be skipped, and
 for blocks and widths; then a search of 60 validations on 1,000 test images against MACs, of which
 the best subnets within 50 % and 75 % of the MACs are judged on the other 1,000. Beside it a network
 whose channels are cut to these MACs by their L1 norms and that is then fine-tuned alone: for as
-many steps, and for as many passes as the super-network had (four to a step). A row is written as soon as
-it is measured, and is not measured again.
+many steps, and for as many passes as the super-network had (four to a step). A row is written as
+soon as it is measured, and is not measured again.
 """
 
 from __future__ import annotations
