@@ -16,6 +16,7 @@ from lightning_subnet._torch.contexts import random_state
 from lightning_subnet._torch.inputs import cloned
 from lightning_subnet.elasticity.statistics import (
     Key,
+    Place,
     Snapshot,
     Sums,
     Watch,
@@ -106,6 +107,7 @@ class Renewal:
         self._state = Snapshot({*every, *self._others})
         self._uses: set[nn.Module] = set()
         self._renewed: set[nn.Module] = set()
+        self._seed = 0  # of what the network draws: of the batch, however often that runs
 
     def over(self, parts: Iterable[tuple[Any, int]]) -> int:
         """Renew the statistics, and return over how many samples.
@@ -132,8 +134,9 @@ class Renewal:
                 sums.update(watch.sums)
                 for key, share in shares.items():
                     value = torch.where(share.where, self._now(key) / share.new, 0)
-                    sums.add(key, (0, tuple(value.shape), value.stride()), n, value)
+                    sums.add(key, Place(0, tuple(value.shape), value.stride()), n, value)
                 n_used += n
+                self._seed += 1
             self._check(sums, n_used)
         finally:
             self._state.restore()
@@ -160,7 +163,7 @@ class Renewal:
             self._state.buffer(key).fill_(start)
         layers = {*self._norms, *self._others, *self._paused}
         watch = Watch(layers, known.always, notes=notes)
-        with watch:
+        with random_state(self._seed), watch:
             self._run(part)
         return watch
 
@@ -180,8 +183,7 @@ class Renewal:
         while True:
             high = {}
             if own := self._own():
-                with random_state():
-                    self._go(cloned(spare), start=_HIGH)
+                self._go(cloned(spare), start=_HIGH)
                 high = {key: self._now(key) for key in own}
             watch = self._in_some_mode(part)
             if not self._learn(watch, spare):
@@ -289,7 +291,7 @@ class Renewal:
     ) -> bool:
         """Return whether the network ran with these modules in training mode too."""
         known, suspects = self._known, holders.keys()
-        with random_state(), suppress(Exception):
+        with suppress(Exception):
             self._state.restore()
             watch = self._go(cloned(part), training=strangers.union(*holders.values()))
             moves = self._moves(watch, suspects | strangers)
