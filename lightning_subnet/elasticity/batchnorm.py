@@ -69,7 +69,8 @@ def recalibrate(
     subclasses of them, whatever their momentum and whoever calls the function with their buffers,
     and layers of other classes whose buffers follow a running average in training mode. Only such
     layers are in training mode meanwhile (dropout stays off); statistics are written in place;
-    flags come back, momenta are not touched.
+    flags come back, momenta are not touched. What a network draws all the same comes from a random
+    state of the batch alone; the caller's is not touched.
 
     These keep their statistics: layers that do not run; those that the module's own `train()` keeps
     in eval mode; those with `track_running_stats=False`, as

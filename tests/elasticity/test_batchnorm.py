@@ -866,3 +866,35 @@ def test_batches_that_are_none_say_what_to_write() -> None:
     assert recalibrate(net, pairs, forward=lambda batch: net(batch[0])) == 4
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # torch says it best
         recalibrate(net, [torch.randn(4, 5)])
+
+
+class Noisy(nn.Module):
+    """Draws in every mode; the running average of its own is learnt of in further passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("running_mean", torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + torch.randn(x.shape)
+        if self.training:
+            self.running_mean.mul_(0.9).add_(0.1 * x.mean(0))
+        return self.norm(x - self.running_mean)
+
+
+def test_what_a_network_draws_is_the_same_in_every_renewal() -> None:
+    net = Noisy()
+    renew, data = Recalibrator(net), [torch.zeros(8, 2), torch.ones(8, 2)]
+    state = torch.get_rng_state()
+    states = []
+    for _ in range(2):
+        renew(data)
+        states.append({k: v.clone() for k, v in net.state_dict().items()})
+        torch.randn(3)
+    first, second = states
+    assert all(torch.equal(second[k], v) for k, v in first.items())
+    assert (first["running_mean"] - 0.5).abs().max() > 1e-3  # it draws
+    torch.set_rng_state(state)
+    renew(data)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import types
-import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -55,13 +54,15 @@ from lightning_subnet.training.validation.batch_input import (
     first_input,
     model_input,
     network_of,
+    run_on,
 )
 from lightning_subnet.training.validation.checks import FORMATS, Checks, Score, checked_score
 from lightning_subnet.training.validation.extractor import Extractor
 from lightning_subnet.training.validation.frozen_data import FrozenData, Source, frozen_data
-from lightning_subnet.training.validation.gathered import GatheredState
+from lightning_subnet.training.validation.gathered import GatheredState, attributes_digest
 from lightning_subnet.training.validation.guards import (
     OwnWeights,
+    Passed,
     WeightGuard,
     differing,
     warn_of_renewal,
@@ -81,8 +82,6 @@ _log = logging.getLogger(__name__)
 
 # The same for every search, so that strategies and seeds are compared on the same data.
 _SEED = 0
-# Checks that a model has passed in this process, by what its values depend on.
-_PASSED: weakref.WeakKeyDictionary[LightningModule, set[Any]] = weakref.WeakKeyDictionary()
 _ROWS = 16  # of a batch, on which outputs are compared
 
 
@@ -165,6 +164,7 @@ class TrainerEvaluator(Evaluator):
         self.provenance: dict[str, str] = {}
         self._hashes = hashes
         self._digest = ""
+        self._passed = Passed(model, None)
 
     def __enter__(self) -> TrainerEvaluator:
         before = getattr(self._elastic, "active_subnet", None)
@@ -188,6 +188,9 @@ class TrainerEvaluator(Evaluator):
                 self._choose_score()
             if self._hashes:
                 self.provenance = self._provenance()
+                self._elastic.activate(self.space.largest)  # which may set attributes
+                key = (digest(self.provenance), attributes_digest(self._model), self.checks)
+                self._passed = Passed(self._model, key)
             self._digest = digest(self.provenance)
             self._stack = stack.pop_all()
         return self
@@ -242,7 +245,7 @@ class TrainerEvaluator(Evaluator):
         """Return one sample, as the module's forward takes it."""
         example = self._model.example_input_array
         if example is None:
-            return first_input(self._data.loaders)
+            return first_input(self._data.loaders, self._model)
         return tree_map(lambda x: x[:1] if isinstance(x, torch.Tensor) and x.ndim else x, example)
 
     def _call(self) -> Call | None:
@@ -275,7 +278,7 @@ class TrainerEvaluator(Evaluator):
         def forward() -> None:
             run = network_of(model, part)
             ready = transfer(self.trainer, model, cloned(batch), _device(model))
-            run(model_input(ready, model))
+            run_on(run, model_input(ready, model))
 
         def example() -> None:
             args, kwargs = arguments(model, model.example_input_array)
@@ -339,7 +342,7 @@ class TrainerEvaluator(Evaluator):
             ElasticityError: The largest subnet costs less than the smallest.
         """
         runtimes = {getattr(measure, "runtime", "") for measure in measures} & FORMATS.keys()
-        if self._passed("subnets", *sorted(runtimes)):
+        if self._passed.has("subnets", *sorted(runtimes)):
             return
         if self.checks.parity:
             with random_state(_SEED):
@@ -352,15 +355,7 @@ class TrainerEvaluator(Evaluator):
                 )
         if self.checks.order and self.calls:
             check_ends(self._place.part, *self.calls[0])
-        self._pass("subnets", *sorted(runtimes))
-
-    def _passed(self, *check: str) -> bool:
-        """Return whether this model has passed a check in this process, with the same values."""
-        return self._hashes and (self._digest, self.checks, *check) in _PASSED.get(self._model, ())
-
-    def _pass(self, *check: str) -> None:
-        """Note that this model has passed a check."""
-        _PASSED.setdefault(self._model, set()).add((self._digest, self.checks, *check))
+        self._passed.add("subnets", *sorted(runtimes))
 
     def evaluate(self, subnet: Subnet) -> Measured:
         """Activate the subnet, validate, and return every metric that was logged."""
@@ -369,9 +364,9 @@ class TrainerEvaluator(Evaluator):
             self._own_weights.check()
         if self._unchecked:
             self._unchecked = False
-            if not self._passed("scores"):
+            if not self._passed.has("scores"):
                 self._check_first(subnet, metrics, self._gathered_by_first)
-                self._pass("scores")
+                self._passed.add("scores")
         return metrics
 
     def _validated(self, subnet: Subnet, *, renewed: bool = True) -> dict[str, float]:
@@ -494,9 +489,10 @@ class TrainerEvaluator(Evaluator):
 
     def extractor(self) -> Extractor:
         """Return an `Extractor` of the model, which stays valid when the evaluator is closed."""
-        return Extractor.of(
-            self.trainer, self._place, self._data, self.calls, self.score, self.checks
-        )
+        with random_state(_SEED):  # of what moves calibration batches to the device
+            return Extractor.of(
+                self.trainer, self._place, self._data, self.calls, self.score, self.checks
+            )
 
 
 def _device(module: torch.nn.Module) -> torch.device:

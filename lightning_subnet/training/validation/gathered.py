@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torchmetrics import Metric
 
+from lightning_subnet._torch.fingerprints import hashed, stable_text
 from lightning_subnet.training._lightning import LightningModule
 
 _INTERNAL = {
@@ -76,6 +78,61 @@ class GatheredState:
         """Yield the metrics of the module, also those that torch does not know to be in it."""
         for module in (self._module, *self._hidden):
             yield from (child for child in module.modules() if isinstance(child, Metric))
+
+
+def attributes_digest(module: torch.nn.Module) -> str:
+    """Return a hash of what a module and its children do by besides weights and code.
+
+    These are their modes and plain attributes: numbers, texts, flags, containers of them, functions
+    by name, small tensors, and objects of such attributes; those of the authors' classes too.
+    Buffers and parameters are left out.
+
+    Args:
+        module: A network or a LightningModule.
+
+    Example:
+        >>> net = torch.nn.BatchNorm1d(2)
+        >>> before = attributes_digest(net)
+        >>> net.eps = 0.5
+        >>> attributes_digest(net) == before
+        False
+    """
+    parts = []
+    for name, child in module.named_modules():
+        if isinstance(child, Metric):
+            continue
+        classes = [cls for cls in type(child).__mro__ if not _is_of_library(cls)]
+        shared = {k: v for cls in classes[::-1] for k, v in vars(cls).items() if k[:2] != "__"}
+        plain = {k: v for k, v in shared.items() if isinstance(v, (*_PLAIN, tuple))}
+        parts.append((name, child.training, sorted(_texts({**plain, **_own(child)}).items())))
+    return hashed([str(parts)])
+
+
+def _is_of_library(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] in _LIBRARIES
+
+
+_LIBRARIES = ("builtins", "lightning", "pytorch_lightning", "torch", "torchmetrics")
+
+
+def _texts(attributes: dict[str, Any]) -> dict[str, str]:
+    """Return attributes as texts that are equal where they are; large data by its type."""
+    texts = {}
+    for name, value in attributes.items():
+        text = type(value).__qualname__
+        if isinstance(value, torch.Tensor):
+            with suppress(Exception):  # one without data, for example
+                text = hashed(value) if value.numel() <= _MOST_ELEMENTS else text
+        elif _is_meter(value):
+            text += str(_texts(vars(value)))
+        elif not (isinstance(value, _SIZED) and len(value) > _MOST_ITEMS):
+            with suppress(RecursionError):  # a list that holds itself
+                text = stable_text([*value] if isinstance(value, deque) else value)
+        texts[name] = text
+    return texts
+
+
+_SIZED = (str, bytes, list, tuple, dict, set, deque)
 
 
 def _modules_in(value: Any, seen: set[int], depth: int = _DEEPEST) -> Iterator[torch.nn.Module]:

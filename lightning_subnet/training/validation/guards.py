@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -15,6 +16,29 @@ from lightning_subnet._torch.fingerprints import hashed
 from lightning_subnet.errors import CalibrationWarning, MeasurementError
 from lightning_subnet.training._lightning import BeforeFirstBatch, LightningModule, Trainer
 from lightning_subnet.training.validation.place import Place
+
+
+class Passed:
+    """The checks that a model has passed in this process.
+
+    Args:
+        model: The model.
+        key: All that its values depend on; None: nothing is known, and nothing noted.
+    """
+
+    _of: ClassVar[weakref.WeakKeyDictionary[nn.Module, set[Any]]] = weakref.WeakKeyDictionary()
+
+    def __init__(self, model: nn.Module, key: tuple[Any, ...] | None) -> None:
+        self._model, self._key = model, key
+
+    def has(self, *check: str) -> bool:
+        """Return whether it has passed a check, with the same values."""
+        return self._key is not None and (*self._key, *check) in self._of.get(self._model, ())
+
+    def add(self, *check: str) -> None:
+        """Note that it has."""
+        if self._key is not None:
+            self._of.setdefault(self._model, set()).add((*self._key, *check))
 
 
 def differing(first: Mapping[str, float], second: Mapping[str, float]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lightning_subnet._messages import warn
-from lightning_subnet._torch.contexts import muted
+from lightning_subnet._torch.contexts import muted, random_state
 from lightning_subnet._torch.inputs import cloned
 from lightning_subnet.errors import CalibrationWarning, MeasurementError, SearchError
 from lightning_subnet.training._lightning import (
@@ -85,7 +85,9 @@ class Recalibration(BeforeFirstBatch):
         """Note the shape of the first input of a kind, where it is a tensor."""
         if self._step is None and kind not in self._shapes:
             with suppress(SearchError):  # validation batches may have another form
-                self._shapes[kind] = item().shape[1:]
+                first = item()
+                if isinstance(first, torch.Tensor):
+                    self._shapes[kind] = first.shape[1:]
 
     def _difference(self) -> str:
         """Return a sentence with the shapes of the inputs, where they differ."""
@@ -127,7 +129,8 @@ class Recalibration(BeforeFirstBatch):
             self._watches = True
             self._place.watch(partial(_note, inputs))
             if inputs is self._inputs:
-                self._place.run(item)
+                with random_state():  # the first validation draws as later ones do
+                    self._place.run(item)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *_args: Any

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_subnet import SearchSpace, elastic
@@ -197,6 +198,29 @@ def test_a_network_that_draws_in_eval_mode_is_told() -> None:
         search(calibration_images=0, budget=1).fit(model, Digits(), progress=False)
 
 
+def test_a_network_that_draws_is_scored_with_the_same_draws_however_often_its_layers_are_probed(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    class Own(ElasticMlp):
+        """Has a running average of its own, which is learnt of in further passes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.Identity()
+            self.register_buffer("running_mean", torch.zeros(64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.dropout(x, 0.2)  # also in eval mode
+            if self.training:
+                self.running_mean.mul_(0.9).add_(0.1 * x.mean(0).detach())
+            return super().forward(x - self.running_mean)
+
+    model = with_net(Own())
+    first, again = scores(model, checks=True), scores(model, lambda subnets: subnets[::-1])
+    assert first == again
+    assert len({e["val_loss"] for e in first.values()}) == 12
+
+
 def test_every_change_of_a_weight_is_seen() -> None:
     module = nn.ModuleDict(
         {"a": nn.Linear(5, 3), "b": nn.Linear(5, 3).half(), "c": nn.Linear(2, 2).double()}
@@ -270,6 +294,36 @@ def test_extraction_and_modules_for_training_are_compared_too() -> None:
         result.to_module(model, smallest)
 
 
+def test_what_a_model_has_passed_counts_for_the_same_attributes_alone() -> None:
+    class Turned(ElasticMlp):
+        wrong = False
+
+        def extract(self, subnet: Any) -> nn.Module:
+            net = ElasticMlp()
+            net.load_state_dict(self.state_dict())
+            net.activate(self.space.largest if self.wrong else subnet)
+            return net
+
+    model = with_net(Turned())
+    model.net.space = model.net.search_space()  # type: ignore[assignment] # no module
+    data = DataLoader(digits(), 300)
+
+    def run() -> None:
+        search(budget=3).fit(model, dataloaders=data, train_dataloaders=data, progress=False)
+
+    run()
+    assert model.validated.n == 3 + 2
+    run()
+    assert model.validated.n == 3 + 2 + 3  # checked before
+    model.net.wrong = True
+    with pytest.raises(ParityError, match=r"Look at Turned\.extract\(\)"):
+        run()
+    del model.net.wrong
+    Turned.wrong = True
+    with pytest.raises(ParityError, match=r"Look at Turned\.extract\(\)"):
+        run()
+
+
 def test_what_cannot_be_compared_is_told() -> None:
     class Around(LitMlp):
         """Runs layers of the network, and not the network."""
@@ -284,7 +338,7 @@ def test_what_cannot_be_compared_is_told() -> None:
     model.net = Wrong()
     x, y = digits().tensors
     rows = [{"x": a, "y": b} for a, b in zip(x, y, strict=True)]
-    data = torch.utils.data.DataLoader(rows, 600)
+    data = DataLoader(rows, 600)
     with pytest.warns(ParityWarning, match=r"no validation batch goes through its forward\(\)"):
         search(objectives={"val_acc": "max"}, calibration_images=0).fit(
             model, dataloaders=data, progress=False
@@ -371,7 +425,7 @@ def test_calibration_on_other_images_than_those_of_the_training_is_told() -> Non
                     x, y = self.train[i]
                     return 5 * x * (torch.arange(64) % 3 == 0) + 3, y
 
-            return torch.utils.data.DataLoader(Shifted(), 50, shuffle=True)
+            return DataLoader(Shifted(), 50, shuffle=True)
 
     L.seed_everything(0, verbose=False)
     model, data = LitMlp(), Digits()

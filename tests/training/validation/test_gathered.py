@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 from torchmetrics import MeanMetric, MetricCollection
 
-from lightning_subnet.training.validation.gathered import GatheredState
+from lightning_subnet.training.validation.gathered import GatheredState, attributes_digest
 
 
 class Meter:
@@ -141,3 +143,48 @@ def test_what_is_large_or_shared_is_not_copied() -> None:
     assert module.data is data
     assert module.items is items
     assert len(items) == 4
+
+
+def changed(change: Callable[[Any], None]) -> bool:
+    net = nn.Sequential(nn.BatchNorm1d(2), Meters())
+    before = attributes_digest(net)
+    assert attributes_digest(net) == before
+    change(net)
+    return attributes_digest(net) != before
+
+
+class Meters(nn.Module):
+    """Attributes of all kinds that a forward pass may go by."""
+
+    shared = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self.act, self.mean = (1, 2), torch.relu, torch.zeros(2)
+        self.config = SimpleNamespace(scale=1.0, names=["a"])
+        self.itself: list[Any] = []
+        self.itself.append(self.itself)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: setattr(net[0], "eps", 0.5),
+        lambda net: setattr(net[0], "momentum", None),
+        lambda net: setattr(net[1], "sizes", (1, 3)),
+        lambda net: setattr(net[1], "act", torch.sigmoid),
+        lambda net: setattr(net[1], "new", "text"),
+        lambda net: setattr(net[1], "shared", 2),
+        lambda net: setattr(net[1].config, "scale", 2.0),
+        lambda net: net[1].config.names.append("b"),
+        lambda net: net[1].mean.add_(1),
+        lambda net: net[0].eval(),
+    ],
+)
+def test_a_changed_attribute_gives_another_digest(change: Callable[[Any], None]) -> None:
+    assert changed(change)
+
+
+def test_weights_and_buffers_are_not_in_the_digest_of_attributes() -> None:
+    assert not changed(lambda net: net[0].running_mean.add_(1))
+    assert not changed(lambda net: net[0].weight.data.add_(1))
