@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from lightning_subnet.elasticity.channels.discovery import ChannelGroup, Discove
 from lightning_subnet.elasticity.channels.importance import Importance, Score, SortableUnits, scores
 from lightning_subnet.elasticity.channels.report import ElasticReport, ElasticRow
 from lightning_subnet.elasticity.channels.slices import Count, Slices, bake, release
+from lightning_subnet.elasticity.channels.tying import alike, tied
 from lightning_subnet.elasticity.channels.verification import Trial, likely_counts, prove
 from lightning_subnet.elasticity.extraction import detached_copy
 from lightning_subnet.elasticity.protocol import detach, elastic
@@ -33,6 +35,7 @@ from lightning_subnet.supernets.recipes import note_recipe, recipe_of
 
 _Net = TypeVar("_Net", bound=nn.Module)
 
+_OF_HEADS = re.compile(r"head_?s|all_head|attn|inner|split")  # attributes that count heads
 _MOST = 0.9  # of the MACs in the smallest subnet: it saves nearly nothing
 
 
@@ -306,6 +309,7 @@ class _Plan:
         self.blocks_refused: dict[str, str] = dict(skips.refused)
         self.slices = Slices([])
         self.choices: list[_Varies] = []
+        self.modules = dict(model.named_modules())
         self._sizes = {n: p.numel() for n, p in model.named_parameters()}
         self._smallest: float | None = None
         names: dict[str, int] = {}
@@ -324,13 +328,15 @@ class _Plan:
             for name, dim in group.axes
             if (name, dim) not in group.readers and name in self.discovery.macs
         ]
-        maker = (makers or tensors)[0].rpartition(".")[0]
+        tensor = (makers or tensors)[0].partition(".parametrizations.")[0]
+        maker = tensor if tensor in self.modules else tensor.rpartition(".")[0] or tensor
         dims = {self._ndim(name) for name in makers}
         kind = "width"
-        if group.norms or crosses:
-            kind = "stream"
-        elif group.spreads and dims <= {2}:
+        if not group.norms and group.spreads and dims <= {2}:
+            # Also where blocks share a bias of as many heads, and so cross their borders.
             kind, maker = "heads", maker.rpartition(".")[0] or maker
+        elif group.norms or crosses:
+            kind = "stream"
         name = f"{kind}.{maker}"
         names[name] = names.get(name, 0) + 1
         if names[name] > 1:
@@ -376,6 +382,8 @@ class _Plan:
             if not c.reason:
                 counts, c.reason = prove(trial, c.group)
                 c.counts, c.verified = tuple(counts), not c.reason
+        self._tie(trial)
+        self._settle()
         together: list[_Candidate] = []
         for several in (False, True):  # all at once; one by one if that fails
             together = []
@@ -388,6 +396,34 @@ class _Plan:
                     together.remove(c)
             if several or not together or self._work_together(trial, together):
                 break
+
+    def _tie(self, trial: Trial) -> None:
+        """Let groups that fail alone vary with those of other layers, where that works."""
+        failing = {id(c.group): c for c in self.candidates if len(c.values) > 1 and c.reason}
+        for several in alike(c.group for c in failing.values()):
+            group = tied(several)
+            counts, reason = prove(trial, group)
+            if not reason:
+                first, *others = (failing[id(g)] for g in several)
+                c = self._candidate(group, {})
+                c.values, c.counts, c.verified = first.values, tuple(counts), True
+                self.candidates[self.candidates.index(first)] = c
+                for other in others:
+                    self.candidates.remove(other)
+
+    def _settle(self) -> None:
+        """Leave an attribute that may count units of several groups to the one that means it."""
+        claims: dict[tuple[str, str], list[tuple[_Candidate, Count]]] = {}
+        for c in self.candidates:
+            for count in likely_counts(self.model, c.group) if c.reason else c.counts:
+                claims.setdefault((count.module, count.name), []).append((c, count))
+        for (_, name), rivals in claims.items():
+            if len(rivals) == 1:
+                continue
+            kind = "heads" if _OF_HEADS.search(name) else "stream"
+            for c, count in rivals:
+                if not c.reason and not count.needed and c.kind != kind:
+                    c.counts = tuple(other for other in c.counts if other is not count)
 
     def _work_together(self, trial: Trial, chosen: list[_Candidate]) -> bool:
         """Return whether groups may be as small as they get all at once."""

@@ -18,13 +18,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_subnet._torch.contexts import evaluating, plain_attention, random_state, shadowed
 from lightning_subnet._torch.inputs import arguments, cloned
-from lightning_subnet._torch.outputs import named_outputs
 from lightning_subnet.elasticity.channels.operators import (
     Pass,
     Scale,
     Taint,
     is_channelwise,
 )
+from lightning_subnet.elasticity.channels.results import results
 from lightning_subnet.errors import ElasticityError
 
 _ROWS = 128  # of a batch of probes, where they fit
@@ -301,12 +301,8 @@ def _batch_dim(two: tuple[int, ...], three: tuple[int, ...]) -> int | None:
 
 
 def _tainted(output: Any, rows: int) -> torch.Tensor:
-    """Return in which rows the outputs of a network are NaN; caches are no outputs."""
-    tensors = [
-        x
-        for name, x in named_outputs(output).items()
-        if x.is_floating_point() and "past_key_values" not in name
-    ]
+    """Return in which rows the outputs of a network are NaN."""
+    tensors = [x for x in results(output).values() if x.is_floating_point()]
     if rows == 1:
         return torch.tensor([any(bool(x.isnan().any()) for x in tensors)])
     of_rows = [x for x in tensors if x.ndim and len(x) % rows == 0 and len(x)]

@@ -40,12 +40,14 @@ class Count:
         name: The attribute.
         group: The number of the group.
         per_unit: How much a unit adds to it.
+        needed: Whether the network is wrong with less of the group if the attribute stays.
     """
 
     module: str
     name: str
     group: int
     per_unit: int
+    needed: bool = True
 
 
 @dataclass
