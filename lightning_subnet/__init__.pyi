@@ -84,6 +84,9 @@ from .study.objectives import (
 from .supernets.elasticizing import (
     elasticize as elasticize,
 )
+from .training.elasticize_callback import (
+    Elasticize as Elasticize,
+)
 from .training.subnet_sampling import (
     SubnetSampling as SubnetSampling,
 )

@@ -4,6 +4,9 @@
 from .distillation import (
     alpha_divergence as alpha_divergence,
 )
+from .elasticize_callback import (
+    Elasticize as Elasticize,
+)
 from .progressive_shrinking import (
     ProgressiveShrinking as ProgressiveShrinking,
 )

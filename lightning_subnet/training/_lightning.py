@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -293,6 +294,24 @@ def fit_loaders(trainer: Trainer) -> tuple[Any, Any]:
     """
     validation = trainer.fit_loop.epoch_loop.val_loop._data_source
     return validation.dataloader(), trainer.fit_loop._data_source.dataloader()
+
+
+def data_source(trainer: Trainer) -> Any:
+    """Return where a Trainer that has begun gets its batches from: those of training in `fit`."""
+    loops: dict[Any, Any] = {
+        TrainerFn.VALIDATING: trainer.validate_loop,
+        TrainerFn.TESTING: trainer.test_loop,
+        TrainerFn.PREDICTING: trainer.predict_loop,
+    }
+    return loops.get(trainer.state.fn, trainer.fit_loop)._data_source
+
+
+def configure_model(trainer: Trainer) -> None:
+    """Let a module build what it builds in `configure_model`, which it does once.
+
+    A Trainer calls it after `setup` of callbacks, and again whenever it is used.
+    """
+    call._call_configure_model(trainer)
 
 
 def inner_trainer(outer: Trainer) -> Trainer:

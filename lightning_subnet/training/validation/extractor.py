@@ -130,7 +130,9 @@ class Extractor:
     def _ready(self, batch: Any) -> Any:
         weight = next(self.place.model.parameters())
         batch = cloned(batch, weight.device)
-        return as_weight(weight, batch) if isinstance(batch, torch.Tensor) else batch
+        if calibration_step(self.place.model) is None or isinstance(batch, torch.Tensor):
+            return as_weight(weight, batch)
+        return batch
 
     def parity(self, subnet: Subnet, plain: nn.Module) -> float:
         """Return the largest absolute difference of outputs; NaN where none can be compared.

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_subnet.elasticity.batchnorm import Recalibrator
 from lightning_subnet.training._lightning import LightningModule
-from lightning_subnet.training.validation.batch_input import calibration_step, network_of
+from lightning_subnet.training.validation.batch_input import calibration_step, network_of, run_on
 
 Watcher = Callable[[tuple[Any, ...]], None]
 """Gets the positional arguments of a forward pass."""
@@ -106,7 +106,9 @@ class Place:
     def run(self, item: Any) -> Any:
         """Run the network on an item of `calibration_step`, or else on the input of a batch."""
         step = calibration_step(self.model)
-        return (step or network_of(self.model, self.current))(item)
+        if step is not None:
+            return step(item)
+        return run_on(network_of(self.model, self.current), item)
 
     def recalibrate(self, items: Iterable[Any], *, max_images: int) -> int:
         """Renew the running statistics of what stands there, and return over how many samples.
