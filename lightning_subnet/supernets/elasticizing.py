@@ -328,7 +328,8 @@ class _Plan:
             for name, dim in group.axes
             if (name, dim) not in group.readers and name in self.discovery.macs
         ]
-        tensor = (makers or tensors)[0].partition(".parametrizations.")[0]
+        given = [name for name, dim in group.axes if (name, dim) not in group.readers]
+        tensor = (makers or given or tensors)[0].partition(".parametrizations.")[0]
         maker = tensor if tensor in self.modules else tensor.rpartition(".")[0] or tensor
         dims = {self._ndim(name) for name in makers}
         kind = "width"
@@ -380,7 +381,7 @@ class _Plan:
         """Prove each group, and all of them at once."""
         for c in self.candidates:
             if not c.reason:
-                counts, c.reason = prove(trial, c.group)
+                counts, c.reason = prove(trial, c.group, c.values)
                 c.counts, c.verified = tuple(counts), not c.reason
         self._tie(trial)
         self._settle()
@@ -402,9 +403,9 @@ class _Plan:
         failing = {id(c.group): c for c in self.candidates if len(c.values) > 1 and c.reason}
         for several in alike(c.group for c in failing.values()):
             group = tied(several)
-            counts, reason = prove(trial, group)
+            first, *others = (failing[id(g)] for g in several)
+            counts, reason = prove(trial, group, first.values)
             if not reason:
-                first, *others = (failing[id(g)] for g in several)
                 c = self._candidate(group, {})
                 c.values, c.counts, c.verified = first.values, tuple(counts), True
                 self.candidates[self.candidates.index(first)] = c
@@ -426,15 +427,19 @@ class _Plan:
                     c.counts = tuple(other for other in c.counts if other is not count)
 
     def _work_together(self, trial: Trial, chosen: list[_Candidate]) -> bool:
-        """Return whether groups may be as small as they get all at once."""
+        """Return whether groups may be as small as they get all at once, and larger."""
         groups = [c.group for c in chosen]
         slices = _slices(chosen)
-        kept = [torch.arange(c.values[0]) for c in chosen]
-        dropped = [torch.arange(c.values[0], c.group.units) for c in chosen]
-        try:
-            return trial.close(trial.masked(groups, dropped), trial.sliced(slices, kept))
-        except Exception:  # of any class: the network does not run like this
-            return False
+        for level in range(max(len(c.values) for c in chosen) - 1):
+            n_kept = [c.values[min(level, len(c.values) - 1)] for c in chosen]
+            kept = [torch.arange(n) for n in n_kept]
+            dropped = [torch.arange(n, g.units) for n, g in zip(n_kept, groups, strict=True)]
+            try:
+                if not trial.close(trial.masked(groups, dropped), trial.sliced(slices, kept)):
+                    return False
+            except Exception:  # of any class: the network does not run like this
+                return False
+        return True
 
     def space(self, *, uniform: bool) -> SearchSpace | None:
         """Return the space; None if nothing varies."""

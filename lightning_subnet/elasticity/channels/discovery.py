@@ -192,27 +192,39 @@ class _Search:
         for signature, units in by_signature.items():
             names = [axis for axis, _ in signature]
             readers = tuple(axis for axis in names if axis in self._readers)
-            if not readers and any(root in hidden for root, _ in units):
-                reason = "weights that are computed across its channels read it"
-            elif not readers:
-                reason = "no operator that mixes channels reads it"
-            elif len(readers) == len(names):
-                reason = _INPUT
-            elif len(units) == 1:
-                reason = "all of its channels depend on one another"
-            else:
+            computed = any(root in hidden for root, _ in units)
+            reason = self._why_no_group(names, readers, len(units), computed=computed)
+            if not reason:
                 groups.append(self._group(names, readers, units))
-                continue
-            for axis in names:
+            for axis in names if reason else ():
                 refused.setdefault(axis, reason)
         groups.sort(key=lambda group: min(map(self._place, group.axes)))
-        used = {name for op in self.operators for name in op.names} | self.prober.free
-        for name, tensor in self.prober.tensors.items():
-            if name not in used and tensor.ndim and isinstance(tensor, nn.Parameter):
-                refused.setdefault((name, 0), _UNUSED)
+        for axis in self._never_used():
+            refused.setdefault(axis, _UNUSED)
         # Of a layer that reads the input, what becomes of its output says more.
         refused = dict(sorted(refused.items(), key=lambda item: item[1] == _INPUT))
         return Discovery(groups, refused, self._macs())
+
+    def _why_no_group(
+        self, names: list[Axis], readers: tuple[Axis, ...], n_units: int, *, computed: bool
+    ) -> str:
+        """Return why axes that belong together are no group; an empty string if they are."""
+        if not readers:
+            if computed:
+                return "weights that are computed across its channels read it"
+            return "no operator that mixes channels reads it"
+        if len(readers) == len(names):
+            return _INPUT
+        return "all of its channels depend on one another" if n_units == 1 else ""
+
+    def _never_used(self) -> list[Axis]:
+        """Return parameters that the example does not reach."""
+        used = {name for op in self.operators for name in op.names} | self.prober.free
+        return [
+            (name, 0)
+            for name, tensor in self.prober.tensors.items()
+            if name not in used and tensor.ndim and isinstance(tensor, nn.Parameter)
+        ]
 
     def _is_hidden(self, node: Node) -> bool:
         """Return whether an operator reads channels by weights of no known name."""
@@ -266,6 +278,17 @@ class _Search:
                 self._norms.add(axis)
             for c in range(min(size, operator.n_out)):
                 self.units.join(("w", *axis, c), (side, i, c))
+        self._join_recurrent(i, operator)
+        self._join_groups(i, operator)
+        reason = _UNUSED if operator.unused else _FIXED if operator.kind == "fixed" else ""
+        if reason:
+            for j in range(operator.n_in):
+                self.units.refuse(("in", i, j), reason)
+            for c in range(operator.n_out):
+                self.units.refuse(("out", i, c), reason)
+
+    def _join_recurrent(self, i: int, operator: Operator) -> None:
+        """Join what stands for one hidden channel in all gates, layers and directions."""
         for axis in (*operator.gates, *operator.reads_back):
             self._first.setdefault(axis, i)
             for c in range(self.prober.tensors[axis[0]].shape[axis[1]]):
@@ -274,6 +297,9 @@ class _Search:
         if operator.like is not None:
             for c in range(operator.n_out):
                 self.units.join(("out", i, c), ("out", operator.like, c))
+
+    def _join_groups(self, i: int, operator: Operator) -> None:
+        """Join the channels of each group of a convolution."""
         if operator.groups > 1:
             n_in, n_out = operator.n_in // operator.groups, operator.n_out // operator.groups
             for g in range(operator.groups):
@@ -281,16 +307,6 @@ class _Search:
                     self.units.join(("in", i, j), ("out", i, g * n_out))
                 for c in range(g * n_out, (g + 1) * n_out):
                     self.units.join(("out", i, c), ("out", i, g * n_out))
-        if operator.unused:
-            for node in (*(("in", i, j) for j in range(operator.n_in)),
-                         *(("out", i, c) for c in range(operator.n_out))):  # fmt: skip
-                self.units.refuse(node, _UNUSED)
-        if operator.kind == "fixed":
-            reason = "attention or recurrence of torch reads or makes it, whose width is fixed"
-            for j in range(operator.n_in):
-                self.units.refuse(("in", i, j), reason)
-            for c in range(operator.n_out):
-                self.units.refuse(("out", i, c), reason)
 
     # Probing
 
@@ -389,8 +405,13 @@ class _Search:
     def _by_entries(self, name: str, dim: int, size: int) -> None:
         """Join entries of a parameter that is used in some other way with what they arrive at."""
         ends = [self.prober.probe_tensor(name, dim, torch.tensor([c])) for c in (0, size - 1)]
-        if _overlap(*ends) or not any(taint.inputs or taint.outputs.any() for taint in ends):
+        arrived = [bool(taint.inputs) or bool(taint.outputs.any()) for taint in ends]
+        if _overlap(*ends) or not any(arrived):
             return  # the dimension is not one of channels
+        if not all(arrived):  # nor is that of which some entries are used, as rows of a table
+            others = torch.arange(1, size) if arrived[0] else torch.arange(size - 1)
+            if _overlap(ends[arrived.index(True)], self.prober.probe_tensor(name, dim, others)):
+                return
         taints = ends
         if size > _FEW:
             bits = (size - 1).bit_length()
@@ -406,6 +427,7 @@ class _Search:
                 return
         singles = [self.prober.probe_tensor(name, dim, torch.tensor([c])) for c in range(size)]
         taints = singles
+        self._reads_by(name, dim, taints)
         for c, taint in enumerate(taints):
             source: Node = ("w", name, dim, c)
             for sink in _nodes(taint):
@@ -430,7 +452,13 @@ class _Search:
                 return False
             for j in hit.nonzero().flatten().tolist():
                 self._join(("w", name, dim, int(codes[j])), (_SIDES[key[1]], key[0], j))
+        self._reads_by(name, dim, taints)
         return True
+
+    def _reads_by(self, name: str, dim: int, taints: list[Taint]) -> None:
+        """Note that weights which are computed of a parameter read channels along its dimension."""
+        if any(side == "w_in" for taint in taints for _, side in taint.inputs):
+            self._readers.add((name, dim))
 
     def _join(self, source: Node, sink: Node) -> None:
         self.units.join(source, sink)
@@ -442,6 +470,7 @@ class _Search:
                 self.inner.update(name for name, _ in self.operators[j].gives)
 
 
+_FIXED = "attention or recurrence of torch reads or makes it, whose width is fixed"
 _UNUSED = "no data of the example reaches it"
 _INPUT = "no operator that mixes channels makes it"
 _OUTPUT = "it reaches the outputs of the network"

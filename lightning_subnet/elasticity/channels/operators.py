@@ -9,7 +9,7 @@ arrives where the channel does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -165,6 +165,14 @@ class Taint:
         return Taint(inputs, self.outputs[i : i + 1])
 
 
+class OtherOperatorsError(Exception):
+    """A network runs other operators than before, on the same input."""
+
+
+class DecisionError(Exception):
+    """A network decides by the values that its layers give."""
+
+
 class Pass(TorchFunctionMode):
     """One forward pass of a network.
 
@@ -172,6 +180,7 @@ class Pass(TorchFunctionMode):
         names: By id, the names of parameters and buffers.
         probes: By operator, pairs of a row of the batch and channels that are NaN in it; row None
             stands for all of them.
+        expected: The operators of an earlier pass; nothing: there was none.
         rows: Number of rows of the batch.
         layouts: By operator, the dimensions of data and output that hold the batch; None: none.
         computed: Modules that normalise inside of units: what they do is computed.
@@ -189,8 +198,10 @@ class Pass(TorchFunctionMode):
         rows: int = 1,
         layouts: Mapping[int, tuple[int | None, int | None]] | None = None,
         computed: frozenset[str] = frozenset(),
+        expected: Sequence[Operator] = (),
     ) -> None:
         super().__init__()
+        self._expected = expected
         self._names = names
         self._probes = probes or {}
         self._rows = rows
@@ -210,17 +221,19 @@ class Pass(TorchFunctionMode):
     ) -> Any:
         """Run an operator, or only note what it would mix."""
         kwargs = kwargs or {}
+        if func in _DECISIONS and hasattr(args[0], "_of_layers"):
+            raise DecisionError
         reader = READERS.get(func)
         call = reader(self, args, kwargs) if reader is not None else None
         if isinstance(call, Mix):
-            return self._mix(call, func, args, kwargs)
+            return _mark(self._mix(call, func, args, kwargs))
         if isinstance(call, Scale):
             if not self.is_computed(call.weights):
                 return self.scale(call)
         elif isinstance(call, Recurrence):
-            return self._recur(call, func, args, kwargs)
+            return _mark(self._recur(call))
         elif isinstance(call, Fixed):
-            return self._fixed(call, func, args, kwargs)
+            return _mark(self._fixed(call, func, args, kwargs))
         return self._other(func, args, kwargs)
 
     # What is data, and what is weights
@@ -243,6 +256,8 @@ class Pass(TorchFunctionMode):
         if not any(isinstance(y, torch.Tensor) for y in _leaves(output)):
             return output
         tensors = [x for x in _leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        if any(hasattr(x, "_of_layers") for x in tensors):
+            _mark(output)
         weights = [x for x in tensors if self.is_weight(x)]
         self.free.update(self._names[id(x)] for x in weights if id(x) in self._names)
         if weights and len(weights) == len(tensors):
@@ -256,6 +271,10 @@ class Pass(TorchFunctionMode):
 
     def _next(self, operator: Operator) -> int:
         i, self._n = self._n, self._n + 1
+        if self._expected and (
+            i >= len(self._expected) or operator.signature != self._expected[i].signature
+        ):
+            raise OtherOperatorsError
         self.operators.append(operator)
         return i
 
@@ -311,11 +330,11 @@ class Pass(TorchFunctionMode):
         )  # fmt: skip
         i = self._next(operator)
         self._arrived(i, "ch", x, operator.in_dim)
-        return torch.where(torch.isnan(x), x, torch.ones_like(x))
+        y = torch.where(torch.isnan(x), x, torch.ones_like(x))
+        _mark(y)
+        return y
 
-    def _recur(
-        self, call: Recurrence, func: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    def _recur(self, call: Recurrence) -> Any:
         """Pass on what reads each layer's channels, and give their states the same taint."""
         x, first, last = call.x, self._n, []
         for step, start in enumerate(range(0, len(call.weights), call.directions)):
@@ -325,8 +344,8 @@ class Pass(TorchFunctionMode):
                 operator = Operator(
                     "mix", x.shape[-1], back.shape[1], self._axes([(weights[0], 1)]),
                     in_shape=tuple(x.shape), out_shape=(*x.shape[:-1], back.shape[1]),
-                    in_dim=x.ndim - 1, out_dim=x.ndim - 1, gates=self._axes((w, 0) for w in weights),
-                    reads_back=self._axes([(back, 1)]), like=first,
+                    in_dim=x.ndim - 1, out_dim=x.ndim - 1, like=first,
+                    gates=self._axes((w, 0) for w in weights), reads_back=self._axes([(back, 1)]),
                 )  # fmt: skip
                 i = self._next(operator)
                 self._arrived(i, "in", x, x.ndim - 1)
@@ -346,10 +365,11 @@ class Pass(TorchFunctionMode):
         clean = [torch.ones_like(x) if x.is_floating_point() else x for x in call.xs]
         output = func(*clean, *args[len(clean) :], **kwargs)
         y = next(y for y in _leaves(output) if isinstance(y, torch.Tensor))
+        names = tuple(self._names[id(w)] for w in _leaves((args, kwargs)) if id(w) in self._names)
         for x in call.xs:
             operator = Operator(
                 "fixed", x.shape[-1], y.shape[-1], in_shape=tuple(x.shape),
-                out_shape=tuple(y.shape), in_dim=x.ndim - 1, out_dim=y.ndim - 1,
+                out_shape=tuple(y.shape), in_dim=x.ndim - 1, out_dim=y.ndim - 1, derived=names,
             )  # fmt: skip
             i = self._next(operator)
             self._arrived(i, "in", x, x.ndim - 1)
@@ -361,7 +381,7 @@ class Pass(TorchFunctionMode):
     def _arrived(
         self, i: int, side: str, x: torch.Tensor, dim: int, batch: int | None = None
     ) -> None:
-        if not x.is_floating_point():
+        if not (x.is_floating_point() or x.is_complex()):
             return
         bad = torch.isnan(x)
         if not bad.any():
@@ -412,6 +432,14 @@ class Pass(TorchFunctionMode):
                 part = y.narrow(batch, row * size, size)
             part.index_fill_(dim, channels.to(y.device), math.nan)
         return y
+
+
+def _mark(output: Any) -> Any:
+    """Mark tensors that depend on what a layer gave."""
+    for y in _leaves(output):
+        if isinstance(y, torch.Tensor):
+            y._of_layers = True  # type: ignore[attr-defined] # a mark on the object
+    return output
 
 
 def _leaves(tree: Any) -> list[Any]:
@@ -607,6 +635,9 @@ def _direct(run: Pass, weights: tuple[Any, ...]) -> bool:
 
 _VF: Any = torch._VF  # the functions of recurrent layers
 _T = torch.Tensor
+_DECISIONS = {
+    _T.__bool__, _T.__int__, _T.__float__, _T.__index__, _T.item, _T.tolist,
+}  # fmt: skip
 READERS: dict[Any, Reader] = {
     F.linear: _linear,
     **dict.fromkeys((torch.addmm, _T.addmm), _addmm),

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -16,9 +17,18 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_subnet._torch.contexts import evaluating, plain_attention, random_state, shadowed
+from lightning_subnet._torch.contexts import (
+    evaluating,
+    plain_attention,
+    random_state,
+    same_buffers,
+    shadowed,
+)
 from lightning_subnet._torch.inputs import arguments, cloned
 from lightning_subnet.elasticity.channels.operators import (
+    DecisionError,
+    Operator,
+    OtherOperatorsError,
     Pass,
     Scale,
     Taint,
@@ -77,6 +87,7 @@ class Prober:
         self.passes, self.rows = 0, 1
         self._layouts: dict[int, tuple[int | None, int | None]] = {}
         self._natures = self._look_at_modules()
+        self.operators: list[Operator] = []
         first = self._forward(self.args, self.kwargs, {}, 1)
         self.operators, self.free = first.operators, first.free
         if any(x.any() for x in first.taint.inputs.values()) or first.taint.outputs.any():
@@ -136,14 +147,17 @@ class Prober:
 
     def _run(self, args: Any, kwargs: Any, probes: Any, rows: int) -> Taint:
         run = self._forward(args, kwargs, probes, rows)
-        if [op.signature for op in run.operators] != [op.signature for op in self.operators]:
-            msg = (
-                f"{type(self.net).__name__} runs other operators from one pass to the next on the "
-                "same input, so what belongs together cannot be told. Its forward() must not "
-                "depend on the values of the data, nor draw at random."
-            )
-            raise ElasticityError(msg)
+        if len(run.operators) != len(self.operators):
+            raise self._other_operators()
         return run.taint
+
+    def _other_operators(self) -> ElasticityError:
+        msg = (
+            f"{type(self.net).__name__} runs other operators from one pass to the next on the "
+            "same input, so what belongs together cannot be told. Its forward() must not depend "
+            "on the values of the data, nor draw at random."
+        )
+        return ElasticityError(msg)
 
     def _forward(
         self,
@@ -153,27 +167,40 @@ class Prober:
         rows: int,
     ) -> Pass:
         self.passes += 1
-        run = Pass(self.names, probes, rows, self._layouts, self.computed)
+        run = Pass(self.names, probes, rows, self._layouts, self.computed, self.operators)
         try:
             with ExitStack() as stack:
                 for context in (*self._contexts(), self._channelwise(run), run):
                     stack.enter_context(context)
                 output = self.net(*cloned(args), **cloned(kwargs))
-        except Exception as error:
-            if isinstance(error, ElasticityError):
-                raise
+        except OtherOperatorsError:
+            raise self._other_operators() from None
+        except DecisionError as error:
             msg = (
-                f"{type(self.net).__name__} failed on the example input: {type(error).__name__}: "
-                f"{error!s:.200}. Pass an input that forward() takes."
+                f"The forward() of {type(self.net).__name__} decides by values that its layers "
+                "give (an `if`, bool(), int() or .item() of them), so that what belongs together "
+                "is not the same for all inputs. Write it with torch.where, or elasticize a part "
+                "that does not decide."
             )
             raise ElasticityError(msg) from error
+        except Exception as error:
+            raise self._failure(error) from error
         run.taint.outputs = _tainted(output, rows)
         return run
 
+    def _failure(self, error: Exception) -> ElasticityError:
+        if isinstance(error, ElasticityError):
+            return error
+        msg = (
+            f"{type(self.net).__name__} failed on the example input: {type(error).__name__}: "
+            f"{error!s:.200}. Pass an input that forward() takes."
+        )
+        return ElasticityError(msg)
+
     def _contexts(self) -> list[Any]:
         return [
-            evaluating(self.net), torch.no_grad(), random_state(0), plain_attention(),
-            sdpa_kernel(SDPBackend.MATH),
+            _as_it_was(self.net), evaluating(self.net), torch.no_grad(), random_state(0),
+            plain_attention(), sdpa_kernel(SDPBackend.MATH),
         ]  # fmt: skip
 
     # The batch
@@ -247,11 +274,7 @@ class Prober:
                     stack.enter_context(context)
                 self.net(*cloned(self.args), **cloned(self.kwargs))
         except Exception as error:
-            msg = (
-                f"{type(self.net).__name__} failed on the example input: {type(error).__name__}: "
-                f"{error!s:.200}. Pass an input that forward() takes."
-            )
-            raise ElasticityError(msg) from error
+            raise self._failure(error) from error
         finally:
             for hook in hooks:
                 hook.remove()
@@ -269,8 +292,33 @@ class Prober:
             yield
 
 
+@contextmanager
+def _as_it_was(net: nn.Module) -> Iterator[None]:
+    """Give modules back what they have, as a forward pass may remember or count something."""
+    before = []
+    for module in net.modules():
+        attributes = dict(vars(module))
+        containers = {n: copy(v) for n, v in attributes.items() if type(v) in (list, dict, set)}
+        before.append((vars(module), attributes, containers))
+    try:
+        with same_buffers(net):
+            yield
+    finally:
+        for state, attributes, containers in before:
+            state.clear()
+            state.update(attributes)
+            for name, value in containers.items():
+                own = attributes[name]
+                if isinstance(own, list):
+                    own[:] = value
+                else:
+                    own.clear()
+                    own.update(value)
+
+
 def _pass_on(run: Pass, weights: tuple[Any, ...], nature: Nature, x: torch.Tensor) -> Any:
-    return run.scale(Scale(x, weights, nature.dim, nature.over_channels))
+    with torch._C.DisableTorchFunction():  # what runs here is not the network's code
+        return run.scale(Scale(x, weights, nature.dim, nature.over_channels))
 
 
 def _nature(module: Any, x: Any, output: Any) -> Nature | None:

@@ -84,12 +84,13 @@ class Trial:
                 self.dtype = dtype
                 break
         self.learns = self._learns()
+        self.draws = not self.close(self.whole, self.run(seed=1))
         gap = difference(self.whole, self.run())
         if not gap.relative <= _CLOSE[self.dtype]:
             msg = (
                 f"{self.name} gives other outputs on the same input in two passes in eval mode "
                 f"({gap}), so it cannot be proved which channels may be dropped. Its forward() "
-                "must not draw at random in eval mode."
+                "must not depend on what it saw before, nor draw at random in eval mode."
             )
             raise ElasticityError(msg)
 
@@ -117,10 +118,14 @@ class Trial:
             finally:
                 self.net.eval()
 
-    def run(self) -> dict[str, torch.Tensor]:
-        """Return the outputs of the network."""
+    def run(self, seed: int = 0) -> dict[str, torch.Tensor]:
+        """Return the outputs of the network.
+
+        Args:
+            seed: What it draws with, if it does.
+        """
         with ExitStack() as stack:
-            for context in (torch.no_grad(), random_state(0), plain_attention()):
+            for context in (torch.no_grad(), random_state(seed), plain_attention()):
                 stack.enter_context(context)
             output = self.net(*cloned(self.args), **cloned(self.kwargs))
         return results(output)
@@ -178,20 +183,22 @@ class Trial:
         return difference(expected, output).relative <= _CLOSE[self.dtype]
 
 
-def prove(trial: Trial, group: ChannelGroup) -> tuple[list[Count], str]:
+def prove(trial: Trial, group: ChannelGroup, values: Sequence[int] = ()) -> tuple[list[Count], str]:
     """Return attributes that must be kept in step with a group, and why it cannot be sliced.
 
     Args:
         trial: A copy of the network.
         group: The group; in the attributes it has the number 0.
+        values: How many first units may be kept. Some code works for some numbers alone: what
+            shuffles the channels of one unit per group leaves them in order.
 
     Returns:
         The attributes, and an empty string if every second unit may be dropped, and all but the
-        first quarter.
+        first few.
     """
     n = group.units
-    keeps = [torch.arange(0, n, 2), torch.arange(max(1, n // 4))]
-    keeps = keeps[: n - 1]
+    firsts = [v for v in values if v < n] or [max(1, n // 4)]
+    keeps = [torch.arange(0, n, 2), *(torch.arange(v) for v in firsts)]
     for _ in range(_SHAKES):
         expected = []
         for keep in keeps:
@@ -224,7 +231,10 @@ def prove(trial: Trial, group: ChannelGroup) -> tuple[list[Count], str]:
             continue
         if all(gap.relative <= _CLOSE[trial.dtype] for gap in all_gaps):
             return _with_needs(counts, works), ""
-        reason = f"a network without some of it gives other outputs: {all_gaps[0]}"
+        worst = max(all_gaps, key=lambda gap: gap.relative)
+        reason = f"a network without some of it gives other outputs: {worst}"
+    if trial.draws:
+        reason += "; its forward() draws at random in eval mode"
     return [], reason
 
 
@@ -285,9 +295,7 @@ def _sets_of_counts(net: nn.Module, group: ChannelGroup) -> Iterator[tuple[Count
     sets = [likely, [], candidates]
     sets += [[c for c in candidates if c.name != name] for name in by_name]
     sets += by_name.values()
-    sets += [
-        [c for c in candidates if c.name not in pair] for pair in combinations(by_name, 2)
-    ]
+    sets += [[c for c in candidates if c.name not in pair] for pair in combinations(by_name, 2)]
     yield from dict.fromkeys(map(tuple, sets))
 
 
