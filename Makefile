@@ -5,18 +5,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
+ZOO := $(VENV)/zoo
+ZOO_STAMP := $(ZOO)/.installed
 PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15
 SOURCES := $(wildcard lightning_subnet tests examples benchmarks docs conftest.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all lint stubs types docs bench clean
+.PHONY: help install install-zoo demo test test-slow test-zoo test-all lint stubs types docs bench clean
 
 help: ## Show this help
 	@echo "Usage: make TARGET [PYTHON=python3.12]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) \
-	  | while IFS='|' read -r name text; do printf '  %-9s %s\n' "$$name" "$$text"; done
+	  | while IFS='|' read -r name text; do printf '  %-11s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP) ## Create .venv with the package and its development tools (pinned)
+
+install-zoo: $(ZOO_STAMP) ## Create .venv/zoo, which has timm and transformers too (pinned)
 
 demo: $(STAMP) ## Search a small elastic network on real handwritten digits, into demo_output/
 	$(PY) examples/digits_search.py
@@ -27,8 +31,10 @@ test: $(STAMP) ## Run the tests and the doctests but the slow ones, on two cores
 test-slow: $(STAMP) ## Run the slow tests: examples, storms of kills, long reruns
 	$(PYTEST) -m slow
 
-test-all: $(STAMP) ## Run all tests
-	$(PYTEST)
+test-zoo: $(ZOO_STAMP) ## Run the tests with networks of timm and transformers
+	$(ZOO)/bin/python -m pytest -n 2 --dist loadgroup --durations 15 tests/zoo
+
+test-all: test test-slow test-zoo ## Run all tests
 
 lint: $(STAMP) ## Check style, formatting and the floors of the packages
 	$(PY) -m ruff check $(SOURCES)
@@ -67,4 +73,11 @@ $(STAMP): pyproject.toml constraints.txt tests/oracles.txt
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs,onnx,openvino]'
 	# The parity tests' oracle: kept apart, as its torchvision has no operators for a CPU build of torch.
 	$(PY) -m pip install --disable-pip-version-check -q --no-deps --upgrade --target $(VENV)/oracles -r tests/oracles.txt
+	@touch $@
+
+# Apart from .venv, so that the package itself is tested without these libraries.
+$(ZOO_STAMP): $(STAMP) constraints-zoo.txt tests/zoo/requirements.txt
+	@rm -f $@
+	@$(ZOO)/bin/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PY) -m venv --clear $(ZOO)
+	$(ZOO)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -c constraints-zoo.txt -e '.[onnx]' -r tests/zoo/requirements.txt
 	@touch $@
