@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators that mix or normalise channels, and forward passes in which they pass taint only.
+"""Forward passes in which operators that mix or normalise channels pass taint only.
 
 A pass runs the network's own code. What mixes channels by weights does not compute: it gives ones,
 except for those output channels that are probed, which are NaN. All else is computed, so that NaN
@@ -11,86 +11,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-_MATRIX = 2  # dimensions
+from lightning_subnet.elasticity.channels.readers import (
+    MATRIX,
+    READERS,
+    Fixed,
+    Mix,
+    Recurrence,
+    Scale,
+)
 
 Axis = tuple[str, int]  # the name of a parameter or buffer, and one of its dimensions
-
-
-class Mix(NamedTuple):
-    """An operator that computes each output channel of all input channels, with weights.
-
-    Attributes:
-        x: The data.
-        weight: The weights.
-        bias: One number per output channel, or None.
-        in_dim: The dimension of the data that channels are.
-        out_dim: The dimension of the output that channels are.
-        w_in: The dimension of the weights that is read along.
-        w_out: The dimension of the weights that output channels are.
-        groups: Number of groups of a convolution.
-    """
-
-    x: Any
-    weight: Any
-    bias: Any
-    in_dim: int
-    out_dim: int
-    w_in: int
-    w_out: int
-    groups: int = 1
-
-
-class Scale(NamedTuple):
-    """An operator that works on each channel, apart from a normalisation over all of them.
-
-    Attributes:
-        x: The data.
-        weights: Tensors of one number per channel.
-        dim: The dimension of the data that channels are.
-        over_channels: Whether it normalises over the channels.
-    """
-
-    x: Any
-    weights: tuple[Any, ...]
-    dim: int
-    over_channels: bool
-
-
-class Recurrence(NamedTuple):
-    """A recurrent layer, or several on top of one another, as one call of torch.
-
-    Attributes:
-        x: The data; its last dimension is channels.
-        states: What it begins with, each (layers, batch, channels) or (batch, channels).
-        weights: Of each layer, and in each of them of each direction, the tensors of its gates:
-            (weight_ih, weight_hh, *biases).
-        directions: 2 if it also runs backwards.
-        time: The dimension of the data that is time; None: it makes one step, or is packed.
-    """
-
-    x: Any
-    states: tuple[Any, ...]
-    weights: tuple[tuple[Any, ...], ...]
-    directions: int
-    time: int | None
-
-
-class Fixed(NamedTuple):
-    """An operator whose channels cannot be dropped.
-
-    Attributes:
-        xs: The data.
-    """
-
-    xs: tuple[Any, ...]
 
 
 @dataclass
@@ -242,6 +179,10 @@ class Pass(TorchFunctionMode):
         """Return whether a tensor is a parameter or buffer, or is computed of them alone."""
         return isinstance(x, torch.Tensor) and (id(x) in self._names or hasattr(x, "_of_weights"))
 
+    def are_named(self, weights: tuple[Any, ...]) -> bool:
+        """Return whether there are tensors, and all are parameters or buffers."""
+        return bool(weights) and all(id(w) in self._names for w in weights)
+
     def _sources(self, weight: Any) -> tuple[str, ...]:
         """Return the names of the parameters and buffers that weights are computed of."""
         name = self._names.get(id(weight))
@@ -350,12 +291,12 @@ class Pass(TorchFunctionMode):
                 i = self._next(operator)
                 self._arrived(i, "in", x, x.ndim - 1)
                 for state in call.states:
-                    own = state[step * call.directions + len(y)] if state.ndim > _MATRIX else state
+                    own = state[step * call.directions + len(y)] if state.ndim > MATRIX else state
                     self._arrived(i, "state", own, own.ndim - 1, 0)
                 y.append(self._probed(i, x.new_ones(operator.out_shape), operator.out_dim))
             x = torch.cat(y, -1)
             last += y
-        if call.time is None and call.states[0].ndim == _MATRIX:  # one step
+        if call.time is None and call.states[0].ndim == MATRIX:  # one step
             return (x, x.clone()) if len(call.states) > 1 else x
         ends = [y.select(call.time, 0) if call.time is not None else _any(y, call) for y in last]
         states = [torch.stack(ends) for _ in call.states]
@@ -457,208 +398,14 @@ def _shape_of(func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[int, ..
     return tuple(output.shape)
 
 
-# How each operator's arguments read
-
-Reader = Callable[[Pass, tuple[Any, ...], dict[str, Any]], Any]
-
-
-def _named(names: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {**dict(zip(names.split(), args, strict=False)), **kwargs}
-
-
-def _linear(run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    call = _named("input weight bias", args, kwargs)
-    if not run.is_weight(call["weight"]) or call["weight"].ndim != _MATRIX:
-        return None
-    return Mix(call["input"], call["weight"], call.get("bias"), -1, -1, 1, 0)
-
-
-def _addmm(run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    call = _named("input mat1 mat2", args, kwargs)
-    bias, x, weight = call["input"], call["mat1"], call["mat2"]
-    if run.is_weight(weight) and not run.is_weight(x) and bias.ndim == 1 and run.is_weight(bias):
-        return Mix(x, weight, bias, -1, -1, 0, 1)
-    return None
-
-
-def _matmul(run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return _product(run, *list(_named("input other", args, kwargs).values())[:2])
-
-
-def _rmatmul(run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return _product(run, args[1], args[0])
-
-
-def _product(run: Pass, one: Any, other: Any) -> Any:
-    if run.is_weight(one) == run.is_weight(other):
-        return None
-    if run.is_weight(other) and other.ndim >= _MATRIX and one.ndim:
-        return Mix(one, other, None, -1, -1, other.ndim - 2, other.ndim - 1)
-    if run.is_weight(one) and one.ndim >= _MATRIX and other.ndim > 1:
-        return Mix(other, one, None, -2, -2, one.ndim - 1, one.ndim - 2)
-    return None
-
-
-def _einsum(run: Pass, args: tuple[Any, ...], _: dict[str, Any]) -> Any:
-    equation, *operands = args
-    if not isinstance(equation, str) or len(operands) != len(_PAIR) or "->" not in equation:
-        return None
-    inputs, _arrow, out = equation.replace(" ", "").partition("->")
-    terms = inputs.split(",")
-    which = [run.is_weight(x) for x in operands]
-    if sum(which) != 1:
-        return None
-    x, of_x = operands[which.index(False)], terms[which.index(False)]
-    weight, of_w = operands[which.index(True)], terms[which.index(True)]
-    read = [c for c in of_w if c in of_x and c not in out]
-    given = [c for c in of_w if c in out and c not in of_x]
-    others = [c for c in of_w if c in of_x and c in out]
-    if not read or not given or len({*read, *given, *others}) != len(of_w):
-        return None
-    # Of several dimensions that are read or given, the last is the channels, the others positions.
-    return Mix(
-        x, weight, None, _position(of_x, read[-1]), _position(out, given[-1]),
-        of_w.index(read[-1]), of_w.index(given[-1]),
-    )  # fmt: skip
-
-
-_PAIR = ("input", "other")
-
-
-def _position(term: str, letter: str) -> int:
-    """Return the dimension of a letter, from the end where an ellipsis stands before it."""
-    before, _, after = term.partition(letter)
-    return -1 - len(after) if "." in before else len(before)
-
-
-def _conv(run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    call = _named("input weight bias stride padding dilation groups", args, kwargs)
-    x, weight = call["input"], call["weight"]
-    if not run.is_weight(weight):
-        return None
-    dim = 1 - weight.ndim  # with or without a batch
-    return Mix(x, weight, call.get("bias"), dim, dim, 1, 0, call.get("groups", 1))
-
-
-def _conv_transpose(run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    names = "input weight bias stride padding output_padding groups dilation"
-    call = _named(names, args, kwargs)
-    x, weight, groups = call["input"], call["weight"], call.get("groups", 1)
-    if not run.is_weight(weight) or groups != 1:
-        return None
-    dim = 1 - weight.ndim
-    return Mix(x, weight, call.get("bias"), dim, dim, 0, 1)
-
-
-def _embedding(run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    call = _named("input weight", args, kwargs)
-    return _rows_of(run, call["weight"], call["input"])
-
-
-def _torch_embedding(run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    call = _named("weight indices", args, kwargs)
-    return _rows_of(run, call["weight"], call["indices"])
-
-
-def _rows_of(run: Pass, weight: Any, indices: Any) -> Any:
-    if not run.is_weight(weight):
-        return None
-    return Mix(indices, weight, None, None, -1, 0, 1)  # type: ignore[arg-type] # it reads no channel
-
-
-def _batch_norm(run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    call = _named("input running_mean running_var weight bias", args, kwargs)
-    return _statistics(run, call)
-
-
-def _torch_batch_norm(run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return _statistics(run, _named("input weight bias running_mean running_var", args, kwargs))
-
-
-def _statistics(run: Pass, call: dict[str, Any]) -> Any:
-    names = ("weight", "bias", "running_mean", "running_var")
-    weights = tuple(w for w in map(call.get, names) if w is not None)
-    return Scale(call["input"], weights, 1, over_channels=False) if _direct(run, weights) else None
-
-
-def _layer_norm(run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    call = _named("input normalized_shape weight bias", args, kwargs)
-    weights = tuple(w for w in (call.get("weight"), call.get("bias")) if torch.is_tensor(w))
-    if len(call["normalized_shape"]) != 1 or not (weights and _direct(run, weights)):
-        return None
-    return Scale(call["input"], weights, -1, over_channels=True)
-
-
-def _prelu(run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    call = _named("input weight", args, kwargs)
-    weight = call["weight"]
-    if weight.numel() == 1 or not _direct(run, (weight,)):
-        return None
-    return Scale(call["input"], (weight,), 1, over_channels=False)
-
-
-def _attention(_: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    call = _named("query key value", args, kwargs)
-    return Fixed((call["query"], call["key"], call["value"]))
-
-
-def _recurrent(run: Pass, args: tuple[Any, ...], _: dict[str, Any]) -> Any:
-    x, rest = args[0], [*args[1:]]
-    packed = x.ndim == _MATRIX  # the sizes of its steps come next
-    states, flat, biased, layers, _dropout, _training, both, *first = rest[1 if packed else 0 :]
-    states = tuple(states) if isinstance(states, (tuple, list)) else (states,)
-    n = layers * (2 if both else 1)
-    each = 4 if biased else 2
-    if len(flat) != each * n or not _direct(run, tuple(flat)):  # it has projections, or computes
-        return Fixed((x,))
-    weights = tuple(tuple(flat[i : i + each]) for i in range(0, len(flat), each))
-    time = None if packed else 1 if first[0] else 0
-    return Recurrence(x, states, weights, 2 if both else 1, time)
-
-
-def _cell(run: Pass, args: tuple[Any, ...], _: dict[str, Any]) -> Any:
-    x, state, *weights = args
-    states = tuple(state) if isinstance(state, (tuple, list)) else (state,)
-    own = tuple(w for w in weights if w is not None)
-    return Recurrence(x, states, (own,), 1, None) if _direct(run, own) else Fixed((x,))
-
-
 def _any(y: torch.Tensor, call: Recurrence) -> torch.Tensor:
     """Return states (batch, channels) of packed data, whose rows are those of all sequences."""
     end = torch.where(y.isnan().any(0), math.nan, torch.ones_like(y[0]))
     return end.expand(call.states[0].shape[1], -1).clone()
 
 
-def _direct(run: Pass, weights: tuple[Any, ...]) -> bool:
-    return bool(weights) and all(id(w) in run._names for w in weights)
-
-
-_VF: Any = torch._VF  # the functions of recurrent layers
 _T = torch.Tensor
-_DECISIONS = {
-    _T.__bool__, _T.__int__, _T.__float__, _T.__index__, _T.item, _T.tolist,
-}  # fmt: skip
-READERS: dict[Any, Reader] = {
-    F.linear: _linear,
-    **dict.fromkeys((torch.addmm, _T.addmm), _addmm),
-    **dict.fromkeys(
-        (torch.matmul, torch.mm, torch.bmm, _T.matmul, _T.mm, _T.bmm, _T.__matmul__), _matmul
-    ),
-    _T.__rmatmul__: _rmatmul,
-    torch.einsum: _einsum,
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _conv),
-    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _conv_transpose),
-    F.embedding: _embedding,
-    torch.embedding: _torch_embedding,
-    F.batch_norm: _batch_norm,
-    torch.batch_norm: _torch_batch_norm,
-    F.instance_norm: _batch_norm,
-    **dict.fromkeys((F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm), _layer_norm),
-    **dict.fromkeys((F.prelu, torch.prelu), _prelu),
-    F.multi_head_attention_forward: _attention,
-    **dict.fromkeys((_VF.lstm, _VF.gru, _VF.rnn_tanh, _VF.rnn_relu), _recurrent),
-    **dict.fromkeys((_VF.lstm_cell, _VF.gru_cell, _VF.rnn_tanh_cell, _VF.rnn_relu_cell), _cell),
-}
+_DECISIONS = {_T.__bool__, _T.__int__, _T.__float__, _T.__index__, _T.item, _T.tolist}
 
 
 def is_channelwise(module: nn.Module) -> bool:

@@ -30,10 +30,10 @@ from lightning_subnet.elasticity.channels.operators import (
     Operator,
     OtherOperatorsError,
     Pass,
-    Scale,
     Taint,
     is_channelwise,
 )
+from lightning_subnet.elasticity.channels.readers import Scale
 from lightning_subnet.elasticity.channels.results import results
 from lightning_subnet.errors import ElasticityError
 
