@@ -43,6 +43,10 @@ from .experiments.comparison import (
 from .export.exporting import (
     export_onnx as export_onnx,
 )
+from .results.checkpoints import (
+    load_subnet as load_subnet,
+    save_subnet as save_subnet,
+)
 from .results.result import (
     SearchResult as SearchResult,
 )

@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Public names of lightning_subnet.results; the one list of them."""
 
+from .checkpoints import (
+    load_subnet as load_subnet,
+    save_subnet as save_subnet,
+    subnet_record as subnet_record,
+)
 from .record import (
     SearchRecord as SearchRecord,
 )

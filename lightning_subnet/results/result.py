@@ -137,7 +137,17 @@ class SearchResult(SearchRecord):
             )
             raise SearchError(msg)
         chosen = subnet.subnet if isinstance(subnet, Evaluation) else subnet
-        return self._extractor(self.history.space.subnet(chosen))
+        chosen = self.history.space.subnet(chosen)
+        return self._remembered(self._extractor(chosen), chosen)
+
+    def _remembered(self, module: Any, subnet: Subnet, part: str = "") -> Any:
+        """Return a module that knows which subnet it is, and what was measured of it."""
+        from lightning_subnet.results.checkpoints import remember_subnet
+
+        evaluation = self.final.get(subnet)
+        values = evaluation.values if evaluation is not None and evaluation.ok else {}
+        remember_subnet(module, subnet, self.history.space, part=part, values=values)
+        return module
 
     def example_input(self) -> Any:
         """Return the input of the network for a few samples of the search.
@@ -247,7 +257,8 @@ class SearchResult(SearchRecord):
         The copy has the losses, metrics, optimizers and hyperparameters of the model and no
         Trainer. Where the elastic part is a child, what `extract` returns stands in its place.
         Where the model is the super-network, the copy keeps it with the subnet in force for good,
-        unless its own `extract` makes a module to train.
+        unless its own `extract` makes a module to train. Checkpoints of the copy hold the subnet,
+        and `load_subnet` rebuilds it from them in another project.
 
         Args:
             model: The module that was searched, or another of the same space.
@@ -261,13 +272,14 @@ class SearchResult(SearchRecord):
                 super-network, and its `extract` returns a network without a training step.
             ParityError: As `extract`.
         """
-        from lightning_subnet.results.standalone import standalone
+        from lightning_subnet.results.standalone import name_of_part, standalone
 
         chosen = subnet.subnet if isinstance(subnet, Evaluation) else subnet
         chosen = self.history.space.subnet(chosen)
         same = getattr(self._extractor, "model", None) is model
         calls = getattr(self._extractor, "calls", ())
-        return standalone(model, chosen, self._extractor if same else None, calls)
+        module = standalone(model, chosen, self._extractor if same else None, calls)
+        return self._remembered(module, chosen, name_of_part(model))  # type: ignore[no-any-return] # a copy of the model
 
     def remeasure(self, measure: Any, **options: Any) -> SearchResult:
         """Return the front alone with new values of one measure, from here or from elsewhere.

@@ -69,6 +69,12 @@ def standalone(
     return module  # type: ignore[no-any-return] # a copy of the model
 
 
+def name_of_part(model: Any) -> str:
+    """Return the name of the elastic part of a model; an empty string if it is the model."""
+    part = elastic_part(model)
+    return next(name for name, module in model.named_modules() if module is part)
+
+
 def _compared(part: Any, subnet: Subnet, *, calls: Sequence[Call], whole: bool) -> nn.Module:
     """Return a subnet of a super-network; outputs have been compared if there is an input.
 

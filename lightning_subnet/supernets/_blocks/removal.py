@@ -264,7 +264,7 @@ def _put_in_step(
     model: Any = net.get_submodule(name)
     skip = len(name) + bool(name)
     lists = {n[skip:]: places for n, places in shorter.items() if _is_inside(n, name)}
-    base = _made_of(model, model.config)
+    base = made_of(model, model.config)
     config, old = model.config, dict(base.named_modules()) if base is not None else {}
     for n, places in lists.items():
         if n not in old:
@@ -279,7 +279,7 @@ def _put_in_step(
         )
         if config is None:
             return False
-    twin = _made_of(model, config)
+    twin = made_of(model, config)
     new = {} if twin is None else dict(twin.named_modules())
     parts = dict(model.named_modules())
     same = new.keys() == parts.keys() and all(
@@ -310,7 +310,7 @@ def _follows(was: _Module, origin: nn.Module | None, part: nn.Module, new: nn.Mo
     )
 
 
-def _made_of(model: nn.Module, config: Any) -> nn.Module | None:
+def made_of(model: nn.Module, config: Any) -> nn.Module | None:
     """Return a model without values, made from a copy of a config; None if that fails."""
     try:
         with torch.device("meta"), random_state():
@@ -321,7 +321,7 @@ def _made_of(model: nn.Module, config: Any) -> nn.Module | None:
 
 def _holds(model: nn.Module, config: Any, name: str, length: int) -> bool:
     """Return whether a model of a config has a list of some length."""
-    made = _made_of(model, config)
+    made = made_of(model, config)
     try:
         return made is not None and len(made.get_submodule(name)._modules) == length
     except AttributeError:
