@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In-place distillation: the losses by which small subnets learn from the largest, and its logits.
+"""Distillation: the losses by which subnets learn from a teacher, and where logits come from.
 
 The student's classes are in dimension 1 throughout, as `cross_entropy` has them.
 """
@@ -7,8 +7,9 @@ The student's classes are in dimension 1 throughout, as `cross_entropy` has them
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
 from typing import Any, NoReturn
 
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 
 from lightning_subnet._messages import did_you_mean, listed
 from lightning_subnet._torch.contexts import shadowed
+from lightning_subnet._torch.names import class_name
 from lightning_subnet.errors import SearchError
 
 DistillLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -142,77 +144,190 @@ class Logits:
             its own training step, which may call it by that name.
         name: The name of the head, for messages.
         classes: Whether the loss needs classes in dimension 1.
+        option: The option of `SubnetSampling` that names the head, for messages.
     """
 
     def __init__(
-        self, module: nn.Module, head: nn.Module | None, name: str, *, classes: bool = True
+        self,
+        module: nn.Module,
+        head: nn.Module | None,
+        name: str,
+        *,
+        classes: bool = True,
+        option: str = "distill",
     ) -> None:
         self._module, self._head, self._name = module, head, name
-        self._classes = classes
+        self._classes, self._option = classes, option
         self._outputs: list[Any] = []
+        self._inputs: list[tuple[Any, Any]] = []
         self._teacher: torch.Tensor | None = None
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Remember the output of each forward pass."""
-        self._outputs, self._teacher = [], None
+        self._forget()
         try:
             with self._watching():
                 yield
         finally:
-            self._outputs, self._teacher = [], None
+            self._forget()
+
+    def _forget(self) -> None:
+        self._outputs, self._inputs, self._teacher = [], [], None
+
+    def _remember(self, args: Any, kwargs: Any, out: Any) -> None:
+        self._outputs.append(out)
+        self._inputs.append((args, kwargs))
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
         if self._head is not None:
-            with self._head.register_forward_hook(lambda _m, _i, out: self._outputs.append(out)):
+
+            def hook(_module: Any, args: Any, kwargs: Any, out: Any) -> None:
+                self._remember(args, kwargs, out)
+
+            with self._head.register_forward_hook(hook, with_kwargs=True):
                 yield
             return
         forward = self._module.forward
 
         def remember(*args: Any, **kwargs: Any) -> Any:
             out = forward(*args, **kwargs)
-            self._outputs.append(out)
+            self._remember(args, kwargs, out)
             return out
 
         with shadowed(self._module, "forward", remember):
             yield
 
-    def teacher(self) -> torch.Tensor:
-        """Return the logits of the pass of the largest subnet, without its graph.
+    def teacher(self, network: nn.Module | None = None) -> torch.Tensor:
+        """Return the logits of the teacher, without their graph.
+
+        Args:
+            network: The teacher, which gets what the head got; None: the pass of the largest
+                subnet, which has just been.
 
         Raises:
             SearchError: There was no pass or more than one, or its output is not a batch of logits.
         """
-        self._teacher = self._output().detach()
+        if network is None:
+            self._teacher = self._output().detach()
+        elif self._teacher is None:
+            if len(self._inputs) != 1:
+                self._refuse(f"{len(self._inputs)} outputs")
+            args, kwargs = self._inputs[0]
+            with torch.no_grad():
+                out = network(*args, **kwargs)
+            logits = logits_in(out)
+            if not isinstance(logits, torch.Tensor) or (self._classes and not _has_classes(logits)):
+                msg = (
+                    f"The teacher {class_name(network)} gave {_kind(out)}, which has no logits "
+                    "(n, n_classes). Give distill= a module whose output is the logits, or has "
+                    "them under 'logits'."
+                )
+                raise SearchError(msg)
+            self._teacher = logits.detach()
         return self._teacher
 
     def student(self) -> torch.Tensor:
-        """Return the logits of the pass of another subnet.
+        """Return the logits of the pass of a subnet.
 
         Raises:
             SearchError: As for the teacher, or their shapes differ.
         """
         out, teacher = self._output(), self._teacher
         if teacher is not None and out.shape != teacher.shape:
-            shapes = f"{tuple(teacher.shape)} for the largest subnet and {tuple(out.shape)} for"
-            self._refuse(f"{shapes} another")
+            whose = "the teacher" if self._option == "logits" else "the largest subnet"
+            shapes = f"{tuple(teacher.shape)} for {whose} and {tuple(out.shape)} for"
+            self._refuse(f"{shapes} {'a subnet' if self._option == 'logits' else 'another'}")
         return out
 
     def _output(self) -> torch.Tensor:
-        outputs, self._outputs = self._outputs, []
+        outputs, self._outputs, self._inputs = self._outputs, [], []
         out = outputs[0] if len(outputs) == 1 else None
-        if not isinstance(out, torch.Tensor) or (self._classes and not _has_classes(out)):
+        logits = logits_in(out)
+        if not isinstance(logits, torch.Tensor) or (self._classes and not _has_classes(logits)):
             self._refuse(f"{len(outputs)} outputs" if len(outputs) != 1 else _kind(out))
-        return out
+        return logits
 
     def _refuse(self, output: str) -> NoReturn:
         msg = (
             f"Distillation needs one tensor of logits (n, n_classes) per step; {self._name} of "
             f"{type(self._module).__name__} gave {output}. "
-            "Name the submodule whose output is the logits: distill='net'."
+            f"Name the submodule whose output is the logits: {self._option}='net'."
         )
         raise SearchError(msg)
+
+
+def logits_in(output: Any) -> Any:
+    """Return the logits in the output of a network, with the classes in dimension 1.
+
+    A tensor is the logits as it is. Of a dict, as the models of transformers return it, they are
+    what lies under `"logits"`; there the classes of sequences (n, length, n_classes) come last.
+
+    Example:
+        >>> logits_in({"loss": torch.tensor(1.0), "logits": torch.zeros(2, 5, 3)}).shape
+        torch.Size([2, 3, 5])
+    """
+    if not isinstance(output, Mapping):
+        return output
+    logits = output.get("logits")
+    if isinstance(logits, torch.Tensor) and logits.ndim == _SEQUENCE:
+        return logits.movedim(-1, 1)
+    return logits
+
+
+_SEQUENCE = 3  # dimensions of a batch of sequences
+
+
+def taught(
+    module: Any, teacher: nn.Module, logits: Logits, loss: DistillLoss, label_weight: float
+) -> AbstractContextManager[None]:
+    """Return a context in which a training step teaches the subnet in force.
+
+    Its loss is that of distillation, and a share of the one that the step computes.
+
+    Args:
+        module: The module in training.
+        teacher: The teacher.
+        logits: The logits of the module.
+        loss: The loss of distillation.
+        label_weight: The share of the step's own loss.
+    """
+    step = module.training_step
+
+    @wraps(step)
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        output = step(*args, **kwargs)
+        own = output.get("loss") if isinstance(output, Mapping) else output
+        if own is None:  # the step leaves this batch out
+            return output
+        target = logits.teacher(teacher)
+        new = loss(logits.student(), target)
+        if label_weight > 0:
+            new = new + label_weight * own
+        return {**output, "loss": new} if isinstance(output, Mapping) else new
+
+    return shadowed(module, "training_step", training_step)
+
+
+def prepared_teacher(teacher: nn.Module, module: Any) -> nn.Module:
+    """Return a teacher in eval mode, on the device and in the type of the module in training.
+
+    Raises:
+        SearchError: It shares weights with the module, which change.
+    """
+    own = {id(p) for p in module.parameters()}
+    if any(id(p) in own for p in teacher.parameters()):
+        msg = (
+            f"distill= is a {class_name(teacher)} that shares weights with "
+            f"{type(module).__name__}, and they are trained. Pass "
+            "copy.deepcopy(network), made before training."
+        )
+        raise SearchError(msg)
+    weight = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if weight is not None:
+        teacher.to(device=weight.device, dtype=weight.dtype)
+    return teacher.eval()
 
 
 def _has_classes(out: torch.Tensor) -> bool:
@@ -222,4 +337,6 @@ def _has_classes(out: torch.Tensor) -> bool:
 def _kind(out: Any) -> str:
     if isinstance(out, torch.Tensor):
         return f"{tuple(out.shape)} {out.dtype}"
+    if isinstance(out, Mapping):
+        return f"a {type(out).__name__} with {listed(out)}, of which none is a tensor 'logits'"
     return f"a {type(out).__name__}"

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from torch import nn
+
 from lightning_subnet._messages import did_you_mean
 from lightning_subnet._torch.contexts import muted
 from lightning_subnet.costs.resolve import resolve
@@ -30,7 +32,13 @@ from lightning_subnet.training._lightning import (
     mean_gradients,
     run_training_step,
 )
-from lightning_subnet.training.distillation import DistillLoss, Logits, loss_named
+from lightning_subnet.training.distillation import (
+    DistillLoss,
+    Logits,
+    loss_named,
+    prepared_teacher,
+    taught,
+)
 from lightning_subnet.training.progressive_shrinking import Phase, ProgressiveShrinking
 from lightning_subnet.training.sampling_rules import (
     Draw,
@@ -70,13 +78,23 @@ class SubnetSampling(Callback):
             (`"macs"`, `"params"`, `"size_mb"`) or an exact `Measure`.
         distill: In-place distillation: the subnets after the first learn from its logits instead of
             from the labels. True takes what `forward` returns (of a LightningModule without its own
-            `forward`, that of its elastic part); a name takes the output of that submodule.
+            `forward`, that of its elastic part); a name takes the output of that submodule. Or a
+            teacher: another network, such as a copy of the original, from whose logits all subnets
+            learn, the largest too. It gets what the module gets, is moved to its device and type,
+            and is in eval mode; it is no part of the module, its checkpoints and its optimizer.
+            An output that is a dict has its logits under `"logits"`.
+        logits: With a teacher: the name of the submodule whose output is the logits of a subnet.
+            None: as `distill=True`.
         distill_loss: `"soft"`, the default: the cross entropy with the teacher's probabilities, in
             dimension 1. `"alpha"`: `alpha_divergence`. Or a function, called as
             `distill_loss(student_logits, teacher_logits)`.
         label_weight: With distillation, how much of the loss of `training_step` a student keeps. 0:
             it sees no labels (BigNAS); 1: it learns from them and from its teacher (OFA). Labels
             help while the largest subnet has little to teach, as in a short training.
+        others_weight: How much the loss of each subnet after the first counts. None: 1, as
+            published; with a teacher and the sandwich, so much that all of them together count as
+            the first, which keeps a trained network from falling behind while it learns to be
+            small (`benchmarks/holding_the_largest.py`).
         space: The space, for a module that is not elastic itself.
         activate: Called as `activate(module, subnet)`, with `space`.
         seed: The seed of the draws.
@@ -105,9 +123,11 @@ class SubnetSampling(Callback):
         n_random: int | None = None,
         schedule: ProgressiveShrinking | None = None,
         stratify: str | Measure | None = None,
-        distill: bool | str = False,
+        distill: bool | str | nn.Module = False,
+        logits: str | None = None,
         distill_loss: str | DistillLoss | None = None,
         label_weight: float = 0.0,
+        others_weight: float | None = None,
         space: SearchSpace | None = None,
         activate: Callable[[Any, Subnet], object] | None = None,
         seed: int = 0,
@@ -115,6 +135,7 @@ class SubnetSampling(Callback):
     ) -> None:
         self.n_random = check_rule(rule, n_random)
         _check_together(rule, space, activate, distill, distill_loss, label_weight)
+        _check_teaching(distill, logits, others_weight)
         if schedule is not None and not isinstance(schedule, ProgressiveShrinking):
             msg = (
                 f"schedule={schedule!r:.60} is not a schedule. "
@@ -133,7 +154,9 @@ class SubnetSampling(Callback):
         self.seed = seed
         self.label_weight = label_weight
         self.checks = checks
-        self._distill = distill
+        self.others_weight = others_weight
+        self._teacher = distill if isinstance(distill, nn.Module) else None
+        self._distill = distill if self._teacher is None else (logits or True)
         self._distill_loss = loss_named(distill_loss)
         self._built_in_loss = distill_loss is None or isinstance(distill_loss, str)
         self._attachment = (space, activate)
@@ -213,6 +236,8 @@ class SubnetSampling(Callback):
         for phase in phases:  # a part that cannot be drawn from is an error before training
             self._open(self._space, phase)
         self._logits = self._logits_of(pl_module) if self._distill else None
+        if self._teacher is not None:
+            prepared_teacher(self._teacher, pl_module)
         self._unchecked = bool(self.checks)
         self._activate_largest()
 
@@ -229,27 +254,29 @@ class SubnetSampling(Callback):
 
     def _logits_of(self, module: LightningModule) -> Logits:
         """Return the logits of the module, which come from its head."""
+        option = "distill" if self._teacher is None else "logits"
+        settings: dict[str, Any] = {"classes": self._built_in_loss, "option": option}
         if isinstance(self._distill, str):
             if self._distill not in dict(module.named_modules()):
                 names = [name for name, _ in module.named_modules() if name]
                 msg = (
-                    f"distill={self._distill!r} is not a submodule of {type(module).__name__}."
+                    f"{option}={self._distill!r} is not a submodule of {type(module).__name__}."
                     f"{did_you_mean(self._distill, names)} "
                     "Name the one whose output is the logits."
                 )
                 raise SearchError(msg)
             head, name = module.get_submodule(self._distill), repr(self._distill)
-            return Logits(module, head, name, classes=self._built_in_loss)
+            return Logits(module, head, name, **settings)
         if is_overridden("forward", module):
-            return Logits(module, None, "forward()", classes=self._built_in_loss)
+            return Logits(module, None, "forward()", **settings)
         part: Any = self._part
         if part is module:
             msg = (
                 f"{type(module).__name__} has no forward(), so distill=True finds no logits. "
-                "Write one that training_step calls, or name a submodule: distill='net'."
+                f"Write one that training_step calls, or name a submodule: {option}='net'."
             )
             raise SearchError(msg)
-        return Logits(module, part, "forward()", classes=self._built_in_loss)
+        return Logits(module, part, "forward()", **settings)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -268,6 +295,12 @@ class SubnetSampling(Callback):
             parallel.require_forward_param_sync = True
         if self._logits is not None:
             self._watch.enter_context(self._logits.watched())
+        if self._logits is not None and self._teacher is not None:
+            self._watch.enter_context(
+                taught(
+                    pl_module, self._teacher, self._logits, self._distill_loss, self.label_weight
+                )
+            )
 
     def _begin_phase(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
         """Log the phase of the schedule; sort channels where one begins that asks for it."""
@@ -286,7 +319,9 @@ class SubnetSampling(Callback):
         """Add the gradients of the other subnets, then reduce over ranks."""
         assert self._part is not None
         assert self._step is not None
-        teacher = None if self._logits is None else self._logits.teacher()
+        in_place = self._logits is not None and self._teacher is None
+        teacher = self._logits.teacher() if self._logits is not None and in_place else None
+        weight = self._weight_of_others()
         with muted(pl_module), frozen_statistics(pl_module):
             for subnet in self._subnets[1:]:
                 self._part.activate(subnet)
@@ -297,9 +332,15 @@ class SubnetSampling(Callback):
                     if labels is not None and self.label_weight > 0:
                         loss = loss + self.label_weight * labels
                 if loss is not None:
-                    backward(trainer, pl_module, loss)
+                    backward(trainer, pl_module, weight * loss if weight != 1 else loss)
         self._part.activate(self._subnets[0])  # an optimizer may call the closure again
         mean_gradients(trainer, pl_module, uneven=self.rule == "ranks")
+
+    def _weight_of_others(self) -> float:
+        if self.others_weight is not None:
+            return self.others_weight
+        balanced = self._teacher is not None and self.rule == "sandwich"
+        return 1 / max(1, len(self._subnets) - 1) if balanced else 1.0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -347,8 +388,11 @@ def _check_together(
     if (space is None) != (activate is None):
         msg = "space= and activate= go together: what may vary, and how it is put in force."
         raise SearchError(msg)
-    if distill and rule not in ("sandwich", "turns"):
-        msg = "distill= needs rule='sandwich' or 'turns': the largest subnet is the teacher."
+    if distill and not isinstance(distill, nn.Module) and rule not in ("sandwich", "turns"):
+        msg = (
+            "distill= needs rule='sandwich' or 'turns', where the largest subnet is the teacher; "
+            "or give it another network as the teacher."
+        )
         raise SearchError(msg)
     if distill_loss is not None and not distill:
         msg = "distill_loss= is for distillation: give distill=True, or the name of a submodule."
@@ -358,4 +402,21 @@ def _check_together(
             f"label_weight={label_weight!r} is the share of labels beside distillation: give a "
             "finite number of at least 0, with distill=True."
         )
+        raise SearchError(msg)
+
+
+def _check_teaching(distill: object, logits: object, others_weight: object) -> None:
+    """Refuse arguments of distillation that are none."""
+    if not isinstance(distill, bool | str | nn.Module):
+        msg = (
+            f"distill={distill!r:.60} is not True, the name of a submodule or a network. Give "
+            "distill=True, distill='net', or a module as the teacher."
+        )
+        raise SearchError(msg)
+    if logits is not None and not isinstance(distill, nn.Module):
+        msg = f"logits={logits!r:.60} goes with a teacher. Without one, name it: distill='net'."
+        raise SearchError(msg)
+    number = isinstance(others_weight, int | float) and not isinstance(others_weight, bool)
+    if others_weight is not None and not (number and 0 < others_weight < math.inf):  # type: ignore[operator] # a number
+        msg = f"others_weight={others_weight!r:.60} is not a finite number above 0."
         raise SearchError(msg)

@@ -814,3 +814,130 @@ def test_a_training_that_goes_on_is_checked_again() -> None:
     with pytest.raises(ElasticityError, match="'width', 2, is cheaper than its first, 8"):
         quiet_trainer(max_epochs=1, callbacks=[sampling]).fit(model, data)
     assert model.net.active_subnet == model.net.search_space().largest
+
+
+class Dictionary(nn.Module):
+    """A network whose output is a dict, as those of transformers."""
+
+    def __init__(self, net: nn.Module, key: str = "logits") -> None:
+        super().__init__()
+        self.net, self.key = net, key
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        return {"loss": None, self.key: self.net(x)}
+
+
+class Wrapped(LitNet):
+    """The step takes the logits out of a dict."""
+
+    def __init__(self, key: str = "logits") -> None:
+        super().__init__()
+        self.inner, self.key = Dictionary(self.net, key), key
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)[self.key]
+
+
+def teacher_and_model() -> tuple[nn.Module, LitNet]:
+    torch.manual_seed(1)
+    teacher = ElasticMobileNetV3.tiny(n_classes=10, dropout=0.0)
+    return teacher, lit()
+
+
+def grads_of(model: LitNet, **options: Any) -> dict[str, torch.Tensor]:
+    keep = Keep()
+    sampling = SubnetSampling(n_random=1, **options)
+    quiet_trainer(max_steps=1, callbacks=[sampling, keep]).fit(model, loader())
+    return keep.kept[0]
+
+
+@pytest.mark.parametrize(("label_weight", "others"), [(0.0, None), (0.5, 1.0)])
+def test_a_teacher_of_its_own_teaches_all_subnets(label_weight: float, others: Any) -> None:
+    teacher, model = teacher_and_model()
+    before = copy.deepcopy(teacher.state_dict())
+    expected = copy.deepcopy(model)
+    options = {"label_weight": label_weight, "others_weight": others}
+    grads = grads_of(model, distill=teacher, **options)
+    x, y = next(iter(loader()))
+    with torch.no_grad():
+        target = teacher.eval()(x).softmax(1)
+    assert not teacher.training
+    assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
+    assert all(p.grad is None for p in teacher.parameters())
+    weights = [1.0, *([1 / 2] * 2 if others is None else [others] * 2)]
+    for weight, subnet in zip(weights, model.seen[:3], strict=True):
+        expected.net.activate(subnet)
+        out = expected.net(x)
+        loss = F.cross_entropy(out, target) + label_weight * F.cross_entropy(out, y)
+        (weight * loss).backward()
+    for name, gradient in gradients(expected).items():
+        torch.testing.assert_close(grads[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_teacher_is_no_part_of_the_module(tmp_path: Path) -> None:
+    teacher, model = teacher_and_model()
+    names = [*model.state_dict()]
+    trainer = quiet_trainer(max_steps=1, callbacks=[SubnetSampling(distill=teacher)])
+    trainer.fit(model, loader())
+    assert [*model.state_dict()] == names
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    n_weights = sum(len(g["params"]) for g in trainer.optimizers[0].param_groups)
+    assert n_weights == len([*model.parameters()])
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=False)
+    assert [*checkpoint["state_dict"]] == names
+    assert model.training_step.__func__ is LitNet.training_step  # the step is its own again
+
+
+@pytest.mark.parametrize("rule", ["random", "sandwich", "turns"])
+def test_teachers_go_with_rules_without_a_largest(rule: Any) -> None:
+    teacher, model = teacher_and_model()
+    before = copy.deepcopy(model.state_dict())
+    sampling = SubnetSampling(rule, n_random=2, distill=teacher)
+    quiet_trainer(max_steps=2, callbacks=[sampling]).fit(model, loader())
+    assert any(not torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_logits_come_out_of_dicts() -> None:
+    teacher, plain = teacher_and_model()
+    expected = grads_of(plain, distill=teacher)
+    model = Wrapped()
+    model.load_state_dict({**model.state_dict(), **plain_state(lit())})
+    grads = grads_of(model, distill=Dictionary(teacher), logits="inner")
+    for name, gradient in expected.items():
+        torch.testing.assert_close(grads[name], gradient)
+    in_place = {}
+    for name in ("net", "inner"):
+        model = Wrapped()
+        model.load_state_dict({**model.state_dict(), **plain_state(lit())})
+        in_place[name] = grads_of(model, distill=name)
+    for name, gradient in in_place["net"].items():
+        torch.testing.assert_close(in_place["inner"][name], gradient)
+
+
+def plain_state(model: LitNet) -> dict[str, torch.Tensor]:
+    state = model.net.state_dict()
+    return {f"{before}.{k}": v for k, v in state.items() for before in ("net", "inner.net")}
+
+
+def test_bad_teachers_are_refused() -> None:
+    teacher, model = teacher_and_model()
+
+    def fails(match: str, model: LitNet, **options: Any) -> None:
+        with pytest.raises(SearchError, match=match) as error:
+            quiet_trainer(max_steps=1, callbacks=[SubnetSampling(**options)]).fit(model, loader())
+        assert_clear(error)
+
+    fails("shares weights with LitNet", model, distill=model.net)
+    other = Dictionary(teacher, key="scores")
+    fails(r"a dict with 'loss', 'scores', of which none", model, distill=other)
+    fails(r"a dict with 'loss', 'scores'", Wrapped("scores"), distill="inner")
+    fails("Did you mean 'inner'", Wrapped(), distill=teacher, logits="inne")
+    narrow = ElasticMobileNetV3.tiny(n_classes=4, dropout=0.0)
+    fails(r"\(8, 4\) for the teacher and \(8, 10\) for a subnet", lit(), distill=narrow)
+    for options, match in (
+        ({"distill": 3}, "distill=3 is not True"),
+        ({"logits": "net"}, "goes with a teacher"),
+        ({"others_weight": 0}, "others_weight=0 is not"),
+    ):
+        with pytest.raises(SearchError, match=match):
+            SubnetSampling(**options)  # type: ignore[arg-type] # wrong on purpose
