@@ -15,12 +15,16 @@ from lightning_subnet._torch.contexts import ordinary_tensors
 from lightning_subnet._torch.structures import flatten, unflatten
 from lightning_subnet.errors import ObjectiveError
 
+Inputs = tuple[Any, ...] | dict[str, Any]
+"""Positional arguments, or all of them by name."""
 
-def batched(sample: Any, n: int = 1, *, who: str = "This measure") -> tuple[Any, ...]:
-    """Return positional arguments in which the first row of each tensor stands n times.
+
+def batched(sample: Any, n: int = 1, *, who: str = "This measure") -> Inputs:
+    """Return arguments in which the first row of each tensor stands n times.
 
     Args:
-        sample: A tensor, or a tuple of positional arguments with at least one tensor (n, ...).
+        sample: A tensor, a tuple of positional or a dict of keyword arguments, with at least one
+            tensor (n, ...).
         n: Rows of the batch.
         who: The measure that asks, for the message.
 
@@ -33,24 +37,45 @@ def batched(sample: Any, n: int = 1, *, who: str = "This measure") -> tuple[Any,
                 [1.],
                 [1.]]), 'mean')
     """
-    inputs = sample if isinstance(sample, tuple) else (sample,)
-    tensors = [x for x in inputs if torch.is_tensor(x)]
+    named = isinstance(sample, Mapping)
+    inputs: Inputs = dict(sample) if named else sample if isinstance(sample, tuple) else (sample,)
+    tensors = [x for x in (inputs.values() if named else inputs) if torch.is_tensor(x)]
     if not tensors or any(x.ndim == 0 or len(x) == 0 for x in tensors):
         msg = f"{who}: {described(inputs):.60} is not a batch. Give input= a tensor (1, ...)."
         raise ObjectiveError(msg)
-    firsts = (x.detach()[:1] if torch.is_tensor(x) else x for x in inputs)
-    return tuple(x.repeat_interleave(n, 0) if torch.is_tensor(x) else x for x in firsts)
+
+    def repeated(x: Any) -> Any:
+        return x.detach()[:1].repeat_interleave(n, 0) if torch.is_tensor(x) else x
+
+    if isinstance(inputs, dict):
+        return {name: repeated(x) for name, x in inputs.items()}
+    return tuple(map(repeated, inputs))
 
 
-def described(inputs: tuple[Any, ...]) -> str:
-    """Return the shapes and types of positional arguments, in words.
+def run_with(net: Any, inputs: Inputs) -> Any:
+    """Return the output of a network for positional arguments, or for arguments by name.
+
+    Example:
+        >>> run_with(max, (1, 2)), run_with(dict, {"a": 1})
+        (2, {'a': 1})
+    """
+    return net(**inputs) if isinstance(inputs, Mapping) else net(*inputs)
+
+
+def described(inputs: Inputs) -> str:
+    """Return the shapes and types of arguments, in words.
 
     Example:
         >>> described((torch.zeros(2, 3), "mean"))
         "(2, 3) torch.float32, 'mean'"
     """
-    parts = (f"{tuple(x.shape)} {x.dtype}" if torch.is_tensor(x) else repr(x) for x in inputs)
-    return ", ".join(parts)
+
+    def words(x: Any) -> str:
+        return f"{tuple(x.shape)} {x.dtype}" if torch.is_tensor(x) else repr(x)
+
+    if isinstance(inputs, Mapping):
+        return ", ".join(f"{name}: {words(x)}" for name, x in inputs.items())
+    return ", ".join(map(words, inputs))
 
 
 def sample_for(model: nn.Module, example_input: Any, *measures: Any) -> Any:

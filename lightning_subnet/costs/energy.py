@@ -24,7 +24,7 @@ from lightning_subnet._checks import checked_int
 from lightning_subnet._json import digest
 from lightning_subnet._torch.contexts import random_state
 from lightning_subnet._torch.fingerprints import code_fingerprint
-from lightning_subnet._torch.inputs import arguments, batched, described
+from lightning_subnet._torch.inputs import Inputs, arguments, batched, described, run_with
 from lightning_subnet.costs.device import as_it_runs, describe_device, usable_device
 from lightning_subnet.elasticity.extraction import extract
 from lightning_subnet.elasticity.protocol import elastic_part
@@ -152,13 +152,13 @@ class Energy:
 
 @torch.inference_mode()
 def per_pass(
-    net: nn.Module, inputs: tuple[Any, ...], counter: Counter, window: float, windows: int
+    net: nn.Module, inputs: Inputs, counter: Counter, window: float, windows: int
 ) -> tuple[float, float]:
     """Return median and standard error of the energy of one forward pass, in mJ.
 
     Args:
         net: The network, in eval mode.
-        inputs: Positional arguments.
+        inputs: Arguments.
         counter: Reads millijoules.
         window: Seconds of each window.
         windows: How many.
@@ -166,8 +166,8 @@ def per_pass(
     Raises:
         RuntimeError: The counter did not move.
     """
-    inputs, _ = arguments(net, inputs)
-    run = as_it_runs(net, partial(net, *inputs))
+    args, kwargs = arguments(net, inputs)
+    run = as_it_runs(net, partial(run_with, net, kwargs or args))
     weight = next(net.parameters(), None)
     gpu = weight is not None and weight.is_cuda
     wait: Callable[[], Any] = torch.cuda.synchronize if gpu else lambda: None

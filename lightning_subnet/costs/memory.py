@@ -22,7 +22,7 @@ from lightning_subnet._torch.contexts import (
     plain_attention,
     random_state,
 )
-from lightning_subnet._torch.inputs import arguments, batched, described
+from lightning_subnet._torch.inputs import Inputs, arguments, batched, described, run_with
 from lightning_subnet._torch.stored import held, parts
 from lightning_subnet.costs.counts import SLICED, remembered
 from lightning_subnet.costs.device import usable_device
@@ -106,12 +106,12 @@ class PeakMemory:
         return remembered(self.name, peak_mb, "MB", None if own else SLICED)
 
 
-def peak_bytes(net: nn.Module, inputs: tuple[Any, ...]) -> int:
+def peak_bytes(net: nn.Module, inputs: Inputs) -> int:
     """Return the bytes at the peak of one forward pass in inference mode; see `PeakMemory`.
 
     Args:
         net: The network, in eval mode, on a CPU or on CUDA.
-        inputs: Positional arguments; they are moved to where the weights are.
+        inputs: Arguments; they are moved to where the weights are.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(10, 100, bias=False), nn.Linear(100, 10, bias=False))
@@ -122,7 +122,8 @@ def peak_bytes(net: nn.Module, inputs: tuple[Any, ...]) -> int:
     device = torch.device("cpu") if weight is None else weight.device
     # Nothing inside the fast path of attention is seen.
     with plain_attention(), torch.inference_mode(), collection_paused():
-        inputs, _ = arguments(net, inputs)
+        args, kwargs = arguments(net, inputs)
+        inputs = kwargs or args
         kept = held(net)  # of packed weights these are copies, which must stay
         storages = _storages_of([*kept, *tree_leaves(inputs)])
         first: Exception | None = None
@@ -136,14 +137,14 @@ def peak_bytes(net: nn.Module, inputs: tuple[Any, ...]) -> int:
         raise first
 
 
-def _on_cpu(net: nn.Module, inputs: tuple[Any, ...], storages: list[torch.UntypedStorage]) -> int:
+def _on_cpu(net: nn.Module, inputs: Inputs, storages: list[torch.UntypedStorage]) -> int:
     _warm_up()
     with _Living(storages) as living:
-        net(*inputs)
+        run_with(net, inputs)
     return int(living.peak)
 
 
-def _on_cuda(net: nn.Module, inputs: tuple[Any, ...], storages: list[torch.UntypedStorage]) -> int:
+def _on_cuda(net: nn.Module, inputs: Inputs, storages: list[torch.UntypedStorage]) -> int:
     device = storages[0].device
     with torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled,
@@ -151,11 +152,11 @@ def _on_cuda(net: nn.Module, inputs: tuple[Any, ...], storages: list[torch.Untyp
         deterministic=torch.backends.cudnn.deterministic,
         allow_tf32=torch.backends.cudnn.allow_tf32,
     ):
-        net(*inputs)  # libraries allocate their own, for good, in the first call
+        run_with(net, inputs)  # libraries allocate their own, for good, in the first call
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        net(*inputs)
+        run_with(net, inputs)
         torch.cuda.synchronize(device)
         more: int = torch.cuda.max_memory_allocated(device) - before
     return more + sum(storage.nbytes() for storage in storages)

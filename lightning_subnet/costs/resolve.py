@@ -364,4 +364,8 @@ def _sample_of(part: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
     if not args:
         return named
     bound = inspect.signature(part.forward).bind(*args, **named)
-    return bound.args if not bound.kwargs else None
+    if not bound.kwargs:
+        return bound.args
+    kinds = {p.kind for p in bound.signature.parameters.values()}
+    by_name = kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    return dict(bound.arguments) if by_name else None

@@ -19,12 +19,16 @@ from torch.utils.data import DataLoader
 
 from lightning_subnet import (
     Elasticize,
+    Latency,
     SubnetSampling,
     SubnetSearchCallback,
     SubnetValidation,
     elasticize,
 )
+from lightning_subnet.costs import PeakMemory
 from lightning_subnet.errors import ElasticityError, ElasticityWarning, SearchError
+from lightning_subnet.export import load_exported
+from lightning_subnet.training.validation.batch_input import inputs_in
 from tests.networks import LitMlp, digits, quiet_trainer, search
 from tests.problems import assert_clear
 
@@ -145,6 +149,53 @@ def test_the_input_comes_from_the_first_batch(make: type[Plain]) -> None:
     assert [*model.net.search_space().values] == (
         ["width.body.0", "width.body.3"] if make is Dicts else ["width.0", "width.3"]
     )
+
+
+def test_dict_batches_are_sampled_validated_counted_timed_and_exported(tmp_path: Path) -> None:
+    model = Dicts()
+    data = loader(collate_fn=named)
+    callbacks = [Elasticize(widths=(0.5, 1)), SubnetSampling(distill="net")]
+    quiet_trainer(max_steps=1, callbacks=callbacks).fit(model, data)
+    quick = Latency(repeats=5, seconds=0.01)
+    result = search(
+        objectives={"val_loss": "min", "macs": "min", "latency_ms": "min"},
+        measures=[quick, PeakMemory()],
+        budget=4,
+    ).fit(model, train_dataloaders=data, val_dataloaders=data, progress=False)
+    assert result.history.ok.all()
+    best = result.best("val_loss")
+    macs = 64 * 16 + 16 * 8 + 8 * 10  # weights of the smallest
+    assert result.history.get(model.net.search_space().smallest).values["macs"] == macs
+    exported = result.export(best, tmp_path / "net.onnx")
+    batch = named([digits()[i] for i in range(3)])
+    plain = result.extract(best)
+    with torch.no_grad():
+        expected = plain(pixels=batch["pixels"], scale=batch["scale"])["logits"]
+    loaded = load_exported(exported.path)
+    output = loaded(pixels=batch["pixels"], scale=batch["scale"])
+    torch.testing.assert_close(output if torch.is_tensor(output) else output["logits"], expected)
+
+
+@pytest.mark.parametrize(
+    ("batch", "forward", "expected"),
+    [
+        ({"image": 1, "label": 2}, lambda image: 0, [{"image": 1}]),
+        ({"x": 1, "labels": 2}, lambda x, labels: 0, [{"x": 1, "labels": 2}]),
+        ({"x": 1, "labels": 2}, lambda x, labels=None: 0, [{"x": 1}, {"x": 1, "labels": 2}]),
+        ({"x": 1, "y": 2}, lambda **batch: 0, [{"x": 1}, {"x": 1, "y": 2}]),
+        ({"x": 1, "y": 2}, lambda batch: 0, [{"batch": {"x": 1, "y": 2}}]),
+        ([{"x": 1}, 2], lambda x: 0, [{"x": 1}]),
+        ({"a": 1, "b": 2}, lambda x: 0, []),
+        ("words", lambda x: 0, []),
+    ],
+)
+def test_what_a_network_takes_of_a_dict(batch: Any, forward: Any, expected: list[Any]) -> None:
+    class Net:
+        pass
+
+    net = Net()
+    net.forward = forward  # type: ignore[attr-defined] # as a module has it
+    assert [kwargs for _, kwargs in inputs_in(batch, net)] == expected
 
 
 def test_data_is_drawn_as_without_it() -> None:

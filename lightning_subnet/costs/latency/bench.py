@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_subnet._checks import checked_int
-from lightning_subnet._torch.inputs import batched, described
+from lightning_subnet._torch.inputs import Inputs, batched, described
 from lightning_subnet.costs.device import usable_device
 from lightning_subnet.costs.latency.timing import (
     FEWEST,
@@ -83,11 +84,11 @@ from 15.
         if self.input is not None:
             batched(self.input, who=kind)
 
-    def batch(self, example_input: Any) -> tuple[Any, ...]:
-        """Return the positional arguments of a forward pass of one batch.
+    def batch(self, example_input: Any) -> Inputs:
+        """Return the arguments of a forward pass of one batch.
 
         Args:
-            example_input: A tensor or a tuple, where the settings have no `input`.
+            example_input: A tensor, a tuple or a dict, where the settings have no `input`.
 
         Raises:
             ObjectiveError: There is no sample to repeat.
@@ -102,13 +103,13 @@ class Bench:
     Args:
         settings: Those, and how long to measure.
         net: Its precision counts where the settings have none.
-        inputs: Positional arguments of the forward pass.
+        inputs: Arguments of the forward pass.
 
     Raises:
         ObjectiveError: They do not go together on this machine.
     """
 
-    def __init__(self, settings: TimingSettings, net: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, settings: TimingSettings, net: nn.Module, inputs: Inputs) -> None:
         self.settings, self.inputs, self._kind = settings, inputs, type(settings).__name__
         weights = (p.dtype for p in net.parameters() if p.is_floating_point())
         try:
@@ -215,9 +216,9 @@ class Meter:
         self._recent: dict[Subnet, Timing] = {}
         self._recent_kind: type | None = None
 
-    def shares(self, elastic: nn.Module, inputs: tuple[Any, ...], kind: type) -> bool:
+    def shares(self, elastic: nn.Module, inputs: Inputs, kind: type) -> bool:
         """Return whether another kind of measure, of the same network, may have its timings."""
-        pairs = zip(inputs, self.bench.inputs, strict=True)
+        pairs = zip(tree_leaves(inputs), tree_leaves(self.bench.inputs), strict=True)
         same = (torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in pairs)
         return self.elastic is elastic and kind not in self.kinds and all(same)
 

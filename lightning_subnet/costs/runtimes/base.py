@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lightning_subnet._messages import did_you_mean, listed
-from lightning_subnet._torch.inputs import as_weight
+from lightning_subnet._torch.inputs import Inputs, as_weight
 from lightning_subnet.errors import ExportError, ObjectiveError
 from lightning_subnet.export.call import Call
 
@@ -86,12 +86,12 @@ class Runtime(ABC):
     graphs: ClassVar[bool] = False
 
     @abstractmethod
-    def make(self, net: nn.Module, inputs: tuple[Any, ...], conditions: Conditions) -> ForwardPass:
+    def make(self, net: nn.Module, inputs: Inputs, conditions: Conditions) -> ForwardPass:
         """Return the forward pass of a network.
 
         Args:
             net: In eval mode, on the device and in the precision of the weights; it is changed.
-            inputs: Positional arguments, on the device and in the precision of the weights too.
+            inputs: Arguments, on the device and in the precision of the weights too.
             conditions: Where and how it runs.
         """
 
@@ -175,7 +175,7 @@ class Runtime(ABC):
     def prepare(
         self,
         net: nn.Module,
-        inputs: tuple[Any, ...],
+        inputs: Inputs,
         conditions: Conditions,
         *,
         cast: bool = True,
@@ -184,7 +184,7 @@ class Runtime(ABC):
 
         Args:
             net: In eval mode; it is changed.
-            inputs: Positional arguments of its forward pass.
+            inputs: Arguments of its forward pass.
             conditions: Where and how it runs.
             cast: Put its weights in the precision.
         """
@@ -195,7 +195,7 @@ class Runtime(ABC):
         return self.make(net, as_weight(like, inputs), conditions)
 
 
-def arrays_of(net: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
+def arrays_of(net: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """Return the tensors among the inputs of a network as NumPy arrays, by their names in a file.
 
     Example:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_subnet._messages import listed
+from lightning_subnet._torch.inputs import Inputs
 from lightning_subnet.costs.runtimes.base import Conditions, ForwardPass, Runtime, arrays_of
 from lightning_subnet.errors import ObjectiveError
 from lightning_subnet.export.formats.onnx import (
@@ -30,7 +31,7 @@ class OnnxRuntime(Runtime):
     devices = ("cpu", "cuda")
     libraries = (import_onnxruntime, import_onnx)
 
-    def make(self, net: nn.Module, inputs: tuple[Any, ...], conditions: Conditions) -> ForwardPass:
+    def make(self, net: nn.Module, inputs: Inputs, conditions: Conditions) -> ForwardPass:
         """Return a run of the session of the converted network."""
         onnxruntime = import_onnxruntime()
         model = to_onnx(net, inputs, dynamic_batch=False)

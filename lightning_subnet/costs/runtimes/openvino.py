@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from lightning_subnet._messages import listed
+from lightning_subnet._torch.inputs import Inputs
 from lightning_subnet.costs.runtimes.base import Conditions, ForwardPass, Runtime, arrays_of
 from lightning_subnet.errors import ObjectiveError
 from lightning_subnet.export.formats.onnx import import_onnx
@@ -26,7 +25,7 @@ class OpenVino(Runtime):
     devices = ("cpu",)
     libraries = (import_openvino, import_onnx)
 
-    def make(self, net: nn.Module, inputs: tuple[Any, ...], conditions: Conditions) -> ForwardPass:
+    def make(self, net: nn.Module, inputs: Inputs, conditions: Conditions) -> ForwardPass:
         """Return the inference request of the converted network."""
         openvino, model = import_openvino(), to_openvino(net, inputs, dynamic_batch=False)
         options = {

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_subnet._torch.inputs import Inputs, run_with
 from lightning_subnet.costs.device import as_it_runs
 from lightning_subnet.costs.runtimes.base import MIXED, Conditions, ForwardPass, Runtime
 from lightning_subnet.export.formats.base import quiet
@@ -28,7 +29,7 @@ class Eager(Runtime):
     name = "eager"
     graphs = True
 
-    def make(self, net: nn.Module, inputs: tuple[Any, ...], conditions: Conditions) -> ForwardPass:
+    def make(self, net: nn.Module, inputs: Inputs, conditions: Conditions) -> ForwardPass:
         """Return the call of the network itself."""
         run = as_it_runs(net, _in_precision(net, inputs, conditions))
         if conditions.cuda_graph:
@@ -46,7 +47,7 @@ class Compile(Runtime):
     name = "compile"
     graphs = True
 
-    def make(self, net: nn.Module, inputs: tuple[Any, ...], conditions: Conditions) -> ForwardPass:
+    def make(self, net: nn.Module, inputs: Inputs, conditions: Conditions) -> ForwardPass:
         """Return the call of the compiled network, which has run once."""
         import torch._dynamo as dynamo
         import torch._inductor.config as inductor
@@ -91,16 +92,16 @@ class Compile(Runtime):
 
 
 def _in_precision(
-    call: Callable[..., Any], inputs: tuple[Any, ...], conditions: Conditions
+    call: Callable[..., Any], inputs: Inputs, conditions: Conditions
 ) -> Callable[[], Any]:
     """Return a forward pass, under autocast where a Trainer would enter it."""
     dtype = MIXED.get(conditions.precision)
 
     def mixed() -> Any:
         with torch.autocast(conditions.device.type, dtype):
-            return call(*inputs)
+            return run_with(call, inputs)
 
-    return functools.partial(call, *inputs) if dtype is None else mixed
+    return functools.partial(run_with, call, inputs) if dtype is None else mixed
 
 
 def _replay(run: Callable[[], Any], device: torch.device) -> ForwardPass:
