@@ -23,6 +23,7 @@ pytest.register_assert_rewrite("lightning_subnet.testing")
 
 SLOW_PAGES = (
     "README.md",
+    "your_model.md",
     "training.md",
     "exporting.md",
     "comparing.md",
@@ -64,6 +65,7 @@ pytest_collect_file = Sybil(
     patterns=[
         "README.md",
         "docs/quickstart.md",
+        "docs/your_model.md",
         "docs/training.md",
         "docs/exporting.md",
         "docs/supernets.md",
