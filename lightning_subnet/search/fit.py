@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from lightning_subnet.costs.varying import check_varies
-from lightning_subnet.errors import MeasurementError, SearchError
+from lightning_subnet.errors import MeasurementError, SearchError, StudyMismatchError
 from lightning_subnet.search.budget import Budget
 from lightning_subnet.search.loop import loop
 from lightning_subnet.search.plan import Plan
@@ -26,6 +26,7 @@ from lightning_subnet.study.storage import Storage
 from lightning_subnet.training._lightning import gather
 from lightning_subnet.training.validation.evaluator import TrainerEvaluator
 from lightning_subnet.training.validation.extractor import Extractor
+from lightning_subnet.training.validation.guards import check_stored, hardware_of
 
 _log = logging.getLogger(__name__)
 _EXTRACTED = (
@@ -110,18 +111,67 @@ def _search(
     session = plan.open(
         first=[plan.require_space().largest],
         provenance={"measures": metrics, **evaluator.provenance},
+        hardware=hardware_of(evaluator.trainer),
     )
     if on_open is not None:
         on_open(session)
     alone = evaluator.trainer.world_size == 1
+    scorer = evaluator if alone else Leader(evaluator, metrics)
+    confirm(session, evaluator, scorer)
     loop(
         session,
-        evaluator if alone else Leader(evaluator, metrics),
+        scorer,
         progress=progress,
         first_must_work=True,
         verify=plan.settings.verify_front,
     )
     return session
+
+
+def confirm(
+    session: Session, evaluator: TrainerEvaluator, scorer: TrainerEvaluator | Leader
+) -> None:
+    """Score a subnet again whose values are stored, before they are taken for those of this model.
+
+    Weights, data and code are compared by hashes; attributes of the model and globals are not.
+
+    Raises:
+        StudyMismatchError: It has other values now.
+    """
+    storage, names = session.study.storage, session.names_to_tell
+    in_memory = storage.url.partition(":///")[2] in ("", ":memory:")
+    check = ("stored", storage.url, str(id(storage)) if in_memory else "")
+    if not evaluator.checks.repeat or evaluator.passed.has(*check):
+        return
+    subnet = session.problem.space.largest
+    stored: Mapping[str, float] = {}
+    prints = {name: evaluator.fingerprint(name) or "" for name in names}
+    scored = [e for e in session.history if e.ok and e.generation is not None]
+    if scored:
+        evaluation = next((e for e in scored if e.subnet == subnet), scored[0])
+        subnet, stored = evaluation.subnet, evaluation.values
+    elif not len(session.history):  # other studies may have values that it takes
+        stored = {name: value for name, (value, _) in storage.known_values(prints, subnet).items()}
+    if stored := {name: stored[name] for name in names if name in stored}:
+        try:
+            fresh = scorer.confirm(subnet)
+        except MeasurementError:
+            raise
+        except Exception as error:
+            msg = (
+                f"{subnet!r:.200} has values in study {session.study.name!r}, and fails now: "
+                f"{type(error).__name__}: {error!s:.200}. Look at the model and the data."
+            )
+            raise StudyMismatchError(msg) from error
+        check_stored(
+            stored,
+            fresh,
+            subnet=subnet,
+            study=session.study,
+            hardware=hardware_of(evaluator.trainer),
+            n=evaluator.n_samples,
+        )
+    evaluator.passed.add(*check)
 
 
 class Leader(Evaluator):
@@ -147,12 +197,19 @@ class Leader(Evaluator):
 
     def evaluate(self, subnet: Subnet) -> Measured:
         """Let all processes evaluate the subnet; return the metrics on which they agree."""
+        return self._together("evaluate", subnet)
+
+    def confirm(self, subnet: Subnet) -> Measured:
+        """Do the same with `TrainerEvaluator.confirm`."""
+        return self._together("confirm", subnet)
+
+    def _together(self, order: Order, subnet: Subnet) -> Measured:
         try:
-            self._evaluator.trainer.strategy.broadcast(("evaluate", subnet.to_json()))
+            self._evaluator.trainer.strategy.broadcast((order, subnet.to_json()))
         except Exception as failure:
             msg = f"Another process has ended, and the search cannot go on: {failure}"
             raise MeasurementError(msg) from failure
-        outcomes = evaluated_together(self._evaluator, subnet)
+        outcomes = evaluated_together(self._evaluator, subnet, order)
         for rank, (metrics, error) in enumerate(outcomes):
             if isinstance(error, MeasurementError):
                 raise error
@@ -178,11 +235,17 @@ Outcome = tuple[dict[str, float] | None, MeasurementError | str | None]
 """The metrics that a process has logged, or None and its error."""
 
 
-def evaluated_together(evaluator: TrainerEvaluator, subnet: Subnet) -> list[Outcome]:
+Order = Literal["evaluate", "confirm"]
+"""What process 0 asks for: the method that all call."""
+
+
+def evaluated_together(
+    evaluator: TrainerEvaluator, subnet: Subnet, order: Order = "evaluate"
+) -> list[Outcome]:
     """Return the outcome of each process, all of which call this for the same subnet."""
     outcome: Outcome
     try:
-        outcome = dict(evaluator.evaluate(subnet)), None
+        outcome = dict(getattr(evaluator, order)(subnet)), None
     except MeasurementError as error:
         outcome = None, error
     except Exception as error:  # which may hold what cannot be sent
@@ -232,7 +295,7 @@ def follow(evaluator: TrainerEvaluator) -> Measurements:
         SearchError: Process 0 has failed.
     """
     while True:
-        placeholder: tuple[str, Any] = ("", None)
+        placeholder: tuple[Any, Any] = ("", None)
         order, content = evaluator.trainer.strategy.broadcast(placeholder)
         if order == "failed":
             msg = f"Process 0 ended the search: {content}"
@@ -240,7 +303,7 @@ def follow(evaluator: TrainerEvaluator) -> Measurements:
         if order == "done":
             values: Measurements = content
             return values
-        evaluated_together(evaluator, evaluator.space.subnet(content))
+        evaluated_together(evaluator, evaluator.space.subnet(content), order)
 
 
 def _copied(plan: Plan, values: Measurements) -> Session:

@@ -191,13 +191,18 @@ class Plan:
         return None if study.header["evaluator"] else self.open()
 
     def open(
-        self, *, first: Sequence[Subnet] = (), provenance: Mapping[str, Any] | None = None
+        self,
+        *,
+        first: Sequence[Subnet] = (),
+        provenance: Mapping[str, Any] | None = None,
+        hardware: str = "",
     ) -> Session:
         """Open or create the study, and return the session over it.
 
         Args:
             first: Subnets to measure before all others.
             provenance: All that the values of an evaluator depend on besides the subnet.
+            hardware: What these are computed on, in words; noted in a new study.
 
         Raises:
             SearchError: A measure waits for a network, the space is not known, or `resume` forbids
@@ -229,7 +234,9 @@ class Plan:
             problem,
             self.strategy,
             measures=by_name(measures),
-            study=open_study(self.storage, self.name, header, problem, self.settings.resume),
+            study=open_study(
+                self.storage, self.name, header, problem, self.settings.resume, hardware=hardware
+            ),
             budget=self.budget,
             seed=self.settings.seed,
             first=first,

@@ -63,7 +63,13 @@ def make_header(
 
 
 def open_study(
-    storage: Storage, name: str, header: Mapping[str, Any], problem: Problem, resume: Resume
+    storage: Storage,
+    name: str,
+    header: Mapping[str, Any],
+    problem: Problem,
+    resume: Resume,
+    *,
+    hardware: str = "",
 ) -> Study:
     """Return the study of that name, or a new one.
 
@@ -73,12 +79,14 @@ def open_study(
         header: The header that the study must have.
         problem: Its space is stored with a new study.
         resume: `"auto"`, `"must"` or `"never"`; see `SubnetSearch`.
+        hardware: What values are computed on, in words; noted in a new study.
 
     Raises:
         StudyMismatchError: A stored study of this name was made with other settings.
         SearchError: `resume` forbids it.
     """
     versions = {package: _version(package) for package in _RECORDED}
+    of_new = versions | ({"hardware": hardware} if hardware else {})
     study = storage.find_study(name)
     if study is None and resume == "must":
         names = storage.study_names()
@@ -88,7 +96,7 @@ def open_study(
         )
         raise SearchError(msg)
     if study is None:
-        return storage.create_study(name, header, problem.space, versions)
+        return storage.create_study(name, header, problem.space, of_new)
     if resume == "never":
         msg = (
             f"Study {name!r} exists in {storage.url!r}, and resume='never'. "
@@ -100,7 +108,7 @@ def open_study(
         header = {k: v for k, v in header.items() if k != "warm_from"} | start  # names aside
     if not study.has() and study.differences(header):
         study.forget(whole=True)  # nothing was measured: its settings were a mistake
-        return storage.create_study(name, header, problem.space, versions)
+        return storage.create_study(name, header, problem.space, of_new)
     study.check(header)
     stored = study.versions  # an earlier version of this package may have recorded fewer
     changed = [f"{k} {stored[k]} -> {v}" for k, v in versions.items() if stored.get(k, v) != v]

@@ -13,7 +13,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from lightning_subnet._json import digest
-from lightning_subnet._messages import listed, warn
+from lightning_subnet._messages import warn
 from lightning_subnet._torch.contexts import evaluating, muted, random_state
 from lightning_subnet._torch.fingerprints import (
     code_fingerprint,
@@ -64,7 +64,7 @@ from lightning_subnet.training.validation.guards import (
     OwnWeights,
     Passed,
     WeightGuard,
-    differing,
+    check_repeats,
     warn_of_renewal,
 )
 from lightning_subnet.training.validation.parity import check_subnets, runs
@@ -109,6 +109,7 @@ class TrainerEvaluator(Evaluator):
             before the context is entered.
         score: How subnets are scored: as asked for, or `"extracted"` where the super-network does
             not run in eval mode.
+        passed: The checks that the model has passed in this process.
         directions: `"max"` or `"min"` of the metrics that the search optimises, where it says so.
 
     Raises:
@@ -156,15 +157,16 @@ class TrainerEvaluator(Evaluator):
         self._calls: list[Call] | None = None
         self._guard: WeightGuard | None = None
         self._own_weights: OwnWeights | None = None
-        self._unchecked = True  # whether the first score is still to come
-        self._gathered_by_first: list[str] = []
+        self._first: tuple[Subnet, dict[str, float]] | None = None  # that was scored, with metrics
+        self._changed_by_first: list[str] = []  # attributes
+        self._unchecked = True  # whether no score was compared yet
         self._needed: frozenset[str] = frozenset()
         self.built_in = tuple(measure_names())
         self._of_plugins: list[str] = []
         self.provenance: dict[str, str] = {}
         self._hashes = hashes
         self._digest = ""
-        self._passed = Passed(model, None)
+        self.passed = Passed(model, None)
 
     def __enter__(self) -> TrainerEvaluator:
         before = getattr(self._elastic, "active_subnet", None)
@@ -190,7 +192,7 @@ class TrainerEvaluator(Evaluator):
                 self.provenance = self._provenance()
                 self._elastic.activate(self.space.largest)  # which may set attributes
                 key = (digest(self.provenance), attributes_digest(self._model), self.checks)
-                self._passed = Passed(self._model, key)
+                self.passed = Passed(self._model, key)
             self._digest = digest(self.provenance)
             self._stack = stack.pop_all()
         return self
@@ -251,6 +253,11 @@ class TrainerEvaluator(Evaluator):
     def _call(self) -> Call | None:
         """Return the arguments that the elastic part gets of one sample in a validation."""
         return few_rows(self.calls[0], 1) if self.calls else None
+
+    @property
+    def n_samples(self) -> int:
+        """The number of validation samples in memory; 0 if they are not there."""
+        return self._data.n_samples
 
     # What is scored
 
@@ -342,7 +349,7 @@ class TrainerEvaluator(Evaluator):
             ElasticityError: The largest subnet costs less than the smallest.
         """
         runtimes = {getattr(measure, "runtime", "") for measure in measures} & FORMATS.keys()
-        if self._passed.has("subnets", *sorted(runtimes)):
+        if self.passed.has("subnets", *sorted(runtimes)):
             return
         if self.checks.parity:
             with random_state(_SEED):
@@ -355,18 +362,24 @@ class TrainerEvaluator(Evaluator):
                 )
         if self.checks.order and self.calls:
             check_ends(self._place.part, *self.calls[0])
-        self._passed.add("subnets", *sorted(runtimes))
+        self.passed.add("subnets", *sorted(runtimes))
 
     def evaluate(self, subnet: Subnet) -> Measured:
         """Activate the subnet, validate, and return every metric that was logged."""
+        metrics = self.confirm(subnet)
+        if self._unchecked and not self.passed.has("scores"):
+            self._unchecked = False
+            self._check_first(subnet, metrics)
+            self.passed.add("scores")
+        return metrics
+
+    def confirm(self, subnet: Subnet) -> Measured:
+        """Return what `evaluate` does; that a score repeats is left for the next one to check."""
         metrics = self._validated(subnet)
         if self._own_weights is not None:
             self._own_weights.check()
-        if self._unchecked:
-            self._unchecked = False
-            if not self._passed.has("scores"):
-                self._check_first(subnet, metrics, self._gathered_by_first)
-                self._passed.add("scores")
+        if self._first is None:
+            self._first = subnet, metrics
         return metrics
 
     def _validated(self, subnet: Subnet, *, renewed: bool = True) -> dict[str, float]:
@@ -401,8 +414,8 @@ class TrainerEvaluator(Evaluator):
                 self._own_weights.end()
             if self._guard is not None:
                 self._guard.check()
-            if self._unchecked:
-                self._gathered_by_first = self._gathered.changed()
+            if self._first is None:
+                self._changed_by_first = self._gathered.changed()
         logged: dict[str, Any] = dict(self.trainer.callback_metrics)
         for row in rows:
             logged.update(row)
@@ -426,7 +439,9 @@ class TrainerEvaluator(Evaluator):
     def _callbacks(self, subnet: Subnet, renewed: bool) -> list[Callback]:
         """Return what happens before the first batch: in the order in which it does."""
         callbacks: list[Callback] = [self._in_force]
-        if self._own_weights is not None and self._unchecked:  # before another network is in place
+        if (
+            self._own_weights is not None and self._first is None
+        ):  # before another network is in place
             self._own_weights.in_place = self._extraction is None
             callbacks.append(self._own_weights)
         if self._extraction is not None:
@@ -438,45 +453,30 @@ class TrainerEvaluator(Evaluator):
             callbacks.append(Conversion(self._place, self.calls, self.score, self.checks.tolerance))
         return callbacks
 
-    def _check_first(
-        self, subnet: Subnet, metrics: Mapping[str, float], gathered: Sequence[str]
-    ) -> None:
+    def _check_first(self, subnet: Subnet, metrics: Mapping[str, float]) -> None:
         """Score the first subnet again after another score, and its own statistics if it is whole.
 
         Raises:
             MeasurementError: The second score is another one.
         """
-        own = self.checks.calibration and self._recalibration is not None
-        if own and subnet == self.space.largest:
-            with suppress(Exception):
-                before = self._validated(subnet, renewed=False)
-                if not self.trainer.global_rank:
-                    warn_of_renewal(before, metrics, self.directions, self._data.n_samples)
-        elif self.checks.repeat:
-            other = self.space.smallest
-            other = self.space.largest if subnet == other else other
-            with suppress(Exception):  # it fails when it is evaluated
-                self._validated(other)
-        if not self.checks.repeat:
-            return
-        again = self._validated(subnet)
-        names = [name for name in differing(metrics, again) if self._needs(name)]
-        if names:
-            values = [f"{each.get(names[0], 'nothing')}" for each in (metrics, again)]
-            where = f" Attributes that a validation leaves changed: {listed(gathered)}."
-            msg = (
-                f"{names[0]!r} of one subnet is {values[0]} at first, and {values[1]} after "
-                "another one was scored: something of a validation stays, or is drawn at random."
-                f"{where if gathered else ''} Empty what is gathered in "
-                "on_validation_epoch_start, in callbacks, datamodules and globals too; keep the "
-                "network in eval mode and the validation data the same; or pass "
-                "checks=Checks(repeat=False)."
-            )
-            raise MeasurementError(msg)
-
-    def _needs(self, name: str) -> bool:
-        """Return whether the search looks at a metric; at all, where it does not say."""
-        return not self._needed or name in self._needed
+        assert self._first is not None, "a subnet was scored"
+        first, before = self._first
+        if first == subnet:
+            own = self.checks.calibration and self._recalibration is not None
+            if own and subnet == self.space.largest:
+                with suppress(Exception):
+                    of_training = self._validated(subnet, renewed=False)
+                    if not self.trainer.global_rank:
+                        n = self.n_samples
+                        warn_of_renewal(of_training, metrics, self.directions, n)
+            elif self.checks.repeat:
+                other = self.space.smallest
+                other = self.space.largest if subnet == other else other
+                with suppress(Exception):  # it fails when it is evaluated
+                    self._validated(other)
+        if self.checks.repeat:
+            again = self._validated(first)
+            check_repeats(before, again, needed=self._needed, changed=self._changed_by_first)
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
         """Log one row through the user's loggers, with the number of the evaluation as its step."""

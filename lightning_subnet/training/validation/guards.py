@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,15 @@ from torch import nn
 
 from lightning_subnet._messages import listed, warn
 from lightning_subnet._torch.fingerprints import hashed
-from lightning_subnet.errors import CalibrationWarning, MeasurementError
+from lightning_subnet.costs.device import describe_device
+from lightning_subnet.errors import (
+    CalibrationWarning,
+    MeasurementError,
+    StudyMismatchError,
+    VersionWarning,
+)
+from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.study.storage import Study
 from lightning_subnet.training._lightning import BeforeFirstBatch, LightningModule, Trainer
 from lightning_subnet.training.validation.place import Place
 
@@ -59,6 +67,119 @@ def _equal(one: float, other: float) -> bool:
     if math.isnan(one) or math.isnan(other):
         return math.isnan(one) and math.isnan(other)
     return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12)
+
+
+def check_repeats(
+    first: Mapping[str, float],
+    again: Mapping[str, float],
+    *,
+    needed: Collection[str],
+    changed: Sequence[str],
+) -> None:
+    """Raise `MeasurementError` if a subnet has other metrics when it is scored again.
+
+    Args:
+        first: Its metrics.
+        again: The same, after another subnet was scored.
+        needed: The names that count; none: all do.
+        changed: Attributes that a validation leaves changed, for the message.
+    """
+    names = [name for name in differing(first, again) if not needed or name in needed]
+    if names:
+        values = shown(*(each.get(names[0], "nothing") for each in (first, again)))
+        where = f" Attributes that a validation leaves changed: {listed(changed)}."
+        msg = (
+            f"{names[0]!r} of one subnet is {values[0]} at first, and {values[1]} after "
+            "another one was scored: something of a validation stays, or is drawn at random."
+            f"{where if changed else ''} Empty what is gathered in "
+            "on_validation_epoch_start, in callbacks, datamodules and globals too; keep the "
+            "network in eval mode and the validation data the same; or pass "
+            "checks=Checks(repeat=False)."
+        )
+        raise MeasurementError(msg)
+
+
+def check_stored(
+    stored: Mapping[str, float],
+    fresh: Mapping[str, float],
+    *,
+    subnet: Subnet,
+    study: Study,
+    hardware: str,
+    n: int = 0,
+) -> None:
+    """Compare stored metrics of a subnet with those that it has now.
+
+    Args:
+        stored: The metrics that count, as they are stored.
+        fresh: All metrics now.
+        subnet: The subnet.
+        study: The study that holds them, or is to hold them.
+        hardware: What the fresh ones were measured on.
+        n: How many samples are validated; 0 if it is not known.
+
+    Raises:
+        StudyMismatchError: They differ, on the same hardware.
+
+    Warns:
+        VersionWarning: They differ, and the hardware does too.
+    """
+    before = study.versions.get("hardware", "hardware that is not known")
+    rounds = "threads" not in hardware or before != hardware
+    for name, value in stored.items():
+        now = fresh.get(name, math.nan)
+        tolerance = _ROUNDING * abs(value) if rounds else _STEP * abs(value)
+        if rounds and n and 0 <= value <= 1:
+            tolerance = max(tolerance, _FLIPS / n)
+        if abs(now - value) <= tolerance:
+            continue
+        one, other = shown(value, now)
+        figures = (
+            f"{name!r} of {subnet!r:.200} is stored as {one} in {study.storage.url!r} (study "
+            f"{study.name!r}), and is {other} now"
+        )
+        if before != hardware:
+            msg = (
+                f"{figures}. It was measured on {before}, and this is {hardware}. If that does not "
+                "explain it, an attribute of the model (the eps of a layer, a flag) has changed "
+                "since: give this search another storage=."
+            )
+            warn(msg, VersionWarning)
+            return
+        msg = (
+            f"{figures}, with the same weights, data and code: an attribute of the model (the eps "
+            "of a layer, a flag), a global or the environment has changed since. Restore it, or "
+            "give this search another storage=, as studies in one share values; or pass "
+            "checks=Checks(repeat=False) to take the stored ones."
+        )
+        raise StudyMismatchError(msg)
+
+
+_STEP, _ROUNDING, _FLIPS = 1e-5, 1e-3, 2.5  # parts of a value, samples that round otherwise
+
+
+def shown(one: float | str, other: float | str) -> tuple[str, str]:
+    """Return two values with as many digits as tell them apart, four at least.
+
+    Example:
+        >>> shown(2.10486, 2.10486123), shown(0.5, "nothing")
+        (('2.10486', '2.104861'), ('0.5', 'nothing'))
+    """
+    texts = [f"{one}", f"{other}"]
+    if isinstance(one, str) or isinstance(other, str):
+        return texts[0], texts[1]
+    for digits in range(4, 17):
+        texts = [f"{value:.{digits}g}" for value in (one, other)]
+        if texts[0] != texts[1]:
+            break
+    return texts[0], texts[1]
+
+
+def hardware_of(trainer: Trainer) -> str:
+    """Return what a Trainer computes on, in words."""
+    kind = trainer.strategy.root_device.type
+    name = describe_device(kind)
+    return f"{name} with {torch.get_num_threads()} threads" if kind == "cpu" else name
 
 
 def warn_of_renewal(

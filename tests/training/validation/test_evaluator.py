@@ -2,9 +2,12 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
+import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -18,7 +21,9 @@ from lightning_subnet.errors import (
     PluginWarning,
     SearchError,
     StudyMismatchError,
+    VersionWarning,
 )
+from lightning_subnet.training import Checks
 from lightning_subnet.training.validation.evaluator import TrainerEvaluator
 from lightning_subnet.training.validation.frozen_data import Source
 from tests.networks import WIDTHS, Digits, LitMlp, digits, quiet_trainer, search
@@ -132,6 +137,78 @@ def test_other_weights_or_other_data_are_another_study(model: LitMlp, tmp_path: 
         model.net.last.bias += 1
     with pytest.raises(StudyMismatchError, match=r"evaluator\.weights"):
         search(**settings).fit(model, dataloaders=data, train_dataloaders=TRAIN, progress=False)
+
+
+def lit(change: Any = None) -> LitMlp:
+    """Return a model with the same weights as every time, and something else changed."""
+    L.seed_everything(0, verbose=False)
+    model = LitMlp()
+    if change is not None:
+        change(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model.net.norm, "eps", 0.5),
+        lambda model: setattr(model, "forward", lambda x: 2 * model.net(x)),
+        lambda model: setattr(model.net, "activate", lambda s: setattr(model.net, "width", 4)),
+    ],
+)
+@pytest.mark.parametrize("budget", [4, 6])
+def test_stored_values_of_a_model_that_an_attribute_makes_another_are_refused(
+    change: Any, budget: int, tmp_path: Path
+) -> None:
+    data = DataLoader(digits(), 600)
+    settings = {"storage": f"sqlite:///{tmp_path}/s.db", "objectives": {"val_loss": "min"}}
+    parts = {"dataloaders": data, "train_dataloaders": TRAIN, "progress": False}
+    before = search(**settings, name="a", budget=4).fit(lit(), **parts)
+    model = lit()
+    again = search(**settings, name="a", budget=budget).fit(model, **parts)
+    assert [e.values for e in again.history][:4] == [e.values for e in before.history]
+    # The largest, the next one and the largest again; or the largest alone.
+    assert model.validated.n == (1 if budget == 4 else 2 + 2)
+    for name in ("a", "b"):  # which would take the values of the first
+        with pytest.raises(StudyMismatchError, match=r"'val_loss' of .* is stored as .*, and is "):
+            search(**settings, name=name, budget=budget).fit(lit(change), **parts)
+    fresh = search(**{**settings, "storage": None}).fit(lit(change), **parts)
+    assert fresh.history[0].values != before.history[0].values
+    trusting = search(**settings, name="a", budget=4, checks=Checks(repeat=False))
+    assert len(trusting.fit(lit(change), **parts).history) == budget
+
+
+def test_other_hardware_is_told_where_values_differ(tmp_path: Path) -> None:
+    data = DataLoader(digits(), 600)
+    settings = {"storage": f"sqlite:///{tmp_path}/s.db", "objectives": {"val_loss": "min"}}
+    settings |= {"name": "a", "budget": 2}
+    parts = {"dataloaders": data, "train_dataloaders": TRAIN, "progress": False}
+    first = search(**settings).fit(lit(), **parts).history[0].values["val_loss"]
+
+    def store(value: float, hardware: str) -> None:
+        with sqlite3.connect(tmp_path / "s.db") as connection:
+            connection.execute(
+                "UPDATE subnet_study SET versions = json_set(versions, '$.hardware', ?)",
+                (hardware,),
+            )
+            connection.execute(
+                "UPDATE subnet_evaluation SET record = json_set(record, '$.values.val_loss', ?) "
+                "WHERE number = 0",
+                (value,),
+            )
+
+    def run() -> None:
+        search(**settings).fit(lit(), **parts)
+
+    store(first * 1.0005, "an abacus")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", VersionWarning)
+        run()
+    store(first * 1.01, "an abacus")
+    with pytest.warns(
+        VersionWarning, match=r"It was measured on an abacus, and this is .* threads"
+    ):
+        run()
 
 
 def test_values_of_older_code_are_not_reused(model: LitMlp, tmp_path: Path) -> None:
