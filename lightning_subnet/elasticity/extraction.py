@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -308,6 +308,39 @@ def plain_state(module: nn.Module, *inputs: Any) -> dict[str, torch.Tensor]:
         if layer in widths:
             state |= {f"{name}.{k}": v for k, v in layer.plain(widths[layer]).state_dict().items()}
     return state
+
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+def with_settings(plain: _M, whole: nn.Module) -> _M:
+    """Give the layers of a plain network the settings of those of its super-network.
+
+    These are, in layers of torch, numbers with a fraction, such as the eps and the momentum of a
+    normalisation or the share of a dropout, and whether statistics are tracked.
+
+    Args:
+        plain: The network of a subnet.
+        whole: The super-network, whose layers have the same names.
+
+    Returns:
+        The plain network.
+
+    Example:
+        >>> net = nn.Sequential(nn.BatchNorm1d(4, eps=0.5, momentum=None))
+        >>> with_settings(nn.Sequential(nn.BatchNorm1d(2)), net)[0].eps
+        0.5
+    """
+    layers = dict(whole.named_modules())
+    for name, layer in plain.named_modules():
+        if not type(layer).__module__.startswith("torch."):  # others may have numbers of their size
+            continue
+        own, other = vars(layer), vars(layers.get(name, layer))
+        for key in own.keys() & other.keys():
+            is_setting = isinstance(own[key], float) or key in ("momentum", "track_running_stats")
+            if is_setting and isinstance(other[key], (float, int, type(None))):
+                own[key] = other[key]
+    return plain
 
 
 def _computes_weight(layer: nn.Module) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from lightning_subnet._messages import listed
 from lightning_subnet._torch.contexts import (
     default_type,
     default_types,
@@ -96,15 +97,40 @@ def check_parity(
 
 def _where(part: Any) -> str:
     """Return where to look if an extraction differs."""
-    if callable(getattr(part, "extract", None)):
+    name, hooks = class_name(part), _hooked(part)
+    of_package = type(part).__module__.partition(".")[0] == __name__.partition(".")[0]
+    if hooks and (of_package or not callable(getattr(part, "extract", None))):
         return (
-            f"Look at {class_name(part)}.extract(): it must give the network of the subnet that "
-            "it gets, with all that acts on the outputs, hooks too."
+            f"Forward hooks act in it that its extraction leaves out: those on {listed(hooks, 3)}. "
+            "Remove them before a search, or put what they do into the forward() of a module."
+        )
+    if of_package:
+        return (
+            "Its extraction has the weights of its layers, their eps, momentum and the like: look "
+            "for what else was changed in them by hand (methods, other layers, attributes)."
+        )
+    if callable(getattr(part, "extract", None)):
+        hooked = f" (there are some on {listed(hooks, 3)})" if hooks else ""
+        return (
+            f"Look at {name}.extract(): it must give the network of the subnet that it gets, with "
+            f"all that acts on the outputs, hooks too{hooked}."
         )
     return (
-        f"Look at {class_name(part)}.activate(): it must set everything that a subnet depends "
-        "on in the network that it is called on, each time; and at hooks, which a copy may not run."
+        f"Look at {name}.activate(): it must set everything that a subnet depends on in the "
+        "network that it is called on, each time."
     )
+
+
+def _hooked(part: nn.Module) -> list[str]:
+    """Return the names of layers with forward hooks of others than torch."""
+    return [
+        name or class_name(part)
+        for name, child in part.named_modules()
+        if any(
+            getattr(hook, "__module__", type(hook).__module__).partition(".")[0] != "torch"
+            for hook in (*child._forward_pre_hooks.values(), *child._forward_hooks.values())
+        )
+    ]
 
 
 class _Comparison:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lightning_subnet._messages import did_you_mean, listed
-from lightning_subnet.elasticity.extraction import plain_state
+from lightning_subnet.elasticity.extraction import plain_state, with_settings
 from lightning_subnet.elasticity.layers import ElasticSequential
 from lightning_subnet.elasticity.protocol import SubnetMixin, activated
 from lightning_subnet.elasticity.sorting import Channels, Values
@@ -374,4 +374,4 @@ class ElasticMobileNetV3(SubnetMixin, _Trunk):
         image = next(self.parameters()).new_zeros(1, self.config.in_channels, size, size)
         with activated(self, subnet):
             plain.load_state_dict(plain_state(self, image), assign=True)
-        return plain
+        return with_settings(plain, self)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_subnet.elasticity.extraction import plain_state
+from lightning_subnet.elasticity.extraction import plain_state, with_settings
 from lightning_subnet.elasticity.layers import ElasticLinear, ElasticSequential
 from lightning_subnet.elasticity.protocol import SubnetMixin, activated
 from lightning_subnet.elasticity.sorting import Channels, Values, inputs, outputs
@@ -323,4 +323,4 @@ class ElasticResNet(SubnetMixin, _Trunk):
         image = next(self.parameters()).new_zeros(1, config.in_channels, size, size)
         with activated(self, subnet):
             plain.load_state_dict(plain_state(self, image), assign=True)
-        return plain
+        return with_settings(plain, self)

@@ -138,3 +138,21 @@ def test_weights_of_half_precision_are_compared_by_its_steps() -> None:
     subnet = net.search_space().smallest
     call = ((torch.randn(4, 1, 8, 8),), {})
     assert check_parity(net, subnet, extract(net, subnet), [call]).relative < 0.06
+
+
+def test_own_networks_carry_settings_of_layers_over_and_name_those_with_hooks() -> None:
+    net = ElasticMobileNetV3.tiny()
+    subnet, call = net.search_space().smallest, ((torch.randn(2, 1, 8, 8),), {})
+    norms = {name: x for name, x in net.named_modules() if isinstance(x, nn.BatchNorm2d)}
+    for i, norm in enumerate(norms.values()):
+        norm.eps, norm.momentum = 0.1 + 0.01 * i, None
+    plain = extract(net, subnet)
+    assert check_parity(net, subnet, plain, [call]).relative < 1e-5
+    own = {name: x for name, x in plain.named_modules() if isinstance(x, nn.BatchNorm2d)}
+    assert own
+    assert {name: x.eps for name, x in own.items()} == {name: norms[name].eps for name in own}
+    assert {x.momentum for x in own.values()} == {None}
+    name = next(iter(own))
+    norms[name].register_forward_hook(lambda _layer, _args, output: 2 * output)
+    with pytest.raises(ParityError, match=rf"leaves out: those on '{name}'\. Remove them"):
+        check_parity(net, subnet, extract(net, subnet), [call])

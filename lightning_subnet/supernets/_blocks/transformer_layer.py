@@ -25,6 +25,7 @@ from lightning_subnet.elasticity.attention import (
     MultiheadAttention,
     length_of,
 )
+from lightning_subnet.elasticity.extraction import with_settings
 from lightning_subnet.elasticity.layers import ElasticLinear
 from lightning_subnet.elasticity.sorting import Channels, inputs, outputs
 from lightning_subnet.errors import ElasticityError, SpaceError
@@ -279,7 +280,7 @@ def copy_slices(plain: _M, whole: nn.Module) -> _M:
     plain.load_state_dict(slices, assign=True)
     for name, parameter in plain.named_parameters():
         parameter.requires_grad_(weights[name].requires_grad)
-    return plain
+    return with_settings(plain, whole)
 
 
 def subnet_in(space: SearchSpace, subnet: Subnet) -> Subnet:
