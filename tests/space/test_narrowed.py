@@ -227,7 +227,7 @@ def fitted(space: SearchSpace, model: Any) -> Any:
         budget=5,
         storage=None,
         trainer=quiet_trainer(limit_val_batches=1),
-        calibration_images=50,
+        calibration_images=100,
     )
     return search.fit(model, Digits(), progress=False)
 

@@ -191,7 +191,7 @@ def test_the_values_are_those_of_a_search(tmp_path: Path, epochs: int) -> None:
 
 
 def test_it_can_be_monitored(tmp_path: Path) -> None:
-    callback = SubnetValidation(["smallest"], calibration_images=50)
+    callback = SubnetValidation(["smallest"], calibration_images=100)
     told: list[float] = []
 
     class Keep(L.Callback):
@@ -223,7 +223,7 @@ def test_every_second_validation_also_after_a_resume(tmp_path: Path) -> None:
                 at.append(trainer.current_epoch)
 
     def run(epochs: int, ckpt: Path | None = None) -> None:
-        callback = Noted(["largest"], every_n_validations=2, calibration_images=50)
+        callback = Noted(["largest"], every_n_validations=2, calibration_images=100)
         writer = ModelCheckpoint(tmp_path, save_last=True)
         trainer = quiet_trainer(
             max_epochs=epochs, callbacks=[callback, writer], enable_checkpointing=True
@@ -238,7 +238,7 @@ def test_every_second_validation_also_after_a_resume(tmp_path: Path) -> None:
 
 
 def test_several_dataloaders() -> None:
-    model, callback = LitMlp(), SubnetValidation(calibration_images=50)
+    model, callback = LitMlp(), SubnetValidation(calibration_images=100)
     model.validation_step = lambda batch, i, dataloader_idx=0: model.log(  # type: ignore[method-assign] # another step
         "val_loss", F.cross_entropy(model(batch[0]), batch[1])
     )
@@ -250,7 +250,7 @@ def test_several_dataloaders() -> None:
 
 def test_workers_that_are_kept_go_on_with_the_epoch() -> None:
     outcomes = []
-    for own in ([], [SubnetValidation(calibration_images=50)]):
+    for own in ([], [SubnetValidation(calibration_images=100)]):
         L.seed_everything(0, verbose=False)
         data = torch.utils.data.Subset(digits(), range(200))
         train = DataLoader(data, 50, shuffle=True, num_workers=1, persistent_workers=True)
@@ -276,7 +276,7 @@ def test_averaged_weights_are_those_that_are_validated() -> None:
             norms.append(self.net.last.weight.detach().norm().item())
 
     outcomes = []
-    for own in ([], [SubnetValidation(["largest"], calibration_images=50)]):
+    for own in ([], [SubnetValidation(["largest"], calibration_images=100)]):
         norms.clear()
         L.seed_everything(0, verbose=False)
         model = Seen()
@@ -324,14 +324,14 @@ def test_where_nothing_is_in_force_the_largest_is_from_the_start() -> None:
     model, seen = LitMlp(), []
     model.net.register_forward_pre_hook(lambda net, _: seen.append((net.training, net.sharpen)))
     loader = DataLoader(digits(), 600)
-    callback = SubnetValidation(calibration_images=50)
+    callback = SubnetValidation(calibration_images=100)
     quiet_trainer(max_epochs=2, callbacks=[callback]).fit(model, loader, loader)
     assert model.net.active_subnet == model.net.search_space().largest
     assert {sharpen for training, sharpen in seen if training} == {3}
 
 
 def test_other_stages_are_left_alone() -> None:
-    callback, model = SubnetValidation(calibration_images=50), LitMlp()
+    callback, model = SubnetValidation(calibration_images=100), LitMlp()
     quiet_trainer(callbacks=[callback]).validate(model, Digits(), verbose=False)
     assert callback.latest == {}
 

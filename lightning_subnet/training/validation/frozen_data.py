@@ -302,8 +302,8 @@ def calibration_batches(model: LightningModule, source: Source, owner: Any) -> l
             `calibration_step`.
 
     Warns:
-        CalibrationWarning: There are far fewer samples than were asked for, or they come sorted by
-            class.
+        CalibrationWarning: There are fewer than 64 samples, or far fewer than were asked for, or
+            they come sorted by class.
     """
     n_images = source.calibration_images
     if not n_images or not is_renewable(model):
@@ -340,8 +340,8 @@ def calibration_batches(model: LightningModule, source: Source, owner: Any) -> l
         raise SearchError(msg)
     if step is None:
         model_input(batches[0], model)
-    if ended and count < _ENOUGH * n_images:
-        _tell_of_few(count, n_images)
+    if step is None or _is_of_samples(batches[0]):
+        _tell_of_few(count, n_images, ended=ended)
     if not isinstance(getattr(loaders, "sampler", None), _SHUFFLING):
         _check_order([_labels(batch) for batch in batches], n_images)
     return batches
@@ -353,17 +353,43 @@ _LABELS = ("label", "labels", "target", "targets", "y")
 _FEWEST = 32  # so many samples come in order by chance never
 
 
-def _tell_of_few(count: int, n_images: int) -> None:
-    """Warn of fewer samples than the user asked for; the default asks for no certain number."""
-    message = (
-        f"The training dataloader has {count} samples, and calibration_images={n_images}: "
-        f"running statistics of each subnet are averaged over {count}. Give more training data, "
-        f"or set calibration_images={count}."
-    )
-    if n_images == CALIBRATION_IMAGES:
-        _log.info("%s", message)
-    else:
-        warn(message, CalibrationWarning)
+_LEAST = 64  # samples, of which statistics are told to be poor
+
+
+def _is_of_samples(batch: Any) -> bool:
+    """Return whether all tensors of a batch are as long, so that this is the number of samples."""
+    tensors = [x for x in leaves(batch) if isinstance(x, torch.Tensor)]
+    return len({len(x) if x.ndim else 0 for x in tensors}) == 1
+
+
+def _tell_of_few(count: int, n_images: int, *, ended: bool) -> None:
+    """Warn of so few samples that their noise decides, or of fewer than the user asked for.
+
+    Args:
+        count: How many there are in the batches; of a first one no more are taken than asked for.
+        n_images: How many were asked for; the default asks for no certain number.
+        ended: Whether there are no more.
+    """
+    used = min(count, n_images)
+    if used < _LEAST:
+        samples = f"{used} training sample{'s' if used > 1 else ''}"
+        warn(
+            f"The running statistics of each subnet are averaged over {samples} "
+            f"(calibration_images={n_images}), which are too few to score it by. Give a training "
+            f"dataloader with {_LEAST} samples at the least, and calibration_images="
+            f"{CALIBRATION_IMAGES} to take up to so many.",
+            CalibrationWarning,
+        )
+    elif ended and count < _ENOUGH * n_images:
+        message = (
+            f"The training dataloader has {count} samples, and calibration_images={n_images}: "
+            f"running statistics of each subnet are averaged over {count}. Give more training "
+            f"data, or set calibration_images={count}."
+        )
+        if n_images == CALIBRATION_IMAGES:
+            _log.info("%s", message)
+        else:
+            warn(message, CalibrationWarning)
 
 
 def _labels(batch: Any) -> torch.Tensor | None:

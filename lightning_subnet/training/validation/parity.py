@@ -8,10 +8,12 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from lightning_subnet._messages import warn
+from lightning_subnet._messages import listed, warn
 from lightning_subnet._torch.contexts import random_state
+from lightning_subnet._torch.names import class_name
 from lightning_subnet._torch.outputs import default_tolerance, difference, named_outputs
 from lightning_subnet.elasticity.parity import Call, check_parity, outputs_of
 from lightning_subnet.elasticity.protocol import activated
@@ -76,10 +78,34 @@ def check_subnets(
             )
             warn(msg, ParityWarning)
             return
+        _check_apart(part, subnet, plain)
         check_parity(part, subnet, plain, calls, tolerance=tolerance)
         for runtime in runtimes:
             _check_file(plain, subnet, calls[0], runtime, tolerance)
     _tell_of_draws(part, space.largest, calls[0])
+
+
+def _check_apart(part: nn.Module, subnet: Subnet, plain: nn.Module) -> None:
+    """Refuse an extraction whose weights are the super-network's, as training it trains that."""
+    own = {at for _, at in _memory(part)}
+    if shared := [name for name, at in _memory(plain) if at in own]:
+        msg = (
+            f"The extraction of {subnet!r:.200} shares weights with the super-network "
+            f"{class_name(part)}: {listed(shared, 3)}. What is done to one is done to the other. "
+            f"Let {class_name(part)}.extract() copy them: weight.detach().clone(), or "
+            "copy.deepcopy(layer)."
+        )
+        raise ParityError(msg)
+
+
+def _memory(net: nn.Module) -> list[tuple[str, int]]:
+    """Return the names of parameters and buffers, each with the address of what it lies in."""
+    tensors = [*net.named_parameters(), *net.named_buffers()]
+    return [
+        (name, x.untyped_storage().data_ptr())
+        for name, x in tensors
+        if x.layout == torch.strided and x.device.type != "meta" and x.numel()
+    ]
 
 
 def _tell_of_draws(part: Any, subnet: Subnet, call: Call) -> None:

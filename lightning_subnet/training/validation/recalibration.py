@@ -9,10 +9,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
-from lightning_subnet._messages import warn
+from lightning_subnet._messages import listed, warn
 from lightning_subnet._torch.contexts import muted, random_state
 from lightning_subnet._torch.inputs import cloned
+from lightning_subnet.elasticity.slicing.network import SlicedNetwork
+from lightning_subnet.elasticity.statistics import norms, others
 from lightning_subnet.errors import CalibrationWarning, MeasurementError, SearchError
 from lightning_subnet.training._lightning import (
     BeforeFirstBatch,
@@ -24,6 +27,7 @@ from lightning_subnet.training._lightning import (
 from lightning_subnet.training.validation.batch_input import calibration_step, model_input
 from lightning_subnet.training.validation.frozen_data import FrozenData
 from lightning_subnet.training.validation.place import Place
+from lightning_subnet.training.validation.restore import BufferState
 
 
 class Recalibration(BeforeFirstBatch):
@@ -51,6 +55,7 @@ class Recalibration(BeforeFirstBatch):
         self._note_shape("validation", lambda: model_input(batch, module))
         try:
             with in_precision(trainer), muted(module):
+                before = {} if self._works else _floating_buffers(self._place.current)
                 self._place.recalibrate(
                     (
                         self._input(transfer(trainer, module, cloned(raw)), module)
@@ -58,6 +63,8 @@ class Recalibration(BeforeFirstBatch):
                     ),
                     max_images=self._data.images,
                 )
+                if not self._works:
+                    self._check_renewed(before, trainer, module)
                 if self._compares:
                     self._watch(batch, module)
         except Exception as error:
@@ -73,6 +80,40 @@ class Recalibration(BeforeFirstBatch):
         if not self._works:
             self._compare_shapes()
         self._works = True
+
+    def _check_renewed(
+        self, before: dict[str, torch.Tensor], trainer: Trainer, module: LightningModule
+    ) -> None:
+        """Refuse an extraction in which statistics stay that are renewed in the super-network.
+
+        Args:
+            before: The buffers of the extraction before its renewal.
+            trainer: The Trainer.
+            module: The model.
+        """
+        place, net = self._place, self._place.current
+        if net is place.part or not (norms(place.part) or others(place.part)):
+            return
+        moved, buffers = _changes(net, before), BufferState(module)
+        of_network = _floating_buffers(place.part)
+        place.restore()
+        try:
+            first = transfer(trainer, module, cloned(self._data.calibration[0]))
+            place.recalibrate([self._input(first, module)], max_images=self._data.images)
+            renewed = _changes(place.part, of_network)
+        finally:
+            buffers.restore()
+            place.put(net)
+        # A slicing has the names of the network; an extraction of its author may have others.
+        missing = renewed - moved if isinstance(net, SlicedNetwork) or not moved else set()
+        if missing:
+            name = type(place.part).__name__
+            msg = (
+                f"Running statistics of {name} are renewed for each subnet in the super-network, "
+                f"and stay as they are in its extraction: {listed(sorted(missing), 3)}. Search "
+                f"with score='network', or let {name}.extract() give the layers that have them."
+            )
+            raise MeasurementError(msg)
 
     def _input(self, batch: Any, module: LightningModule) -> Any:
         if self._step is not None:
@@ -159,6 +200,17 @@ class Recalibration(BeforeFirstBatch):
         """Note inputs no more, also after a validation that failed."""
         self._watches = False
         self._place.watch(None)
+
+
+def _floating_buffers(net: nn.Module) -> dict[str, torch.Tensor]:
+    """Return copies of the buffers that may be statistics, by name."""
+    return {k: b.detach().clone() for k, b in net.named_buffers() if b.is_floating_point()}
+
+
+def _changes(net: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
+    """Return the names of the buffers that are not what they were."""
+    now = dict(net.named_buffers())
+    return {k for k, b in before.items() if k in now and not torch.equal(now[k], b)}
 
 
 def _note(inputs: list[torch.Tensor], args: tuple[Any, ...]) -> None:

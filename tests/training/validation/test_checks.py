@@ -324,6 +324,21 @@ def test_what_a_model_has_passed_counts_for_the_same_attributes_alone() -> None:
         run()
 
 
+def test_an_extraction_that_shares_weights_is_refused_in_time() -> None:
+    class Shares(ElasticMlp):
+        def extract(self, subnet: Any) -> nn.Module:
+            net = ElasticMlp()
+            net.load_state_dict(self.state_dict())
+            net.activate(subnet)
+            net.last.weight.data = self.last.weight.data[:]
+            return net
+
+    model = with_net(Shares())
+    with pytest.raises(ParityError, match=r"shares weights with .* Shares: 'last\.weight'"):
+        search().fit(model, Digits(), progress=False)
+    assert model.validated.n == 0
+
+
 def test_what_cannot_be_compared_is_told() -> None:
     class Around(LitMlp):
         """Runs layers of the network, and not the network."""

@@ -240,3 +240,18 @@ def test_fewer_images_than_asked_for(model: LitMlp, caplog: pytest.LogCaptureFix
         assert "64 samples" not in caplog.text
         calibration(model, loader, CALIBRATION_IMAGES)
         assert "has 64 samples" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("n", "images", "used"), [(1, 512, 1), (40, 512, 40), (200, 32, 32), (63, 63, 63)]
+)
+def test_too_few_images_are_told_with_their_number(
+    model: LitMlp, n: int, images: int, used: int
+) -> None:
+    with pytest.warns(CalibrationWarning, match=rf"over {used} training samples? \(calibration_im"):
+        calibration(model, labelled(torch.arange(n) % 10), images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CalibrationWarning)
+        assert calibration(model, labelled(torch.arange(64) % 10), 64)
+        model.net = nn.Linear(64, 10)  # without statistics
+        assert calibration(model, labelled(torch.arange(n) % 10), images) == []

@@ -205,3 +205,33 @@ def test_a_batch_of_one_sample_is_told_as_such() -> None:
     with pytest.raises(MeasurementError, match="two samples or more") as caught:
         search().fit(LitMlp(), data, progress=False)
     assert "calibration_step" not in str(caught.value)
+
+
+def test_an_extraction_whose_statistics_stay_is_an_error_where_those_of_the_network_move() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("running_mean", torch.zeros(64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                self.running_mean.mul_(0.9).add_(0.1 * x.mean(0).detach())
+            return x - self.running_mean
+
+    model = LitMlp()
+    model.net.norm = Own()
+    run = search(budget=2)
+    assert len(run.fit(model, Digits(), progress=False).history) == 2
+    extracted = run.replace(score="extracted")
+    with pytest.raises(MeasurementError, match=r"stay as they are .*: 'norm\.running_mean'"):
+        extracted.fit(model, Digits(), progress=False)
+    model.net.norm = nn.BatchNorm1d(64)
+    assert len(extracted.fit(model, Digits(), progress=False).history) == 2
+
+
+def test_batches_without_running_statistics_are_counted_and_scored() -> None:
+    model = LitMlp()
+    model.net.norm = nn.BatchNorm1d(64, track_running_stats=False)
+    history = search(budget=2).fit(model, Digits(), progress=False).history
+    assert history.ok.all()
+    assert history[0].values["macs"] == 74 * 32
