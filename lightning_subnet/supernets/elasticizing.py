@@ -172,6 +172,12 @@ def _check(model: Any, example_input: Any, widths: Any, divisor: Any) -> Any:
     if not isinstance(model, nn.Module):
         msg = f"elasticize() got a {class_name(model)}, which is not an nn.Module."
         raise SearchError(msg)
+    if hasattr(model, "search_space") and "elastic_report" not in vars(model):
+        msg = (
+            f"{class_name(model)} already is a super-network: it has a search_space(). Train and "
+            "search it as it is; elasticize() is for networks that have none."
+        )
+        raise ElasticityError(msg)
     if example_input is None:
         example_input = getattr(model, "example_input_array", None)
     if example_input is None:
@@ -182,7 +188,7 @@ def _check(model: Any, example_input: Any, widths: Any, divisor: Any) -> Any:
         raise SearchError(msg)
     try:
         shares = [float(w) for w in widths]
-    except TypeError:
+    except (TypeError, ValueError):
         shares = []
     if not shares or any(not 0 < w <= 1 for w in shares):
         msg = f"widths={widths!r:.80} are not shares of the whole: numbers above 0, up to 1."

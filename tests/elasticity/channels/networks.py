@@ -94,7 +94,7 @@ def inverted_residuals() -> nn.Module:
                 SqueezeExcite(32),
                 nn.Conv2d(32, 8, 1, bias=False),
                 nn.BatchNorm2d(8),
-            )  # fmt: skip
+            )
         )
 
     return nn.Sequential(conv(3, 8), block(), block(), head(8))

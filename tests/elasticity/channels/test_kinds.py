@@ -47,7 +47,9 @@ WORK = {
         | {f"width.layers.{i}.1.inner.1.gate": 64 for i in (0, 1)},
     ),
     "fused qkv": (networks.fused_attention, SEQUENCE, {"keep.0": 2, "heads.inner.inner.1": 4}),
-    "position biases": (networks.position_biases, SEQUENCE, {"keep.0": 2, "heads.inner.inner.1": 4}),
+    "position biases": (
+        networks.position_biases, SEQUENCE, {"keep.0": 2, "heads.inner.inner.1": 4}
+    ),
     "two inputs": (
         networks.TwoInputs, (ROW, torch.randn(4, 4)), {"width.image": 16, "width.shared": 24}
     ),
