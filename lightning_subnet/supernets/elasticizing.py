@@ -77,7 +77,8 @@ def elasticize(  # noqa: PLR0913 - each is one decision about the space
         heads: Whether the number of attention heads varies.
         depth: Whether residual blocks may be left out.
         streams: Whether the channels that residual blocks add to vary, too. Their normalisations
-            then see fewer channels, so narrow subnets need more training.
+            then see fewer channels, so narrow subnets need more training. States that a network of
+            transformers hands out beside its logits have the channels of the stream, sorted, too.
         groups: Patterns of module names, as `fnmatch` takes them; `"!pattern"` excludes. None: all.
         divisor: Numbers of channels are multiples of it; heads are not rounded.
         importance: What units are sorted by: `"l1"` or `"l2"` of the weights that read them,

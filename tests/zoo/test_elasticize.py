@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from math import prod
 from typing import Any
 
 import pytest
@@ -16,11 +15,12 @@ import torch
 from torch import nn
 
 from lightning_subnet._torch.inputs import arguments
-from lightning_subnet._torch.outputs import difference, named_outputs
+from lightning_subnet._torch.outputs import difference
 from lightning_subnet.export import onnx_session, to_onnx
 from lightning_subnet.space import Subnet
 from lightning_subnet.supernets._blocks.skips import SkippedBlock
 from lightning_subnet.supernets.elasticizing import elasticize
+from tests.zoo.masks import forget, mark, marks, outputs, shaken
 from tests.zoo.networks import CASES
 
 CLOSE = 1e-5
@@ -30,29 +30,16 @@ ALL = pytest.mark.parametrize(
 )
 
 
-def outputs(net: nn.Module, example: Any) -> dict[str, torch.Tensor]:
-    args, kwargs = arguments(net, example)
-    with torch.no_grad():
-        output = net.eval()(*args, **kwargs)
-    return {n: x for n, x in named_outputs(output).items() if "past_key_values" not in n}
-
-
 def assert_close(expected: Any, value: Any, tolerance: float = CLOSE) -> None:
     gap = difference(expected, value)
     assert gap.relative <= tolerance, str(gap)
 
 
-def shaken(net: nn.Module) -> nn.Module:
-    """Return a network without weights that are zero, which would hide what they multiply."""
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(0.1 * torch.randn_like(p) * (1 if p.ndim == 1 else p[0].numel() ** -0.5))
-        for name, buffer in net.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.normal_(std=0.1)
-            elif name.endswith("running_var"):
-                buffer.uniform_(0.5, 2)
-    return net.eval()
+def main(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return outputs but the states of an encoder, whose channels are sorted as its stream is."""
+    return {
+        n: x for n, x in named.items() if not n.startswith(("encoder_last", "vision_", "text_"))
+    }
 
 
 @cache
@@ -80,46 +67,15 @@ def of_kind(subnet: Subnet, kind: str) -> dict[str, Any]:
     return {n: v for n, v in subnet.to_json().items() if n.startswith(kind)}
 
 
-# Masks that are told by the places of weights alone
-
-
-def readers(net: nn.Module) -> dict[str, int]:
-    """Return the weights that read channels, with the dimension that they read along."""
-    dims = {}
-    for name, module in net.named_modules():
-        is_conv = isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.groups == 1
-        if isinstance(module, nn.Linear) or is_conv:
-            dims[f"{name}.weight"] = 1
-        elif type(module).__name__ == "Conv1D":
-            dims[f"{name}.weight"] = 0
-        for own, p in module.named_parameters(recurse=False):
-            if p.ndim == 3 and own in ("gate_up_proj", "down_proj"):  # all experts of a layer
-                dims[f"{name}.{own}"] = 2
-    return {name.removeprefix("."): dim for name, dim in dims.items()}
-
-
 def places(net: Any, subnet: Subnet) -> dict[str, list[torch.Tensor]]:
-    """Return which indices of each dimension of each parameter a subnet has.
-
-    They are read off a subnet that is cut out while each number says its own place.
-    """
+    """Return which indices of each dimension of each parameter a subnet has."""
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
-    assert all(p.numel() < 2**24 for p in before.values()), "float32 counts no further"
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(torch.arange(p.numel()).view_as(p))
+    mark(net)
     part = net.extract(subnet)
     with torch.no_grad():
         for n, p in net.named_parameters():
             p.copy_(before[n])
-    result = {}
-    for n, p in part.named_parameters():
-        whole = before[n].shape if n in before else p.shape
-        steps = [prod(whole[d + 1 :]) for d in range(len(whole))]
-        result[n] = [
-            (p.long() // step % size).unique() for step, size in zip(steps, whole, strict=True)
-        ]
-    return result
+    return marks(part, net)
 
 
 @contextmanager
@@ -131,12 +87,7 @@ def masked(net: Any, subnet: Subnet) -> Iterator[None]:
     widths = {n: v for n, v in subnet.to_json().items() if not n.startswith("keep")}
     kept = places(net, space.subnet({**space.largest.to_json(), **widths}))
     tensors = dict(net.named_parameters())
-    with torch.no_grad():
-        for name, dim in readers(net).items():
-            if name in kept:
-                away = torch.ones(tensors[name].shape[dim], dtype=torch.bool)
-                away[kept[name][dim]] = False
-                tensors[name].index_fill_(dim, away.nonzero().flatten(), 0.0)
+    forget(net, kept)
     net.activate(whole)
     try:
         yield
@@ -158,7 +109,7 @@ def test_groups_are_those_of_the_architecture_and_are_proved(name: str) -> None:
         case.stream,
     ), str(report)
     assert all(row.verified for row in report.elastic)
-    refused = {row.name for row in report.refused if row.kind != "depth"}
+    refused = {row.name for row in report.refused if row.kind != "depth" and row.units}
     assert refused == set(case.refused), str(report)
     assert (kinds["depth"] > 0) == case.depth, str(report)
 
@@ -169,10 +120,9 @@ def test_the_whole_network_stays_the_same_function_with_the_same_state(name: str
     net.activate(net.search_space().largest)
     shapes = {key: value.shape for key, value in original.state_dict().items()}
     assert {key: value.shape for key, value in net.state_dict().items()} == shapes
-    assert_close(outputs(original, example), outputs(net, example))
-    assert_close(
-        outputs(original, example), outputs(net.extract(net.search_space().largest), example)
-    )
+    expected = main(outputs(original, example))
+    assert_close(expected, main(outputs(net, example)))
+    assert_close(expected, main(outputs(net.extract(net.search_space().largest), example)))
 
 
 @ALL
@@ -213,3 +163,53 @@ def test_an_extracted_network_converts(name: str) -> None:
     ]
     gaps = [difference(expected, y).relative for y in values if y.shape == expected.shape]
     assert min(gaps) <= 1e-4
+
+
+# What is particular to some
+
+
+def part_of(name: str, **kinds: Any) -> Any:
+    """Return a subnet whose choices of some kinds are their smallest, and the others whole."""
+    net, _, _ = network(name)
+    space = net.search_space()
+    small = {n: v[0] for n, v in space.values.items() if n.partition(".")[0] in kinds}
+    return net.extract(space.subnet({**space.largest.to_json(), **small}))
+
+
+def test_attributes_count_what_they_mean() -> None:
+    heads = part_of("bert", heads=True).bert.encoder.layer[0].attention.self
+    assert (heads.num_attention_heads, heads.all_head_size, heads.attention_head_size) == (
+        2,
+        32,
+        16,
+    )
+    stream = part_of("bert", stream=True).bert.encoder.layer[0].attention.self
+    assert (stream.num_attention_heads, stream.all_head_size) == (4, 64)
+    assert stream.query.weight.shape == (64, 32)
+
+    block = part_of("gpt2", heads=True).transformer.h[0].attn
+    assert (block.num_heads, block.split_size, block.head_dim) == (2, 32, 16)
+    for layer in (block.c_attn, block.c_proj):
+        assert (layer.nx, layer.nf) == tuple(layer.weight.shape)
+
+    attention = part_of("llama", heads=True).model.layers[0].self_attn
+    assert attention.k_proj.out_features == 16  # one key-value head with its two queries
+    assert attention.q_proj.out_features == 32
+    assert (attention.num_key_value_groups, attention.head_dim) == (2, 16)
+
+
+def test_heads_that_share_a_bias_over_layers_vary_together() -> None:
+    net, _, _ = network("t5")
+    layers = {row.name: row.layers for row in net.elastic_report.elastic if row.kind == "heads"}
+    assert len(layers) == 3
+    for parts in layers.values():
+        assert {name.split(".")[2] for name in parts if ".block." in name} == {"0", "1"}
+
+
+def test_labels_and_a_cache_change_nothing() -> None:
+    for name, more in (("bert", {"labels": torch.tensor([0, 1])}), ("gpt2", {"use_cache": False})):
+        net, example, original = network(name)
+        other = elasticize(
+            copy.deepcopy(original), {**example, **more}, widths=(0.5, 1), divisor=2, streams=True
+        )
+        assert other.search_space() == net.search_space()
