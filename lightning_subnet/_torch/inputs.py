@@ -37,9 +37,11 @@ def batched(sample: Any, n: int = 1, *, who: str = "This measure") -> Inputs:
                 [1.],
                 [1.]]), 'mean')
     """
-    named = isinstance(sample, Mapping)
-    inputs: Inputs = dict(sample) if named else sample if isinstance(sample, tuple) else (sample,)
-    tensors = [x for x in (inputs.values() if named else inputs) if torch.is_tensor(x)]
+    inputs: Inputs = sample if isinstance(sample, tuple) else (sample,)
+    if isinstance(sample, Mapping):
+        inputs = dict(sample)
+    values = inputs.values() if isinstance(inputs, dict) else inputs
+    tensors = [x for x in values if torch.is_tensor(x)]
     if not tensors or any(x.ndim == 0 or len(x) == 0 for x in tensors):
         msg = f"{who}: {described(inputs):.60} is not a batch. Give input= a tensor (1, ...)."
         raise ObjectiveError(msg)

@@ -265,7 +265,9 @@ def _weights_in(folder: Path) -> dict[str, Any]:
             folder / _WEIGHTS, map_location="cpu", weights_only=True
         )
         return weights
-    from safetensors.torch import load_file
+    from safetensors.torch import (  # type: ignore[import-not-found,unused-ignore] # of transformers
+        load_file,
+    )
 
     names = [_SAFE]
     if (folder / _INDEX).exists():
@@ -307,7 +309,7 @@ def _rebuilt(whole: nn.Module, record: Mapping[str, Any], example_input: Any) ->
             raise SearchError(msg) from error
         return whole.train()
     try:
-        network = elastic_part(whole)
+        network: Any = elastic_part(whole)
         subnet = network.search_space().subnet(record["subnet"])
     except (SearchError, InvalidSubnetError) as error:
         msg = (

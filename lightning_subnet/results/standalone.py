@@ -72,7 +72,8 @@ def standalone(
 def name_of_part(model: Any) -> str:
     """Return the name of the elastic part of a model; an empty string if it is the model."""
     part = elastic_part(model)
-    return next(name for name, module in model.named_modules() if module is part)
+    names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
+    return names[id(part)]
 
 
 def _compared(part: Any, subnet: Subnet, *, calls: Sequence[Call], whole: bool) -> nn.Module:

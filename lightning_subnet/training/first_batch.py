@@ -174,6 +174,6 @@ def gradients_of(module: LightningModule, batches: list[Any]) -> None:
             for batch in batches:
                 loss = run_training_step(module.trainer, module, cloned(batch), 0)
                 if loss is not None:
-                    loss.backward()
+                    loss.backward()  # type: ignore[no-untyped-call] # torch has no types for it
     finally:
         state.restore()
