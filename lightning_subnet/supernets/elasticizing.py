@@ -173,12 +173,20 @@ def _check(model: Any, example_input: Any, widths: Any, divisor: Any) -> Any:
     if not isinstance(model, nn.Module):
         msg = f"elasticize() got a {class_name(model)}, which is not an nn.Module."
         raise SearchError(msg)
-    if hasattr(model, "search_space") and "elastic_report" not in vars(model):
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
         msg = (
-            f"{class_name(model)} already is a super-network: it has a search_space(). Train and "
-            "search it as it is; elasticize() is for networks that have none."
+            f"{class_name(model)} is compiled. Elasticize the network first, and compile what "
+            "comes back: torch.compile(elasticize(net, ...))."
         )
-        raise ElasticityError(msg)
+        raise SearchError(msg)
+    for name, module in model.named_modules():
+        if hasattr(module, "search_space") and (name or "elastic_report" not in vars(module)):
+            part = f"its part {name!r} has" if name else "it has"
+            msg = (
+                f"{class_name(model)} already is a super-network: {part} a search_space(). Train "
+                "and search it as it is; elasticize() is for networks that have none."
+            )
+            raise ElasticityError(msg)
     if example_input is None:
         example_input = getattr(model, "example_input_array", None)
     if example_input is None:

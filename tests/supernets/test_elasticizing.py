@@ -39,7 +39,7 @@ class Own(nn.Module):
 
 @pytest.mark.parametrize("model", ["resnet18", None, nn.Linear])
 def test_only_modules_are_taken(model: Any) -> None:
-    with pytest.raises(SearchError, match="not an nn.Module"):
+    with pytest.raises(SearchError, match=r"not an nn\.Module"):
         elasticize(model, ROW)
 
 
@@ -215,6 +215,44 @@ def test_quantised_weights_are_refused() -> None:
 def test_own_super_networks_are_refused() -> None:
     with pytest.raises(ElasticityError, match="already"):
         elasticize(ElasticMobileNetV3.tiny(n_classes=10), torch.randn(1, 1, 8, 8))
+
+
+def test_networks_with_a_super_network_in_them_are_refused() -> None:
+    wrapped = nn.Sequential(ElasticMobileNetV3.tiny(n_classes=10))
+    with pytest.raises(ElasticityError, match="its part '0' has a search_space"):
+        elasticize(wrapped, torch.randn(1, 1, 8, 8))
+    with pytest.raises(ElasticityError, match="its part '0' has a search_space"):
+        elasticize(nn.Sequential(elasticize(networks.mlp(), ROW)), ROW)
+
+
+def test_networks_are_elasticized_before_they_are_compiled() -> None:
+    for compiled in (
+        torch.jit.trace(networks.mlp(), ROW), torch.compile(networks.mlp(), backend="eager")
+    ):  # fmt: skip
+        with pytest.raises(SearchError, match="is compiled"):
+            elasticize(compiled, ROW)
+
+
+def test_examples_and_weights_that_tell_nothing() -> None:
+    with pytest.raises(ElasticityError, match="has no rows"):
+        elasticize(networks.mlp(), ROW[:0])
+    diverged = networks.mlp()
+    diverged[4].bias.data.fill_(torch.nan)
+    with pytest.raises(ElasticityError, match="gives NaN or infinity alone"):
+        elasticize(diverged, ROW)
+
+
+def test_dicts_name_the_arguments() -> None:
+    net = elasticize(networks.TwoInputs(), {"text": torch.randn(4, 4), "image": ROW})
+    assert set(net.search_space().names) == {"width.image", "width.shared"}
+
+
+def test_a_call_without_gradients_leaves_a_network_that_learns() -> None:
+    with torch.no_grad():
+        net = elasticize(networks.mlp(), ROW)
+    net.activate(net.search_space().smallest)
+    net(ROW).sum().backward()
+    assert net[0]._parameters["weight"].grad.abs().sum() > 0
 
 
 def test_elasticizing_again_starts_anew() -> None:

@@ -199,8 +199,7 @@ class _Search:
             for axis in names if reason else ():
                 refused.setdefault(axis, reason)
         groups.sort(key=lambda group: min(map(self._place, group.axes)))
-        for axis in self._never_used():
-            refused.setdefault(axis, _UNUSED)
+        refused = {**self._out_of_reach(), **refused}
         # Of a layer that reads the input, what becomes of its output says more.
         refused = dict(sorted(refused.items(), key=lambda item: item[1] == _INPUT))
         return Discovery(groups, refused, self._macs())
@@ -217,14 +216,12 @@ class _Search:
             return _INPUT
         return "all of its channels depend on one another" if n_units == 1 else ""
 
-    def _never_used(self) -> list[Axis]:
-        """Return parameters that the example does not reach."""
+    def _out_of_reach(self) -> dict[Axis, str]:
+        """Return parameters that nothing is known of, each with the reason."""
         used = {name for op in self.operators for name in op.names} | self.prober.free
-        return [
-            (name, 0)
-            for name, tensor in self.prober.tensors.items()
-            if name not in used and tensor.ndim and isinstance(tensor, nn.Parameter)
-        ]
+        fixed = {n for op in self.operators if op.kind == "fixed" for n in op.derived}
+        unused = {n for n in dict(self.prober.net.named_parameters()) if n not in used}
+        return {(n, 0): _FIXED for n in sorted(fixed)} | {(n, 0): _UNUSED for n in sorted(unused)}
 
     def _is_hidden(self, node: Node) -> bool:
         """Return whether an operator reads channels by weights of no known name."""

@@ -81,6 +81,9 @@ class Prober:
     ) -> None:
         self.net, self.computed = net, computed
         self.args, self.kwargs = arguments(net, example_input)
+        if any(torch.is_tensor(x) and x.ndim and not len(x) for x in tree_leaves(self.args)):
+            msg = "The example input has no rows. Pass one with at least one sample."
+            raise ElasticityError(msg)
         self.tensors: dict[str, torch.Tensor] = dict(net.named_parameters())
         self.tensors |= {n: b for n, b in net.named_buffers() if b.is_floating_point()}
         self.names = {id(t): n for n, t in self.tensors.items()}

@@ -83,6 +83,12 @@ class Trial:
             else:
                 self.dtype = dtype
                 break
+        if self.whole and not any(x.isfinite().any() for x in self.whole.values()):
+            msg = (
+                f"{self.name} gives NaN or infinity alone for the example input. Look at its "
+                "weights, or pass an example like the data it was trained on."
+            )
+            raise ElasticityError(msg)
         self.learns = self._learns()
         self.draws = not self.close(self.whole, self.run(seed=1))
         gap = difference(self.whole, self.run())
