@@ -330,18 +330,40 @@ class _Slicing:
 
 @contextmanager
 def _as_before(net: nn.Module) -> Iterator[None]:
-    """Put modes and buffers back as they were."""
+    """Put modes, weights, buffers and attributes back as they were.
+
+    A pass in training mode may move a running mean that is no buffer.
+    """
     training = {child: child.training for child in net.modules()}
-    buffers = {name: x.detach().clone() for name, x in net.named_buffers()}
+    attributes = [(child, _attributes(child)) for child in training]
+    kept = {id(x): x for _, values in attributes for x in flatten([*values.values()])[0]}
+    tensors = [*net.parameters(), *net.buffers(), *kept.values()]
+    values = [(x, x.detach().clone()) for x in tensors if _is_plain(x)]
     try:
         yield
     finally:
-        for child, flag in training.items():
-            child.training = flag
+        for child, before in attributes:
+            for name in _attributes(child).keys() - before.keys():
+                del vars(child)[name]
+            vars(child).update(before)
+            child.training = training[child]
         with torch.no_grad():
-            for name, x in net.named_buffers():
-                if name in buffers and not torch.equal(x, buffers[name]):
-                    x.copy_(buffers[name])
+            for x, value in values:
+                if not torch.equal(x, value):
+                    x.detach().copy_(value)
+
+
+def _is_plain(x: Any) -> bool:
+    """Return whether something is a tensor whose values can be compared and put back."""
+    return isinstance(x, torch.Tensor) and x.layout == torch.strided and x.device.type != "meta"
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Return what a module has besides weights, buffers and children; its mode too."""
+    return {k: v for k, v in vars(module).items() if k not in _HELD}
+
+
+_HELD = ("_parameters", "_buffers", "_modules")
 
 
 def _drawn() -> tuple[Any, ...]:
@@ -384,7 +406,7 @@ def _adopt_kept(net: nn.Module, memory: Memory) -> None:
     """Add what modules keep of weights, and was made before anyone could see it."""
     for path, child in net.named_modules():
         for name, value in vars(child).items():
-            if name in ("_parameters", "_buffers", "_modules"):
+            if name in _HELD:
                 continue
             for i, tensor in enumerate(flatten(value)[0]):
                 learns = isinstance(tensor, torch.Tensor) and tensor.requires_grad

@@ -598,3 +598,44 @@ def test_what_cannot_be_sliced_is_told_once_and_nothing_is_printed(
     assert not plain.sliced
     assert "torch.export cannot follow it" in plain.unsliced_because
     assert capfd.readouterr() == ("", "")
+
+
+class Attribute(SubnetMixin, nn.Module):
+    """Has a running mean that is no buffer, and training moves."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.last, self.kind, self.width = nn.Linear(4, 6), kind, 6
+        if kind == "parameter":
+            self.mean: torch.Tensor = nn.Parameter(torch.ones(4), requires_grad=False)
+        else:
+            self.mean = torch.ones(4)
+
+    def search_space(self) -> SearchSpace:
+        return SearchSpace(width=[2, 6])
+
+    def activate(self, subnet: Any) -> None:
+        self.width = subnet["width"]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and self.kind == "rebound":
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0).detach()
+        elif self.training:
+            with torch.no_grad():
+                self.mean.mul_(0.9).add_(0.1 * x.mean(0))
+        return nn.functional.linear(
+            x - self.mean, self.last.weight[: self.width], self.last.bias[: self.width]
+        )
+
+
+@pytest.mark.parametrize("kind", ["parameter", "rebound", "in place"])
+@pytest.mark.parametrize("width", [2, 6])
+def test_following_a_network_in_training_moves_nothing_of_it(kind: str, width: int) -> None:
+    net, x = Attribute(kind), torch.randn(5, 4)
+    subnet = net.search_space().subnet({"width": width})
+    plain = extract(net, subnet, x)
+    assert plain.sliced
+    net.activate(subnet)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x), net.eval()(x))
+    assert net.mean.tolist() == [1] * 4
