@@ -169,6 +169,21 @@ def quiet(trainer: Trainer, callbacks: list[Callback]) -> Iterator[None]:
         dynamic.callbacks, dynamic.loggers, connector.use_distributed_sampler = before
 
 
+def loggers_among(trainer: Trainer) -> list[str]:
+    """Return the classes of the user's callbacks that act in a validation, and so may log in it."""
+    callbacks: list[Any] = getattr(trainer, "callbacks", [])
+    return [
+        type(each).__name__
+        for each in callbacks
+        if type(each).__module__.partition(".")[0] not in ("lightning", "lightning_subnet")
+        and any(
+            getattr(type(each), name) is not getattr(Callback, name)
+            for name in dir(Callback)
+            if name.startswith("on_validation")
+        )
+    ]
+
+
 class BeforeFirstBatch(Callback):
     """A callback that acts once in a validation: before the first batch, with the module in place.
 

@@ -64,6 +64,7 @@ from lightning_subnet.training.validation.guards import (
     OwnWeights,
     Passed,
     WeightGuard,
+    check_logged,
     check_repeats,
     warn_of_renewal,
 )
@@ -161,6 +162,7 @@ class TrainerEvaluator(Evaluator):
         self._changed_by_first: list[str] = []  # attributes
         self._unchecked = True  # whether no score was compared yet
         self._needed: frozenset[str] = frozenset()
+        self._to_log: frozenset[str] = frozenset()
         self.built_in = tuple(measure_names())
         self._of_plugins: list[str] = []
         self.provenance: dict[str, str] = {}
@@ -238,6 +240,7 @@ class TrainerEvaluator(Evaluator):
             names: Names of measures that the search needs, and of logged metrics.
         """
         self._needed = frozenset(names)
+        self._to_log = self._needed - {*self.built_in, *(measure.name for measure in measures)}
         built_in = [name for name in names if name in self.built_in]
         self._of_plugins = [name for name in built_in if name in MEASURES.plugins]
         sample = ValidationSample(self._example, self._call)
@@ -420,12 +423,7 @@ class TrainerEvaluator(Evaluator):
         for row in rows:
             logged.update(row)
         metrics = {name: float(value) for name, value in logged.items()}
-        if not metrics:
-            msg = (
-                f"{type(self._model).__name__}.validation_step logged nothing. "
-                "Log the objectives: self.log('val_acc', ...)."
-            )
-            raise MeasurementError(msg)
+        check_logged(metrics, self._to_log, self._model, self.trainer)
         for name in set(self._of_plugins) & metrics.keys():
             self._of_plugins.remove(name)
             warn(

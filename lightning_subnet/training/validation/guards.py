@@ -22,7 +22,12 @@ from lightning_subnet.errors import (
 )
 from lightning_subnet.space.subnet import Subnet
 from lightning_subnet.study.storage import Study
-from lightning_subnet.training._lightning import BeforeFirstBatch, LightningModule, Trainer
+from lightning_subnet.training._lightning import (
+    BeforeFirstBatch,
+    LightningModule,
+    Trainer,
+    loggers_among,
+)
 from lightning_subnet.training.validation.place import Place
 
 
@@ -67,6 +72,33 @@ def _equal(one: float, other: float) -> bool:
     if math.isnan(one) or math.isnan(other):
         return math.isnan(one) and math.isnan(other)
     return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12)
+
+
+def check_logged(
+    metrics: Collection[str], needed: Collection[str], model: nn.Module, trainer: Trainer
+) -> None:
+    """Raise `MeasurementError` if a validation logs nothing, or lacks what callbacks may log.
+
+    Args:
+        metrics: The names of what was logged.
+        needed: The names that must be there.
+        model: The model.
+        trainer: The Trainer, with the user's callbacks.
+    """
+    name = type(model).__name__
+    missing, own = sorted({*needed} - {*metrics}), loggers_among(trainer)
+    if missing and own:
+        msg = (
+            f"{name} logs no {missing[0]!r} in its validation. Callbacks of the Trainer "
+            f"({listed(own, 3)}) do not run in a search: log it in validation_step, or in a hook "
+            "of the module."
+        )
+        raise MeasurementError(msg)
+    if not metrics:
+        msg = (
+            f"{name}.validation_step logged nothing. Log the objectives: self.log('val_acc', ...)."
+        )
+        raise MeasurementError(msg)
 
 
 def check_repeats(

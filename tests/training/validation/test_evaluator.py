@@ -509,3 +509,15 @@ def test_a_measure_of_another_package_under_a_logged_name_is_told(
         result = search(objectives=objectives, budget=2).fit(model, Digits(), progress=False)
     assert len([w for w in caught if w.category is PluginWarning]) == 1
     assert {e.values["val_loss"] for e in result.history} == {123.0}
+
+
+def test_a_metric_that_a_callback_logs_is_told_to_belong_into_the_module(model: LitMlp) -> None:
+    class Logs(L.Callback):
+        def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: LitMlp) -> None:
+            pl_module.log("epoch_acc", 0.5)
+
+    run = search(objectives={"epoch_acc": "max"}, trainer=quiet_trainer(callbacks=[Logs()]))
+    with pytest.raises(
+        MeasurementError, match=r"logs no 'epoch_acc' .*'Logs'\) do not run in a se"
+    ):
+        run.fit(model, Digits(), progress=False)
