@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from itertools import combinations, islice
 from typing import Any
@@ -50,13 +51,14 @@ def put_config_in_step(model: Any) -> bool:
 
 
 def _sets(changes: list[Change]) -> Iterator[tuple[Change, ...]]:
-    """Return sets of changes, all and single ones first."""
-    if len(changes) > 1:
-        yield (*changes,)
-    for n in range(1, len(changes)):
+    """Return sets of changes, small ones first, and those named like inner sizes before others."""
+    inner = [change for change in changes if _INNER.search(change[1])]
+    changes = [*inner, *(change for change in changes if change not in inner)]
+    for n in range(1, len(changes) + 1):
         yield from combinations(changes, n)
-    if len(changes) == 1:
-        yield (*changes,)
+
+
+_INNER = re.compile(r"head|inner|ffn|mlp|intermediate|hidden_dim")
 
 
 def _likely(whole: nn.Module, model: Any) -> list[Change]:
@@ -71,18 +73,21 @@ def _likely(whole: nn.Module, model: Any) -> list[Change]:
     pairs |= {
         (old, after[key]) for key, old in _numbers(whole).items() if after.get(key, old) != old
     }
-    news: dict[int, set[int]] = {}
-    for old, new in sorted(pairs):
-        news.setdefault(old, set()).add(new)
     config, changes = model.config, []
     paths: list[tuple[str, ...]] = [()]
     for path in paths:  # which grows: configs lie in configs
         for key, value in vars(_at(config, path)).items():
             if hasattr(value, "to_dict"):
                 paths.append((*path, key))
-            elif type(value) is int and not key.startswith("_"):
-                changes += [(path, key, new) for new in sorted(news.get(value, ()))]
+            elif type(value) is int and value > 1 and not key.startswith("_"):
+                # Numbers of heads are parts of the sizes that they make.
+                news = {value * new // old for old, new in pairs if _is_part(value, old, new)}
+                changes += [(path, key, new) for new in sorted(news)]
     return changes
+
+
+def _is_part(value: int, old: int, new: int) -> bool:
+    return old % value == 0 and value * new % old == 0 and new > 0
 
 
 def _same(one: nn.Module, other: nn.Module) -> bool:
