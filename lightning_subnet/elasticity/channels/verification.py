@@ -49,7 +49,7 @@ _COUNTS_OTHERS = re.compile(  # what has the same number by chance, and is not o
     r"stage|target|worker|device|length|max_|min_"
 )
 _OF_STREAMS = re.compile(r"d_model|model_dim|embed_dim|hidden_size|^dim$|hidden_dim|group")
-_OF_A_HEAD = re.compile(r"head_?dim|dim_?head|head_?size|d_head|per_head|^d_[kqv]$|key_dim")
+_OF_A_HEAD = re.compile(r"head_?dim|dim_?head|(?<!all_)head_?size|d_head|per_head|^d_[kqv]$|key_dim")
 
 
 class Trial:
@@ -306,7 +306,9 @@ def _sets_of_counts(net: nn.Module, group: ChannelGroup) -> Iterator[tuple[Count
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Return whether a module is a layer of torch, whose own attributes are known."""
+    """Return whether a module is a layer, whose own attributes are known from its weights."""
+    if {"nf", "nx"} <= vars(module).keys():  # Conv1D of transformers
+        return True
     return any(
         cls.__module__.startswith("torch.nn.modules")
         and cls is not nn.Module
