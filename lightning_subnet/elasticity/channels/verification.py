@@ -49,7 +49,9 @@ _COUNTS_OTHERS = re.compile(  # what has the same number by chance, and is not o
     r"stage|target|worker|device|length|max_|min_"
 )
 _OF_STREAMS = re.compile(r"d_model|model_dim|embed_dim|hidden_size|^dim$|hidden_dim|group")
-_OF_A_HEAD = re.compile(r"head_?dim|dim_?head|(?<!all_)head_?size|d_head|per_head|^d_[kqv]$|key_dim")
+_OF_A_HEAD = re.compile(
+    r"head_?dim|dim_?head|(?<!all_)head_?size|d_head|per_head|^d_[kqv]$|key_dim"
+)
 
 
 class Trial:
