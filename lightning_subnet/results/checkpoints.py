@@ -21,8 +21,8 @@ from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import ElasticityError, InvalidSubnetError, SearchError
 from lightning_subnet.results.standalone import standalone
 from lightning_subnet.space.subnet import Subnet
+from lightning_subnet.supernets._elastic.network import put_back
 from lightning_subnet.supernets.configs import put_config_in_step
-from lightning_subnet.supernets.elasticizing import put_back
 from lightning_subnet.supernets.recipes import rebuild, recipes_of
 
 KEY = "lightning_subnet"

@@ -15,7 +15,8 @@ from lightning_subnet.elasticity.channels.report import ElasticReport, ElasticRo
 from lightning_subnet.elasticity.protocol import Elastic
 from lightning_subnet.elasticity.sorting import sort_channels
 from lightning_subnet.errors import ElasticityWarning, SearchError
-from lightning_subnet.supernets.elasticizing import elasticize, elasticized
+from lightning_subnet.supernets._elastic.network import elasticized
+from lightning_subnet.supernets.elasticizing import elasticize
 from lightning_subnet.training._lightning import (
     Callback,
     LightningModule,
