@@ -14,16 +14,16 @@ from tests.networks import LitMlp, digits, search
 def test_batches_of_another_form_are_calibrated_by_the_model(model: LitMlp) -> None:
     class Mapped(LitMlp):
         def validation_step(self, batch: Any, i: int, dataloader_idx: int = 0) -> None:
-            super().validation_step((batch["x"], batch["y"]), i)
+            super().validation_step((batch["pixels"], batch["classes"]), i)
 
     class Calibrated(Mapped):
         seen = 0
 
         def calibration_step(self, batch: Any) -> None:
-            type(self).seen += len(batch["x"])
-            self(batch["x"])
+            type(self).seen += len(batch["pixels"])
+            self(batch["pixels"])
 
-    rows = [{"x": x, "y": y} for x, y in digits()]
+    rows = [{"pixels": x, "classes": y} for x, y in digits()]
     loaders = {"dataloaders": DataLoader(rows, 600), "train_dataloaders": DataLoader(rows, 300)}
     run = search(objectives={"val_acc": "max"}, budget=2, checks=False)
     with pytest.raises(SearchError, match=r"a method calibration_step\(batch\)"):
@@ -36,9 +36,9 @@ def test_batches_of_another_form_are_calibrated_by_the_model(model: LitMlp) -> N
 def test_a_mapping_as_batch_needs_an_example_input(model: LitMlp) -> None:
     class Mapped(LitMlp):
         def validation_step(self, batch: Any, i: int, dataloader_idx: int = 0) -> None:
-            super().validation_step((batch["x"], batch["y"]), i)
+            super().validation_step((batch["pixels"], batch["classes"]), i)
 
-    rows = [{"x": x, "y": y} for x, y in digits()]
+    rows = [{"pixels": x, "classes": y} for x, y in digits()]
     without = search(calibration_images=0)
     with pytest.raises(SearchError, match="Set example_input_array"):
         without.fit(Mapped(), dataloaders=DataLoader(rows, 600), progress=False)

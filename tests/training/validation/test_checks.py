@@ -346,13 +346,13 @@ def test_what_cannot_be_compared_is_told() -> None:
         forward = L.LightningModule.forward
 
         def validation_step(self, batch: Any, i: int, dataloader_idx: int = 0) -> None:
-            x = F.linear(batch["x"], self.net.first.weight[: self.net.width])
+            x = F.linear(batch["pixels"], self.net.first.weight[: self.net.width])
             self.log("val_acc", x.mean())
 
     model = Around()
     model.net = Wrong()
     x, y = digits().tensors
-    rows = [{"x": a, "y": b} for a, b in zip(x, y, strict=True)]
+    rows = [{"pixels": a, "classes": b} for a, b in zip(x, y, strict=True)]
     data = DataLoader(rows, 600)
     with pytest.warns(ParityWarning, match=r"no validation batch goes through its forward\(\)"):
         search(objectives={"val_acc": "max"}, calibration_images=0).fit(

@@ -224,7 +224,7 @@ def test_other_labels_say_nothing_of_the_order() -> None:
         Resident([(torch.zeros(64, 4), torch.zeros(64, 8, 8, dtype=torch.int64))]),  # of pixels
     ]
     with warnings.catch_warnings():
-        warnings.simplefilter("error", CalibrationWarning)
+        warnings.filterwarnings("error", ".*Shuffle them", CalibrationWarning)
         for loader in loaders:
             images = sum(map(n_samples, loader))
             assert len(calibration(WithStep(), loader, images)) in (1, 4)
