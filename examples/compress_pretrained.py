@@ -5,7 +5,7 @@
 
 A CIFAR-10 ResNet-20 that nobody prepared: `elasticize` finds which channels belong together and
 which blocks may be skipped. One epoch of sandwich sampling on 10,000 training images trains narrow
-subnets beside the whole network, whose outputs they learn. The search then weighs accuracy against
+subnets beside the whole network; all learn the outputs of the network as it came. The search then weighs accuracy against
 the latency of the file in ONNX Runtime, and the fastest subnet that loses at most a point of
 accuracy is written as an ONNX file. Weights and images come from the folder that
 LIGHTNING_SUBNET_DATA names; everything is written to compress_output/.
@@ -55,7 +55,7 @@ def main() -> None:
 
     model = LitClassifier(net)
     model.example_input_array = torch.zeros(1, 3, 32, 32)
-    sampling = SubnetSampling("sandwich", n_random=2, distill=True, label_weight=1)
+    sampling = SubnetSampling("sandwich", n_random=2, distill=pretrained(layers=args.layers))
     trainer = L.Trainer(
         max_epochs=1, limit_val_batches=0, accelerator="cpu", logger=False, callbacks=[sampling],
         enable_checkpointing=False, enable_model_summary=False,
