@@ -35,6 +35,7 @@ def check_varies(problem: Problem) -> None:
         >>> one = Measure("one", lambda subnets: [1.0 for _ in subnets], exact=True)
         >>> space = SearchSpace(depth=[1, 2], width=[8, 16])
         >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
         ...     check_varies(Problem.of(space, (Objective("one", "min"),), (), [one]))
         >>> str(caught[0].message)[:48]
         "All 4 subnets that were compared have the same '"

@@ -82,8 +82,9 @@ def _extracted(part: Any, subnet: Subnet, example_input: Any, only: Only | None)
     if callable(hook):
         plain: Any = hook(subnet)
         if not isinstance(plain, nn.Module) or plain is part:
+            what = "the super-network itself" if plain is part else f"{plain!r:.60}"
             msg = (
-                f"{class_name(part)}.extract() returned {plain!r:.60} for {subnet!r:.200}. "
+                f"{class_name(part)}.extract() returned {what} for {subnet!r:.200}. "
                 "Return the subnet as a network of its own, an nn.Module."
             )
             raise ElasticityError(msg)
@@ -100,20 +101,26 @@ def _extracted(part: Any, subnet: Subnet, example_input: Any, only: Only | None)
     try:
         return slice_network(copied, subnet, args, kwargs, only=only)
     except NotSliceable as error:
-        _check_example(part, subnet, example_input)
+        _check_example(part, copied, subnet, example_input)
         return frozen_copy(part, subnet, str(error))
 
 
-def _check_example(part: Any, subnet: Subnet, example_input: Any) -> None:
-    """Refuse an example that the network itself cannot run: it is not why slicing failed."""
+def _check_example(part: Any, copied: Any, subnet: Subnet, example_input: Any) -> None:
+    """Refuse an example that the network itself cannot run: it is not why slicing failed.
+
+    Args:
+        part: The super-network.
+        copied: A copy of it that is of no more use, with the subnet in force.
+        subnet: The subnet.
+        example_input: The example.
+    """
     first: Exception | None = None
     for dtype in default_types(part):  # it may run under a Trainer of precision="bf16-true" alone
         args, kwargs = cloned(arguments(part, example_input))
         try:
-            with activated(part, subnet), evaluating(part), random_state(0), torch.no_grad():
-                with default_type(dtype):
-                    part(*args, **kwargs)
-                return
+            with evaluating(copied), random_state(0), torch.no_grad(), default_type(dtype):
+                copied(*args, **kwargs)
+            return
         except Exception as error:
             first = first or error
     msg = (

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -243,7 +242,9 @@ def _read(path: Path, *, weights_only: bool) -> tuple[dict[str, Any], dict[str, 
         return record, _weights_in(path), {}
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
-    except UnpicklingError as error:
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":  # which torch raises for other objects
+            raise
         msg = (
             f"{path} holds other objects than tensors and plain data, as hyperparameters may be. "
             "If you trust who wrote it: load_subnet(..., weights_only=False)."

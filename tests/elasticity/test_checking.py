@@ -223,7 +223,7 @@ FAULTS = {
     "extracts nothing": "extract() returned None",
     "extracts a number": "extract() returned 3",
     "extracts an identity": "is another network than the super-network",
-    "extracts itself": "shares 'passes' with the super-network",
+    "extracts itself": "returned the super-network itself",
     "extraction raises": "cannot extract",
     "extraction leaves another in force": "changes the subnet in force",
 }

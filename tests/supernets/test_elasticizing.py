@@ -528,6 +528,7 @@ def test_a_recurrent_network_is_cast_copied_and_trained() -> None:
 def test_a_subnet_in_force_is_compiled() -> None:
     net = elasticize(networks.mlp(), ROW)
     net.activate(net.search_space().smallest)
+    torch._dynamo.reset()  # of what other tests compiled
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(ROW), net(ROW))
     net.activate(net.search_space().largest)

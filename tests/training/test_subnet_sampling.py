@@ -397,9 +397,17 @@ def test_distillation_by_the_name_of_a_submodule() -> None:
     quiet_trainer(max_steps=1, callbacks=[sampling, keep]).fit(model, loader())
     expected = by_hand(lit(), list(loader())[:1], sampling.subnets(0), distilled=True)
     assert_equal_gradients(keep.kept[0], expected)
+
+    class Scores(LitNet):
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"scores": self.net(x)}
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            return F.cross_entropy(self(batch[0])["scores"], batch[1])
+
     torch.manual_seed(0)
-    with pytest.raises(SearchError, match="gave a dict"):
-        quiet_trainer(max_steps=1, callbacks=[SubnetSampling(distill=True)]).fit(Inner(), loader())
+    with pytest.raises(SearchError, match="'scores'"):
+        quiet_trainer(max_steps=1, callbacks=[SubnetSampling(distill=True)]).fit(Scores(), loader())
 
 
 def test_bad_input_is_refused_before_training() -> None:
