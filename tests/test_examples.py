@@ -344,3 +344,15 @@ def test_without_its_data_an_example_says_so_and_does_nothing(name: str, tmp_pat
     assert "nowhere" in done.stderr
     assert "set LIGHTNING_SUBNET_DATA. Nothing was done." in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pretrained_network_is_made_elastic_and_its_winner_is_a_file(tmp_path: Path) -> None:
+    if not (DATA / "cifar10_resnet").is_dir():
+        pytest.skip(f"no ResNet-20 in {DATA}")
+    text = run(EXAMPLES / "compress_pretrained.py", "--smoke", cwd=tmp_path)
+    assert "ResNet: 16 elastic choices" in text
+    times = [float(x) for x in re.findall(r"the (?:whole network|winner): .* ([\d.]+) ms", text)]
+    assert len(times) == 2
+    assert times[1] <= times[0]
+    for name in ("network.onnx", "winner.onnx", "front.png", "result.json"):
+        assert (tmp_path / "compress_output" / name).stat().st_size > 1000, name
