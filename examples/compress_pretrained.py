@@ -5,9 +5,9 @@
 
 A CIFAR-10 ResNet-20 that nobody prepared: `elasticize` finds which channels belong together and
 which blocks may be skipped. One epoch of sandwich sampling on 10,000 training images trains narrow
-subnets beside the whole network; all learn the outputs of the network as it came. The search then weighs accuracy against
-the latency of the file in ONNX Runtime, and the fastest subnet that loses at most a point of
-accuracy is written as an ONNX file. Weights and images come from the folder that
+subnets beside the whole network; all learn the outputs of the network as it came. The search then
+weighs accuracy against the latency of the file in ONNX Runtime, and the fastest subnet that loses
+at most a point of accuracy is written as an ONNX file. Weights and images come from the folder that
 LIGHTNING_SUBNET_DATA names; everything is written to compress_output/.
 """
 
