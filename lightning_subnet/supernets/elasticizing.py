@@ -13,7 +13,7 @@ from torch import nn
 from lightning_subnet._messages import listed, warn
 from lightning_subnet._torch.names import class_name
 from lightning_subnet.elasticity.channels.discovery import discover
-from lightning_subnet.elasticity.channels.importance import Importance, Score, SortableUnits, scores
+from lightning_subnet.elasticity.channels.importance import Importance, Score, sortable_units
 from lightning_subnet.elasticity.channels.report import ElasticReport
 from lightning_subnet.elasticity.channels.verification import Trial
 from lightning_subnet.elasticity.protocol import elastic
@@ -127,15 +127,8 @@ def elasticize(  # noqa: PLR0913 - each is one decision about the space
     if space is None:
         raise ElasticityError(_nothing(model, report))
     if importance is not None:
-        importances = scores(model, plan.slices.groups, importance, batches)
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        move_channels(
-            [
-                SortableUnits(group, tensors, score)
-                for group, score in zip(plan.slices.groups, importances, strict=True)
-            ],
-            optimizers,
-        )
+        units = sortable_units(model, plan.slices.groups, importance, batches)
+        move_channels(units, optimizers)
     plan.slices.attach(model)
     network = Elasticized(plan.slices, skips, plan.choices, plan.kept_blocks)
     elastic(model, space=space, activate=network.activate, extract=network.extract)

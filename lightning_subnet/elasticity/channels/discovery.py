@@ -312,17 +312,11 @@ class _Search:
         rows: list[list[Probe]] = []
         places: list[tuple[int, int, int]] = []
         for i in sources:
-            n = self.operators[i].n_out
-            bits = max(1, (n - 1).bit_length())
-            places.append((i, len(rows), bits))
-            channels = torch.arange(n)
-            for b in range(bits):
-                on = (channels >> b) & 1 == 1
-                rows += [[(i, channels[on])], [(i, channels[~on])]]
+            own: list[list[Probe]] = [[(i, some)] for some in _by_bits(self.operators[i].n_out)]
+            places.append((i, len(rows), len(rows) + len(own)))
+            rows += own
         taints = self.prober.probe(rows)
-        return [
-            i for i, start, bits in places if not self._decode(i, taints[start : start + 2 * bits])
-        ]
+        return [i for i, start, end in places if not self._decode(i, taints[start:end])]
 
     def _decode(self, i: int, taints: list[Taint]) -> bool:
         """Join an operator's channels with where they arrive; return False if that is not one."""
@@ -333,29 +327,11 @@ class _Search:
                 # do: whether some do not is seen where each is probed.
                 return self._reaches(i, taints, n)
             return False
-        pairs: list[tuple[Node, Node]] = []
-        for key in {key for taint in taints for key in taint.inputs}:
-            ones = [_mask(taint, key) for taint in taints[::2]]
-            zeros = [_mask(taint, key) for taint in taints[1::2]]
-            if not all(len(m) for m in (*ones, *zeros)):
-                size = max(len(m) for m in (*ones, *zeros))
-                ones, zeros = ([_padded(m, size) for m in ms] for ms in (ones, zeros))
-            one, zero = torch.stack(ones), torch.stack(zeros)
-            hit = (one | zero).any(0)
-            if n == 1:
-                codes = torch.zeros(len(hit), dtype=torch.long)
-            else:
-                if ((one & zero) | ~(one | zero))[:, hit].any():
-                    return False
-                codes = (one.long() * (2 ** torch.arange(len(one)))[:, None]).sum(0)
-                if (codes[hit] >= n).any():
-                    return False
-            pairs += [
-                (("out", i, int(codes[j])), (_SIDES[key[1]], key[0], j))
-                for j in hit.nonzero().flatten().tolist()
-            ]
-        for source, sink in pairs:
-            self._join(source, sink)
+        codes = _codes(taints, n)
+        if codes is None:
+            return False
+        for code, sink in codes:
+            self._join(("out", i, code), sink)
         for c in range(n):
             self.units.find(("out", i, c))
         return True
@@ -409,21 +385,11 @@ class _Search:
             others = torch.arange(1, size) if arrived[0] else torch.arange(size - 1)
             if _overlap(ends[arrived.index(True)], self.prober.probe_tensor(name, dim, others)):
                 return
-        taints = ends
         if size > _FEW:
-            bits = (size - 1).bit_length()
-            channels = torch.arange(size)
-            coded: list[Taint] = []
-            for b in range(bits):
-                on = (channels >> b) & 1 == 1
-                coded += [
-                    self.prober.probe_tensor(name, dim, which)
-                    for which in (channels[on], channels[~on])
-                ]
+            coded = [self.prober.probe_tensor(name, dim, some) for some in _by_bits(size)]
             if self._decode_entries(name, dim, size, coded):
                 return
-        singles = [self.prober.probe_tensor(name, dim, torch.tensor([c])) for c in range(size)]
-        taints = singles
+        taints = [self.prober.probe_tensor(name, dim, torch.tensor([c])) for c in range(size)]
         self._reads_by(name, dim, taints)
         for c, taint in enumerate(taints):
             source: Node = ("w", name, dim, c)
@@ -435,20 +401,11 @@ class _Search:
     def _decode_entries(self, name: str, dim: int, size: int, taints: list[Taint]) -> bool:
         if any(bool(taint.outputs.any()) for taint in taints):
             return False
-        for key in {key for taint in taints for key in taint.inputs}:
-            masks = [_mask(taint, key) for taint in taints]
-            width = max(map(len, masks))
-            one, zero = (
-                torch.stack([_padded(m, width) for m in ms]) for ms in (masks[::2], masks[1::2])
-            )
-            hit = (one | zero).any(0)
-            if ((one & zero) | ~(one | zero))[:, hit].any():
-                return False
-            codes = (one.long() * (2 ** torch.arange(len(one)))[:, None]).sum(0)
-            if (codes[hit] >= size).any():
-                return False
-            for j in hit.nonzero().flatten().tolist():
-                self._join(("w", name, dim, int(codes[j])), (_SIDES[key[1]], key[0], j))
+        codes = _codes(taints, size)
+        if codes is None:
+            return False
+        for code, sink in codes:
+            self._join(("w", name, dim, code), sink)
         self._reads_by(name, dim, taints)
         return True
 
@@ -472,6 +429,39 @@ _UNUSED = "no data of the example reaches it"
 _INPUT = "no operator that mixes channels makes it"
 _OUTPUT = "it reaches the outputs of the network"
 _SIDES = {"in": "in", "ch": "ch", "w_in": "in", "w_out": "out", "state": "out"}
+
+
+def _by_bits(n: int) -> list[torch.Tensor]:
+    """Return by bit those of the numbers below n that have it, and those that do not."""
+    numbers = torch.arange(n)
+    halves = ((numbers >> b) & 1 == 1 for b in range(max(1, (n - 1).bit_length())))
+    return [some for on in halves for some in (numbers[on], numbers[~on])]
+
+
+def _codes(taints: list[Taint], n: int) -> list[tuple[int, Node]] | None:
+    """Return which number arrived where, each at places of its own; None if they do not.
+
+    Args:
+        taints: Where those of `_by_bits` arrived.
+        n: How many numbers there are.
+    """
+    codes: list[tuple[int, Node]] = []
+    for key in {key for taint in taints for key in taint.inputs}:
+        masks = [_mask(taint, key) for taint in taints]
+        width = max(map(len, masks))
+        one, zero = (
+            torch.stack([_padded(m, width) for m in ms]) for ms in (masks[::2], masks[1::2])
+        )
+        hit = (one | zero).any(0)
+        if n > 1 and ((one & zero) | ~(one | zero))[:, hit].any():
+            return None
+        numbers = (one.long() * (2 ** torch.arange(len(one)))[:, None]).sum(0)
+        if (numbers[hit] >= n).any():
+            return None
+        codes += [
+            (int(numbers[j]), (_SIDES[key[1]], key[0], j)) for j in hit.nonzero().flatten().tolist()
+        ]
+    return codes
 
 
 def _mask(taint: Taint, key: tuple[int, str]) -> torch.Tensor:

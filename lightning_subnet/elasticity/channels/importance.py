@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -55,7 +55,7 @@ def scores(
         >>> scores(net, groups, "l1")
         [tensor([1., 3., 0.], dtype=torch.float64)]
     """
-    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    tensors = _tensors(net)
     groups = list(groups)
     if callable(importance):
         return [_checked(importance(group, tensors), group) for group in groups]
@@ -184,3 +184,28 @@ class SortableUnits:
             index[places.flatten()] = places[order].flatten()
             moves.append((self.tensors[name], dim, index))
         return moves
+
+
+def sortable_units(
+    net: nn.Module,
+    groups: Sequence[ChannelGroup],
+    importance: Importance | Score,
+    batches: Iterable[Any] = (),
+    bounds: Mapping[int, tuple[int, ...]] | None = None,
+) -> list[SortableUnits]:
+    """Return groups of a network that can be sorted by importance.
+
+    Args:
+        net: The network.
+        groups: The groups.
+        importance: As `scores` takes it.
+        batches: As `scores` takes them.
+        bounds: By the number of a group, those of its `SortableUnits`; None: none.
+    """
+    tensors, bounds = _tensors(net), bounds or {}
+    importances = enumerate(scores(net, groups, importance, batches))
+    return [SortableUnits(groups[i], tensors, score, bounds.get(i, ())) for i, score in importances]
+
+
+def _tensors(net: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(net.named_parameters()), **dict(net.named_buffers())}

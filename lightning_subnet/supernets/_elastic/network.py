@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from lightning_subnet._torch.fingerprints import hashed
-from lightning_subnet.elasticity.channels.importance import SortableUnits, scores
+from lightning_subnet.elasticity.channels.importance import SortableUnits, sortable_units
 from lightning_subnet.elasticity.channels.slices import Slices, bake, release
 from lightning_subnet.elasticity.extraction import detached_copy
 from lightning_subnet.elasticity.protocol import detach
@@ -95,17 +95,12 @@ class Elasticized:
 
     def sortable_channels(self, net: nn.Module, keep: Values) -> list[SortableUnits]:
         """Return the groups, for `sort_channels`; see `Sortable`."""
-        tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-        importances = scores(net, self.slices.groups, "l1")
         bounds: dict[int, tuple[int, ...]] = {}
         for choice in self.choices:
             values = keep.get(choice.name, ())
             for place, i in enumerate(choice.groups):
                 bounds[i] = tuple(choice.units[v][place] for v in values)
-        return [
-            SortableUnits(group, tensors, score, bounds.get(i, ()))
-            for i, (group, score) in enumerate(zip(self.slices.groups, importances, strict=True))
-        ]
+        return sortable_units(net, self.slices.groups, "l1", bounds=bounds)
 
     def _skipped(self, subnet: Subnet) -> list[str]:
         return [name for i, name in enumerate(self.blocks) if not subnet[f"keep.{i}"]]

@@ -153,7 +153,7 @@ class Plan:
             wanted, why = off.get(c.kind, (True, ""))
             if not wanted:
                 c.reason = why
-            elif not any(map(self.patterns, c.layers[:1])):
+            elif not self.patterns(c.layers[0]):
                 c.reason = "groups= leaves it out"
             else:
                 c.values = _values(c.group, widths, 1 if c.kind == "heads" else divisor)
