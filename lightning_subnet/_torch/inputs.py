@@ -54,7 +54,7 @@ def batched(sample: Any, n: int = 1, *, who: str = "This measure") -> Inputs:
     return tuple(map(repeated, inputs))
 
 
-def run_with(net: Any, inputs: Inputs) -> Any:
+def run_with(net: Any, inputs: tuple[Any, ...] | Mapping[str, Any]) -> Any:
     """Return the output of a network for positional arguments, or for arguments by name.
 
     Example:

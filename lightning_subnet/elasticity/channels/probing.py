@@ -25,6 +25,7 @@ from lightning_subnet._torch.contexts import (
     shadowed,
 )
 from lightning_subnet._torch.inputs import arguments, cloned
+from lightning_subnet._torch.names import class_name
 from lightning_subnet.elasticity.channels.operators import (
     DecisionError,
     Operator,
@@ -95,7 +96,7 @@ class Prober:
         self.operators, self.free = first.operators, first.free
         if any(x.any() for x in first.taint.inputs.values()) or first.taint.outputs.any():
             msg = (
-                f"{type(net).__name__} gives NaN where its layers give ones, so its channels "
+                f"{class_name(net)} gives NaN where its layers give ones, so its channels "
                 "cannot be told apart."
             )
             raise ElasticityError(msg)
@@ -156,7 +157,7 @@ class Prober:
 
     def _other_operators(self) -> ElasticityError:
         msg = (
-            f"{type(self.net).__name__} runs other operators from one pass to the next on the "
+            f"{class_name(self.net)} runs other operators from one pass to the next on the "
             "same input, so what belongs together cannot be told. Its forward() must not depend "
             "on the values of the data, nor draw at random."
         )
@@ -180,7 +181,7 @@ class Prober:
             raise self._other_operators() from None
         except DecisionError as error:
             msg = (
-                f"The forward() of {type(self.net).__name__} decides by values that its layers "
+                f"The forward() of {class_name(self.net)} decides by values that its layers "
                 "give (an `if`, bool(), int() or .item() of them), so that what belongs together "
                 "is not the same for all inputs. Write it with torch.where, or elasticize a part "
                 "that does not decide."
@@ -195,7 +196,7 @@ class Prober:
         if isinstance(error, ElasticityError):
             return error
         msg = (
-            f"{type(self.net).__name__} failed on the example input: {type(error).__name__}: "
+            f"{class_name(self.net)} failed on the example input: {type(error).__name__}: "
             f"{error!s:.200}. Pass an input that forward() takes."
         )
         return ElasticityError(msg)

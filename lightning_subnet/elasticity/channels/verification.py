@@ -30,6 +30,7 @@ from lightning_subnet._torch.contexts import (
     shadowed,
 )
 from lightning_subnet._torch.inputs import arguments, cloned
+from lightning_subnet._torch.names import class_name
 from lightning_subnet._torch.outputs import Difference, difference
 from lightning_subnet.elasticity.channels.discovery import ChannelGroup
 from lightning_subnet.elasticity.channels.operators import Axis
@@ -67,7 +68,7 @@ class Trial:
 
     def __init__(self, net: nn.Module, example_input: Any) -> None:
         self.net: Any = detached_copy(net, {}).eval()
-        self.name = type(net).__name__
+        self.name = class_name(net)
         self._n_shakes = 0
         with random_state(0):
             _shake(self.net)

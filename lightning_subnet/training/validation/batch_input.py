@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_subnet._torch.inputs import run_with
 from lightning_subnet.elasticity.parity import Call
 from lightning_subnet.elasticity.protocol import elastic_part
 from lightning_subnet.errors import SearchError
@@ -53,7 +54,7 @@ def model_input(batch: Any, model: LightningModule) -> Any:
 
 def run_on(network: Callable[..., Any], item: Any) -> Any:
     """Return the output of a network for its input in a batch, as `model_input` gives it."""
-    return network(**item) if isinstance(item, Mapping) else network(item)
+    return run_with(network, item if isinstance(item, Mapping) else (item,))
 
 
 def first_input(loaders: list[Any], model: LightningModule) -> Any:
